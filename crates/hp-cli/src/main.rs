@@ -1,0 +1,2 @@
+//! The `hp` command.
+fn main() {}

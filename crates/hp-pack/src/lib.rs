@@ -1,0 +1,22 @@
+//! The `.hpatch` format: what a patch is, how it is written and how it is read.
+//!
+//! A patch is an ELF64 relocatable object that standard tools can read. [`Patch`] is
+//! its model in memory: new code and data in [`Section`]s, [`Symbol`]s that lead into
+//! the payload, into the base image or to imports, [`Relocation`]s, and one
+//! [`FunctionRecord`] for each range of old code that the patch replaces.
+//!
+//! This crate does no I/O and is *not* for judging whether a patch is safe (that is
+//! `hp-diff`'s work) or for loading one (that is `hp-apply`'s). The reader is strict:
+//! every offset, count and string is checked before use, and it never panics.
+//!
+//! `docs/FORMAT.md` in the repository describes the bytes.
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+#[cfg(feature = "manifest")]
+pub mod manifest;
+mod model;
+
+pub use model::*;

@@ -1,0 +1,73 @@
+//! The typed view of the JSON manifest: what a patch says about itself, for people and CI.
+//!
+//! Nothing in the manifest decides how a patch is applied.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use serde::{Deserialize, Serialize};
+
+/// The manifest.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Name of the patch.
+    pub name: String,
+    /// What it fixes: CVE ids or free words.
+    #[serde(default)]
+    pub fixes: Vec<String>,
+    /// The old build.
+    pub old: BuildInfo,
+    /// The new build.
+    pub new: BuildInfo,
+    /// The tool and its version.
+    pub tool: String,
+    /// Every replaced or added function.
+    pub functions: Vec<FunctionInfo>,
+    /// Findings of level error that the user accepted, and every warning.
+    #[serde(default)]
+    pub findings: Vec<FindingInfo>,
+}
+
+/// One of the two builds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BuildInfo {
+    /// File name without directories.
+    pub file: String,
+    /// GNU build ID in hexadecimal, empty if there is none.
+    pub build_id: String,
+}
+
+/// One function of the patch.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FunctionInfo {
+    /// Name as in the symbol table.
+    pub name: String,
+    /// `changed` or `added`.
+    pub change: String,
+    /// Why, in words: `own code`, `refers to changed constant X`, ...
+    pub cause: String,
+    /// Link-time address in the old build, 0 for an added function.
+    pub old_address: u64,
+    /// Size in the old build in bytes, all fragments; 0 for an added function.
+    pub old_size: u64,
+    /// Size in the new build in bytes, all fragments.
+    pub new_size: u64,
+    /// Source file, where known.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub source: String,
+}
+
+/// A finding that the patch was made in spite of.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FindingInfo {
+    /// `HP0123`.
+    pub code: String,
+    /// `error` (accepted), `warning` or `note`.
+    pub level: String,
+    /// The function, type or file that it is about.
+    pub subject: String,
+    /// What was found.
+    pub message: String,
+    /// True if it is an error that the user accepted.
+    #[serde(default)]
+    pub accepted: bool,
+}
