@@ -1,0 +1,231 @@
+//! From a source file with directives to a checked live process.
+
+mod build;
+mod directives;
+mod process;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+pub(crate) use directives::Case;
+use directives::Verdict;
+use process::{Target, run};
+use serde_json::Value;
+
+/// How far the tests go, from `HP_FIXTURES`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Depth {
+    Oracle,
+    Diff,
+    Live,
+}
+
+impl Depth {
+    fn from_environment() -> Depth {
+        match std::env::var("HP_FIXTURES").as_deref() {
+            Ok("oracle") => Depth::Oracle,
+            Ok("diff") => Depth::Diff,
+            _ => Depth::Live,
+        }
+    }
+}
+
+/// Every case under `folder`, ordered by file name.
+pub(crate) fn cases(folder: &Path) -> Result<Vec<Case>, String> {
+    let folder = folder.canonicalize().map_err(|e| format!("{}: {e}", folder.display()))?;
+    let entries = fs::read_dir(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
+    let mut files: Vec<PathBuf> = entries.filter_map(|e| Some(e.ok()?.path())).collect();
+    files.retain(|p| p.extension().is_some_and(|e| e == "c" || e == "cc" || e == "rs"));
+    files.sort();
+    let mut cases = Vec::new();
+    for file in files {
+        let text = fs::read_to_string(&file).map_err(|e| format!("{}: {e}", file.display()))?;
+        cases.append(&mut directives::parse(&file, &text)?);
+    }
+    Ok(cases)
+}
+
+/// One case, from the compiler to the last revert.
+pub(crate) fn check(case: &Case) -> Result<(), String> {
+    let mut folder = tempfile::Builder::new().prefix("hp-fixture-").tempdir().map_err(|e| e.to_string())?;
+    let keep = std::env::var_os("HP_FIXTURES_KEEP").is_some_and(|v| v == "1");
+    folder.disable_cleanup(keep);
+    let root = folder.path().canonicalize().map_err(|e| e.to_string())?;
+    if keep {
+        eprintln!("{}: {}", case.name, root.display());
+    }
+    let depth = Depth::from_environment();
+    let old = case.compile(&root, "old")?;
+    let new = case.compile(&root, "new")?;
+    let mut targets = start(&old.programs, &case.args)?;
+    for target in &mut targets {
+        target.probe(&case.before, "before the patch")?;
+    }
+    if let Some(fresh) = &case.fresh {
+        for target in &mut start(&new.programs, &case.args)? {
+            target.probe(fresh, "the new build, started fresh")?;
+        }
+    }
+    if depth == Depth::Oracle {
+        return Ok(());
+    }
+    let image =
+        |build: &build::Built| if case.patch_library { build.library.clone() } else { build.programs[0].clone() };
+    let (old_image, new_image) = (image(&old), image(&new));
+    let patch = root.join("fix.hpatch");
+    diff(case, &old_image, &new_image, &patch)?;
+    if case.verdict != Verdict::Patch {
+        return if patch.exists() { Err("a patch file was written all the same".into()) } else { Ok(()) };
+    }
+    readable(&patch)?;
+    if depth == Depth::Diff { Ok(()) } else { live(case, &mut targets, &old_image, &patch) }
+}
+
+fn start(programs: &[PathBuf], args: &[String]) -> Result<Vec<Target>, String> {
+    programs.iter().map(|program| Target::start(program, args)).collect()
+}
+
+fn hp() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_hp"))
+}
+
+/// Runs the diff and compares what it reports with the directives.
+fn diff(case: &Case, old: &Path, new: &Path, patch: &Path) -> Result<(), String> {
+    let (code, what) = match case.verdict {
+        Verdict::Patch => (0, "hp diff should make a patch"),
+        Verdict::Refuse(_) => (1, "hp diff should refuse"),
+        Verdict::Nothing => (3, "hp diff should find nothing to do"),
+    };
+    let done = run(hp().arg("diff").args([old, new]).arg("-o").arg(patch).arg("--json"))?.expect(code, what)?;
+    let report: Value =
+        serde_json::from_str(&done.stdout).map_err(|e| format!("hp diff --json: {e}\n{}", done.story()))?;
+    let errors = texts(&report["findings"], "code", |f| f["level"] == "error" && f["accepted"] != true);
+    if let Verdict::Refuse(code) = &case.verdict {
+        return same("error-level findings", std::slice::from_ref(code), &errors, &done.story());
+    }
+    same("error-level findings", &[], &errors, &done.story())?;
+    for (kind, expected) in [("changed", &case.changed), ("added", &case.added), ("removed", &case.removed)] {
+        let names = texts(&report["changes"], "name", |c| c["kind"] == kind);
+        same(&format!("functions reported as {kind}"), expected, &names, &done.story())?;
+    }
+    Ok(())
+}
+
+/// The sorted distinct `field`s of those members of `array` that `keep` holds true for.
+fn texts(array: &Value, field: &str, keep: impl Fn(&Value) -> bool) -> Vec<String> {
+    let members = array.as_array().map(Vec::as_slice).unwrap_or_default();
+    let mut texts: Vec<String> =
+        members.iter().filter(|m| keep(m)).filter_map(|m| Some(m[field].as_str()?.to_owned())).collect();
+    texts.sort();
+    texts.dedup();
+    texts
+}
+
+fn same(what: &str, expected: &[String], got: &[String], story: &str) -> Result<(), String> {
+    if expected == got {
+        return Ok(());
+    }
+    Err(format!("{what}:\n  expected: {}\n  got:      {}\n{story}", expected.join(" "), got.join(" ")))
+}
+
+/// The standard tools read the patch without a complaint.
+fn readable(patch: &Path) -> Result<(), String> {
+    for (tool, flags) in [("readelf", "-aW"), ("objdump", "-dr")] {
+        let mut done = run(Command::new(tool).arg(flags).arg(patch))?;
+        if done.code != Some(0) || !done.stderr.trim().is_empty() {
+            done.stdout.clear();
+            return Err(format!("{tool} complains about the patch\n{}", done.story()));
+        }
+    }
+    Ok(())
+}
+
+/// Applies and reverts, and asks the programs what they do.
+fn live(case: &Case, targets: &mut [Target], image: &Path, patch: &Path) -> Result<(), String> {
+    let code: Vec<Vec<u8>> = targets.iter().map(|t| t.code(image)).collect::<Result<_, _>>()?;
+    let mut settled: Vec<String> = Vec::new();
+    for cycle in 1..=case.cycles {
+        let compare = cycle == 1 || !case.stateful;
+        command("apply", patch, targets)?;
+        for target in &mut *targets {
+            if compare {
+                target.probe(&case.after, &format!("patched, cycle {cycle}"))?;
+            } else {
+                target.ask("?").map_err(|e| format!("patched, cycle {cycle}: {e}"))?;
+            }
+        }
+        if cycle == 1 {
+            listed(targets)?;
+        }
+        command("revert", patch, targets)?;
+        for (index, target) in targets.iter_mut().enumerate() {
+            if compare {
+                target.probe(&case.reverted, &format!("reverted, cycle {cycle}"))?;
+            } else {
+                target.ask("?").map_err(|e| format!("reverted, cycle {cycle}: {e}"))?;
+            }
+            restored(&code[index], &target.code(image)?, cycle)?;
+            let maps = target.maps()?;
+            match settled.get(index) {
+                None => settled.push(maps),
+                Some(first) if *first == maps => {}
+                Some(first) => {
+                    return Err(format!(
+                        "mappings after revert {cycle} are not those after the first:\n{}",
+                        unlike(first, &maps)
+                    ));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Applies or reverts in the one program, or by `--all` where there are several.
+fn command(verb: &str, patch: &Path, targets: &[Target]) -> Result<(), String> {
+    let mut command = hp();
+    command.arg(verb).arg(patch);
+    match targets {
+        [one] => command.args(["--pid", &one.pid().to_string()]),
+        _ => command.arg("--all"),
+    };
+    run(&mut command)?.expect(0, &format!("hp {verb}")).map(|_| ())
+}
+
+/// `hp status` knows each patched process.
+fn listed(targets: &[Target]) -> Result<(), String> {
+    for target in targets {
+        let pid = target.pid().to_string();
+        let done = run(hp().args(["status", "--pid", &pid]))?.expect(0, "hp status of a patched process")?;
+        if !done.stdout.contains(&pid) {
+            return Err(format!("hp status does not show the patched process\n{}", done.story()));
+        }
+    }
+    Ok(())
+}
+
+fn restored(before: &[u8], now: &[u8], cycle: u32) -> Result<(), String> {
+    if before.len() != now.len() {
+        return Err(format!("revert {cycle}: the image had {} bytes of code, has {}", before.len(), now.len()));
+    }
+    match before.iter().zip(now).position(|(a, b)| a != b) {
+        None => Ok(()),
+        Some(at) => {
+            let end = (at + 16).min(now.len());
+            Err(format!(
+                "revert {cycle}: code not restored at offset {at:#x}: was {:02x?}, is {:02x?}",
+                &before[at..end],
+                &now[at..end]
+            ))
+        }
+    }
+}
+
+/// The lines that only one of two texts has.
+fn unlike(first: &str, second: &str) -> String {
+    let only = |a: &str, b: &str, mark: &str| -> String {
+        a.lines().filter(|line| !b.lines().any(|l| l == *line)).map(|line| format!("  {mark} {line}\n")).collect()
+    };
+    only(first, second, "-") + &only(second, first, "+")
+}
