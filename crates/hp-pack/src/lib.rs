@@ -15,8 +15,23 @@
 
 extern crate alloc;
 
+#[cfg(feature = "write")]
+mod canonical;
+mod elf;
+mod error;
 #[cfg(feature = "manifest")]
 pub mod manifest;
 mod model;
+mod parts;
+mod read;
+mod seal;
+mod validate;
+#[cfg(feature = "write")]
+mod write;
 
+pub use error::{Invalid, Item, ReadError};
 pub use model::*;
+pub use read::read;
+pub use seal::{id, seal};
+#[cfg(feature = "write")]
+pub use write::{WriteError, write};

@@ -208,6 +208,20 @@ impl RelocationKind {
         }
     }
 
+    /// The kind with this number of the psABI.
+    pub const fn from_number(number: u32) -> Option<RelocationKind> {
+        Some(match number {
+            1 => RelocationKind::Abs64,
+            2 => RelocationKind::Pc32,
+            4 => RelocationKind::Plt32,
+            9 => RelocationKind::GotPcRel,
+            10 => RelocationKind::Abs32,
+            11 => RelocationKind::Abs32Signed,
+            24 => RelocationKind::Pc64,
+            _ => return None,
+        })
+    }
+
     /// Size of the relocated field in bytes.
     pub const fn width(self) -> u64 {
         match self {
