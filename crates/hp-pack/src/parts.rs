@@ -128,12 +128,12 @@ impl Part {
         !matches!(self, Part::Payload(_) | Part::Relocations(_))
     }
 
-    /// `sh_type`.
+    /// `sh_type`. The notes are `SHT_PROGBITS`, like `.note.GNU-stack`: `eu-elflint` takes a note
+    /// of any owner that it does not know for an error.
     pub(crate) const fn elf_type(self) -> u32 {
         match self {
-            Part::Digest | Part::Identity => SHT_NOTE,
             Part::Base | Part::Payload(SectionKind::Bss) => SHT_NOBITS,
-            Part::Payload(_) | Part::Functions | Part::Manifest => SHT_PROGBITS,
+            Part::Digest | Part::Identity | Part::Payload(_) | Part::Functions | Part::Manifest => SHT_PROGBITS,
             Part::Relocations(_) => SHT_RELA,
             Part::Symbols => SHT_SYMTAB,
             Part::Strings | Part::SectionNames => SHT_STRTAB,
