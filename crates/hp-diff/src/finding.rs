@@ -61,10 +61,93 @@ macro_rules! codes {
 }
 
 codes! {
+    NoSymbols = "HP0101", Error, "no symbol table",
+        "Without .symtab the functions of a build cannot be told apart by name. Give the builds before they are stripped.";
+    KindDiffers = "HP0102", Error, "the builds are of different kinds",
+        "One build is position-dependent, or a library, and the other is not. Compare builds made with the same flags.";
+    NoBuildId = "HP0103", Error, "the old build has no build ID",
+        "A process that runs the old build could not be recognised for certain. Link with -Wl,--build-id.";
+    TextRelocations = "HP0104", Error, "the code is relocated at load time",
+        "The code in memory differs from the file (DT_TEXTREL), so it cannot be checked before patching. Build with -fPIC.";
+    CompilersDiffer = "HP0105", Warning, "the builds were made by different compilers",
+        "Many functions will differ for no reason in the source. Build both with the same compiler and flags.";
+    ForeignRuntime = "HP0106", Error, "the language's runtime would not survive a patch",
+        "The program brings a runtime that moves stacks or code by itself (Go). Restart it instead.";
+    BoundaryUnclear = "HP0201", Error, "the extent of a function is unclear",
+        "Symbols overlap, so it cannot be said which bytes belong to the function. This happens in hand-written assembly.";
+    Undecodable = "HP0202", Error, "the function holds bytes that are no instruction",
+        "Data in code cannot be told from instructions, so its references are not known.";
+    UnresolvedJump = "HP0203", Error, "a computed jump was not understood",
+        "The function jumps through a table that was not recognised; the copy would jump into the old code.";
+    IntoFunction = "HP0204", Error, "a reference into the middle of a function",
+        "The address of a label inside a replaced function is used elsewhere; it would lead into the old code.";
+    UnknownReference = "HP0205", Error, "a reference leads to something unknown",
+        "The new code refers to data that no symbol and no reference of the old build identifies.";
+    AmbiguousReference = "HP0206", Error, "an address has two meanings",
+        "One object ends where another begins, the function uses both, and the old build has them apart; so the address cannot be bound.";
+    ImmediateAddress = "HP0207", Warning, "a number was taken for an address",
+        "In position-dependent code an address looks like any number. This one is exactly the start of something; check it with `objdump -dr`.";
+    ImmediateUnclear = "HP0208", Error, "a number may be an address",
+        "In position-dependent code an address looks like any number, and this one could be either. Build with -fPIE, or with -Wl,--emit-relocs.";
+    AliasChanged = "HP0209", Error, "names of one function were divided",
+        "In one build two names are one function, in the other they are not; who holds the old address may mean either.";
+    UnpairedVariable = "HP0210", Error, "a variable cannot be paired",
+        "The new code uses a variable of which several could be the old one, so its value could not be kept. Build with -g.";
+    UnnamedData = "HP0211", Error, "bytes without a symbol differ",
+        "Code or writable data that no symbol covers differs between the builds, and what refers to it is not known.";
+    Exceptions = "HP0301", Error, "a changed function has landing pads",
+        "Exception tables of new code are not registered in the target yet. Restart the program instead.";
+    CopiedVariable = "HP0302", Error, "a library variable that the old build did not use",
+        "The new build copies this variable from a library at start-up (R_X86_64_COPY); a running process has no such copy.";
+    NewSlot = "HP0303", Error, "a table slot that the old build does not have",
+        "The new code reads a slot of the global offset table whose content cannot be made in a running process.";
+    ConstantReplaced = "HP0304", Warning, "a named constant was replaced by a copy",
+        "New code uses the new content; pointers to the constant that were taken before keep leading to the old one.";
+    InitialValueChanged = "HP0305", Error, "the initial value or size of a variable changed",
+        "The running program has its own value of the variable, made from the old initial one. If the new start value does not matter to a process that runs already, accept with --allow HP0305=NAME.";
+    ThreadLocalChanged = "HP0306", Error, "the thread-local storage changed",
+        "Threads that run have the old layout of thread-local variables; new code would use the wrong ones.";
+    ConstructorsChanged = "HP0307", Error, "start-up or exit functions changed",
+        "The list of functions that run at start-up or exit differs. They have run already. If that does not matter, accept with --allow HP0307.";
+    SharedConstantChanged = "HP0308", Error, "a constant that others hold changed",
+        "An exported constant, vtable or type info differs: objects and other modules keep pointers to the old one.";
+    NoUnwindRows = "HP0309", Error, "no unwind rows for the function",
+        "Without rows in .eh_frame it cannot be proven that no thread is inside the function.";
+    ResolverChanged = "HP0310", Error, "a resolver of indirect functions changed",
+        "The resolver has run already and its choice is in use.";
+    EntryTooShort = "HP0501", Error, "the function is too short to be redirected",
+        "The 5-byte jump does not fit before the next function.";
+    BranchIntoEntry = "HP0502", Error, "something leads into the redirected bytes",
+        "A branch or an address leads just behind the function's entry, where the jump will lie.";
+    EntryCrossesPage = "HP0503", Error, "the entry crosses a page",
+        "The jump could not be written in one piece.";
+    FlagsLive = "HP0504", Error, "the function reads flags at its entry",
+        "The test that the thunk makes would change them.";
+    CannotDisplace = "HP0505", Error, "an instruction at the entry cannot be moved",
+        "The first instructions must run elsewhere while the patch is armed.";
+    Coroutines = "HP0506", Error, "the program switches stacks by itself",
+        "It imports makecontext or swapcontext: frames of replaced functions may be parked where no thread's stack shows them. If the replaced functions never switch, accept with --allow HP0506.";
     LayoutChanged = "HP0401", Error, "a type's layout changed",
         "Objects of this type that live in the running process have the old layout; code with the new layout would read and write the wrong bytes. Restart the program, or change the fix so that the type keeps its layout.";
     LayoutUnproven = "HP0402", Error, "layouts could not be compared",
-        "At least one build has no debug information, so nothing shows that types kept their layout. Build with -g or give the separate debug files; if you know that no type changed, accept with --allow HP0402.";
+        "At least one build has no debug information, so nothing shows that types kept their layout. Build with -g; if you know that no type changed, accept with --allow HP0402.";
+}
+
+impl Code {
+    /// True if the user may accept an error of this code: a patch can be made, and only
+    /// the user knows whether it is right.
+    pub const fn acceptable(self) -> bool {
+        matches!(
+            self,
+            Code::LayoutChanged
+                | Code::LayoutUnproven
+                | Code::InitialValueChanged
+                | Code::ConstructorsChanged
+                | Code::SharedConstantChanged
+                | Code::Coroutines
+                | Code::UnnamedData
+        )
+    }
 }
 
 impl std::fmt::Display for Code {

@@ -1,11 +1,32 @@
 //! Two builds of a program in, a [`Patch`](hp_pack::Patch) or the findings that forbid one out.
 #![forbid(unsafe_op_in_unsafe_fn)]
 
+mod arch;
+mod assemble;
+mod build;
+mod check;
+mod compare;
+mod correlate;
+mod detour;
+mod dwarf;
+mod entity;
 mod finding;
+mod image;
+mod layout;
+mod payload;
+mod unwind;
 
 pub use finding::{Code, Finding, Level};
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use rustc_hash::FxHashSet;
+
+use build::Build;
+use compare::{Changes, compare};
+use correlate::{Correlation, correlate};
+use entity::FunctionId;
+use image::Image;
 
 /// What the user asked of a diff.
 #[derive(Clone, Debug, Default)]
@@ -97,7 +118,119 @@ impl Report {
 /// # Errors
 /// [`Error`] where a file cannot be read or is no input for this tool. Everything that
 /// forbids a patch of two readable builds is a [`Finding`] in the report instead.
-pub fn diff(old: &std::path::Path, new: &std::path::Path, options: &Options) -> Result<Report, Error> {
-    let _ = (old, new, options);
-    unimplemented!()
+pub fn diff(old: &Path, new: &Path, options: &Options) -> Result<Report, Error> {
+    let (old_data, new_data) = (open(old)?, open(new)?);
+    let (old_image, new_image) = (Image::parse(old, &old_data)?, Image::parse(new, &new_data)?);
+    let mut findings = check::images(&old_image, &new_image);
+    let fatal = |f: &Finding| matches!(f.code, Code::NoSymbols | Code::KindDiffers | Code::ForeignRuntime);
+    if findings.iter().any(fatal) {
+        findings.sort_by(by_weight);
+        return Ok(Report { identical: 0, changes: Vec::new(), findings, patch: None });
+    }
+    findings.extend(layout::compare(&old_image.file, &new_image.file));
+    let locals = (layout::static_locals(&old_image.file), layout::static_locals(&new_image.file));
+    let absolute = |i: &Image<'_>| i.sections.iter().map(|s| s.address).find(|a| *a != 0).unwrap_or(0)..i.span;
+    let numbers = (old_image.fixed_address && new_image.fixed_address).then(|| {
+        let (a, b) = (absolute(&old_image), absolute(&new_image));
+        a.start.min(b.start)..a.end.max(b.end)
+    });
+    let (old, new) = (Build::new(old_image, numbers.clone()), Build::new(new_image, numbers));
+    let pairs = correlate(&old, &new, (&locals.0, &locals.1));
+    let changes = compare(&old, &new, &pairs);
+    findings.extend(check::data(&old, &new, &pairs, &changes));
+    let mut listed: Vec<Change> = changes.functions.iter().map(|c| changed(&old, &new, &pairs, &changes, c)).collect();
+    let mut patch = None;
+    let mut copied = FxHashSet::default();
+    if !changes.functions.is_empty() {
+        let made = assemble::patch(&old, &new, &pairs, &changes, options);
+        findings.extend(made.findings);
+        copied = made.copied;
+        patch = Some(made.patch);
+    }
+    listed.extend(unpaired(&old, &new, &pairs, &copied));
+    listed.sort_by(|a, b| (&a.name, a.old_address, a.new_address).cmp(&(&b.name, b.old_address, b.new_address)));
+    findings.sort_by(by_weight);
+    findings.dedup();
+    accept(&mut findings, options);
+    let mut report = Report { identical: changes.identical, changes: listed, findings, patch };
+    if report.refused() {
+        report.patch = None;
+    }
+    if let Some(patch) = &mut report.patch {
+        patch.manifest = assemble::manifest(&old, &new, &report.changes, &copied, &report.findings, options);
+    }
+    Ok(report)
+}
+
+fn open(path: &Path) -> Result<memmap2::Mmap, Error> {
+    let failed = |source| Error::Io { path: path.to_owned(), source };
+    let file = std::fs::File::open(path).map_err(failed)?;
+    if file.metadata().map_err(failed)?.is_dir() {
+        return Err(Error::Input {
+            path: path.to_owned(),
+            reason: "is a directory; give a program or a shared object".into(),
+        });
+    }
+    // SAFETY: the mapping is private and only read. A file that is changed or truncated
+    // while it is compared is outside of what can be defended against here; the patch
+    // would be refused by the applier, which checks every old byte.
+    unsafe { memmap2::Mmap::map(&file) }.map_err(failed)
+}
+
+/// Errors first, then by code and subject.
+fn by_weight(a: &Finding, b: &Finding) -> std::cmp::Ordering {
+    b.level.cmp(&a.level).then_with(|| a.cmp(b))
+}
+
+fn accept(findings: &mut [Finding], options: &Options) {
+    for finding in findings.iter_mut().filter(|f| f.level == Level::Error && f.code.acceptable()) {
+        finding.accepted = options
+            .allow
+            .iter()
+            .any(|(code, subject)| *code == finding.code && subject.as_ref().is_none_or(|s| *s == finding.subject));
+    }
+}
+
+fn changed(
+    old: &Build<'_>,
+    new: &Build<'_>,
+    pairs: &Correlation,
+    changes: &Changes,
+    change: &(FunctionId, FunctionId, compare::Difference),
+) -> Change {
+    let (f, g) = (&old.map.functions[change.0], &new.map.functions[change.1]);
+    Change {
+        name: f.name().to_owned(),
+        kind: ChangeKind::Changed,
+        cause: compare::cause(old, new, pairs, changes, change),
+        old_address: f.address(),
+        old_size: f.size(),
+        new_address: g.address(),
+        new_size: g.size(),
+    }
+}
+
+/// Functions that only one of the builds has.
+fn unpaired(old: &Build<'_>, new: &Build<'_>, pairs: &Correlation, copied: &FxHashSet<FunctionId>) -> Vec<Change> {
+    let removed = old.map.functions.iter().enumerate().filter(|(f, _)| pairs.functions.new_of(*f).is_none());
+    let added = new.map.functions.iter().enumerate().filter(|(g, _)| pairs.functions.old_of(*g).is_none());
+    let removed = removed.map(|(_, f)| Change {
+        name: f.name().to_owned(),
+        kind: ChangeKind::Removed,
+        cause: "not in the new build".into(),
+        old_address: f.address(),
+        old_size: f.size(),
+        new_address: 0,
+        new_size: 0,
+    });
+    let added = added.map(|(g, f)| Change {
+        name: f.name().to_owned(),
+        kind: ChangeKind::Added,
+        cause: if copied.contains(&g) { "needed by changed code" } else { "no changed code needs it" }.into(),
+        old_address: 0,
+        old_size: 0,
+        new_address: f.address(),
+        new_size: f.size(),
+    });
+    removed.chain(added).collect()
 }

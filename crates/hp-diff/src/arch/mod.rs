@@ -1,0 +1,128 @@
+//! Everything that depends on the instruction set.
+//!
+//! The rest of the crate speaks of [`Site`]s: places in code that lead somewhere. What
+//! an instruction looks like, how a thunk is written and how a PLT stub is recognised
+//! is known in one folder for each architecture. There is one so far; a second one
+//! turns these re-exports into a trait.
+
+mod x86_64;
+
+pub(crate) use x86_64::{
+    JumpTableContext, decode, decode_at, first_difference, jump_tables, padding, plt_stubs, thunk,
+};
+
+/// How a field in an instruction encodes its target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Encoding {
+    /// Distance from the end of the instruction.
+    PcRelative,
+    /// Zero-extended address of 32 bits.
+    Absolute32,
+    /// Sign-extended address of 32 bits.
+    Absolute32Signed,
+    /// Address of 64 bits.
+    Absolute64,
+}
+
+/// What an instruction does with its target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Use {
+    /// Transfers control to it.
+    Branch,
+    /// Reads or writes this many bytes exactly there.
+    Access(u32),
+    /// Takes its address, or computes another address from it.
+    Address,
+}
+
+/// A place in code that leads to an address.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Site {
+    /// Offset of the instruction in its range.
+    pub instruction: u32,
+    /// Offset of the field.
+    pub offset: u32,
+    /// Offset of the next instruction.
+    pub end: u32,
+    /// Width of the field in bytes.
+    pub width: u8,
+    pub encoding: Encoding,
+    pub usage: Use,
+    /// Link-time address that the field encodes.
+    pub target: u64,
+}
+
+/// One range of code, decoded.
+#[derive(Debug, Default)]
+pub(crate) struct Code {
+    /// Ordered by offset.
+    pub sites: Vec<Site>,
+    /// Offset of the first byte that is no instruction.
+    pub invalid: Option<u32>,
+    /// Jumps through a register or an indexed table.
+    pub computed_jumps: bool,
+    /// Reads or writes thread-local storage other than the stack protector's word.
+    pub thread_local: bool,
+}
+
+/// A table of code addresses that a computed jump reads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct JumpTable {
+    /// Link-time address of the first entry.
+    pub address: u64,
+    /// Entries are 32-bit distances from `address`; else 64-bit addresses.
+    pub relative: bool,
+    /// Link-time addresses that the entries lead to.
+    pub targets: Vec<u64>,
+}
+
+impl JumpTable {
+    /// Size of the table in bytes.
+    pub(crate) fn size(&self) -> u64 {
+        self.targets.len() as u64 * if self.relative { 4 } else { 8 }
+    }
+}
+
+/// What a thunk needs to know of the function that it stands before.
+pub(crate) struct ThunkInput<'a> {
+    /// Link-time address of the body.
+    pub address: u64,
+    /// The body's bytes, padding not included.
+    pub body: &'a [u8],
+    /// Proven padding bytes after the body.
+    pub padding: &'a [u8],
+}
+
+/// A thunk, before relocation: `cmpb $0, state; jne new; <displaced>; jmp old`.
+#[derive(Debug)]
+pub(crate) struct Thunk {
+    pub code: Vec<u8>,
+    /// Fields to relocate: offset in `code`, addend, where to. All are PC-relative, 32 bits.
+    pub fixups: Vec<(u64, i64, ThunkTarget)>,
+    /// Offset of the 5-byte jump from the function's address.
+    pub site_offset: u8,
+    /// Length of the displaced instructions.
+    pub displaced: u8,
+    /// For each displaced instruction, and the end: offset in the function, offset in `code`.
+    pub boundaries: Vec<(u32, u32)>,
+    /// A displaced instruction is a call, so a return address can lie in the thunk.
+    pub has_call: bool,
+}
+
+/// Where a thunk's field leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ThunkTarget {
+    State,
+    NewFunction,
+    /// A link-time address of the base.
+    Base(u64),
+}
+
+/// Why an entry cannot be redirected.
+#[derive(Debug)]
+pub(crate) enum NoThunk {
+    TooShort(String),
+    FlagsLive(String),
+    CannotDisplace(String),
+    CrossesPage,
+}

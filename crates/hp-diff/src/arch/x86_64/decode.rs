@@ -1,0 +1,194 @@
+//! From bytes to [`Site`]s.
+//!
+//! In position-independent code every field that depends on where things lie is
+//! RIP-relative, so the list is exact. In position-dependent code an immediate or a
+//! displacement may also be an address: such a field becomes a site if its value lies
+//! in the image (`image` is that address range), and later stages must prove it.
+
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Formatter, Instruction, NasmFormatter, OpKind, Register};
+
+use crate::arch::{Code, Encoding, Site, Use};
+
+/// The stack protector's word, `%fs:0x28` (glibc's `tcbhead_t.stack_guard`).
+const STACK_GUARD: u64 = 0x28;
+
+/// Decodes one range of code.
+pub(crate) fn decode(address: u64, bytes: &[u8], absolute: Option<std::ops::Range<u64>>) -> Code {
+    let mut code = Code::default();
+    let mut decoder = Decoder::with_ip(64, bytes, address, DecoderOptions::NONE);
+    let mut instruction = Instruction::default();
+    while decoder.can_decode() {
+        let start = decoder.position() as u32;
+        decoder.decode_out(&mut instruction);
+        if instruction.is_invalid() {
+            code.invalid = Some(start);
+            return code;
+        }
+        let end = decoder.position() as u32;
+        match instruction.flow_control() {
+            FlowControl::IndirectBranch => {
+                let slot = instruction.op0_kind() == OpKind::Memory && instruction.is_ip_rel_memory_operand();
+                code.computed_jumps |= !slot;
+            }
+            FlowControl::UnconditionalBranch
+            | FlowControl::ConditionalBranch
+            | FlowControl::Call
+            | FlowControl::XbeginXabortXend
+                if is_near_branch(&instruction) =>
+            {
+                let width = if has_short_field(&instruction) { 1 } else { 4 };
+                code.sites.push(Site {
+                    instruction: start,
+                    offset: end - u32::from(width),
+                    end,
+                    width,
+                    encoding: Encoding::PcRelative,
+                    usage: Use::Branch,
+                    target: instruction.near_branch_target(),
+                });
+                continue;
+            }
+            _ => {}
+        }
+        let has_memory = (0..instruction.op_count()).any(|i| instruction.op_kind(i) == OpKind::Memory);
+        if has_memory && instruction.segment_prefix() == Register::FS {
+            let plain = instruction.memory_base() == Register::None
+                && instruction.memory_index() == Register::None
+                && instruction.memory_displacement64() == STACK_GUARD;
+            code.thread_local |= !plain;
+            continue;
+        }
+        if has_memory && instruction.is_ip_rel_memory_operand() {
+            let offsets = decoder.get_constant_offsets(&instruction);
+            code.sites.push(Site {
+                instruction: start,
+                offset: start + offsets.displacement_offset() as u32,
+                end,
+                width: offsets.displacement_size() as u8,
+                encoding: Encoding::PcRelative,
+                usage: memory_use(&instruction),
+                target: instruction.ip_rel_memory_address(),
+            });
+        }
+        if let Some(image) = &absolute {
+            absolute_sites(&decoder, &instruction, start, end, has_memory, image, &mut code.sites);
+        }
+    }
+    code
+}
+
+/// Length of the instruction at the start of `bytes` and its text.
+pub(crate) fn decode_at(address: u64, bytes: &[u8]) -> Option<(usize, String)> {
+    let mut decoder = Decoder::with_ip(64, bytes, address, DecoderOptions::NONE);
+    let instruction = decoder.decode();
+    if instruction.is_invalid() {
+        return None;
+    }
+    let mut text = String::new();
+    let mut formatter = NasmFormatter::new();
+    formatter.options_mut().set_hex_prefix("0x");
+    formatter.options_mut().set_hex_suffix("");
+    formatter.options_mut().set_branch_leading_zeros(false);
+    formatter.format(&instruction, &mut text);
+    Some((instruction.len(), text))
+}
+
+/// Offset of the first byte in which two ranges differ, given their sites and a judge
+/// for pairs of them; `None` where everything is equal.
+pub(crate) fn first_difference(
+    old: (&[u8], &Code),
+    new: (&[u8], &Code),
+    mut same: impl FnMut(&Site, &Site) -> bool,
+) -> Option<u32> {
+    let (a, b) = (old.0, new.0);
+    let raw = |from: usize| {
+        let differing = a.iter().zip(b).skip(from).position(|(x, y)| x != y);
+        Some(differing.map_or(a.len().min(b.len()), |n| n + from) as u32)
+    };
+    let shape = |s: &Site| (s.offset, s.end, s.width, s.encoding, s.usage);
+    let mut at = 0;
+    for (x, y) in old.1.sites.iter().zip(&new.1.sites) {
+        let field = x.offset as usize;
+        if shape(x) != shape(y) || a.get(at..field) != b.get(at..field) {
+            return raw(at);
+        }
+        if !same(x, y) {
+            return Some(x.instruction);
+        }
+        at = field + usize::from(x.width);
+    }
+    if old.1.sites.len() == new.1.sites.len() && a.get(at..) == b.get(at..) { None } else { raw(at) }
+}
+
+fn is_near_branch(instruction: &Instruction) -> bool {
+    matches!(instruction.op0_kind(), OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64)
+}
+
+/// Short branches end in one displacement byte; recognised by opcode, since an
+/// instruction with prefixes may be as long as a near one.
+fn has_short_field(instruction: &Instruction) -> bool {
+    instruction.is_jmp_short()
+        || instruction.is_jcc_short()
+        || instruction.is_loop()
+        || instruction.is_loopcc()
+        || instruction.is_jcx_short()
+}
+
+fn memory_use(instruction: &Instruction) -> Use {
+    match instruction.mnemonic() {
+        iced_x86::Mnemonic::Lea => Use::Address,
+        _ => match instruction.memory_size().size() {
+            // FXSAVE and the like have no fixed size.
+            0 => Use::Address,
+            n => Use::Access(n as u32),
+        },
+    }
+}
+
+fn absolute_sites(
+    decoder: &Decoder<'_>,
+    instruction: &Instruction,
+    start: u32,
+    end: u32,
+    has_memory: bool,
+    image: &std::ops::Range<u64>,
+    sites: &mut Vec<Site>,
+) {
+    let offsets = decoder.get_constant_offsets(instruction);
+    let mut push = |offset: usize, width: usize, encoding, usage, target: u64| {
+        if image.contains(&target) {
+            let offset = start + offset as u32;
+            sites.push(Site { instruction: start, offset, end, width: width as u8, encoding, usage, target });
+        }
+    };
+    if has_memory && !instruction.is_ip_rel_memory_operand() && offsets.displacement_size() >= 4 {
+        let indexed = instruction.memory_base() != Register::None || instruction.memory_index() != Register::None;
+        let usage = if indexed { Use::Address } else { memory_use(instruction) };
+        let encoding = if offsets.displacement_size() == 8 { Encoding::Absolute64 } else { Encoding::Absolute32Signed };
+        let target = instruction.memory_displacement64();
+        push(offsets.displacement_offset(), offsets.displacement_size(), encoding, usage, target);
+    }
+    for operand in 0..instruction.op_count() {
+        let (encoding, target) = match instruction.op_kind(operand) {
+            OpKind::Immediate32 => (Encoding::Absolute32, u64::from(instruction.immediate32())),
+            OpKind::Immediate32to64 => (Encoding::Absolute32Signed, instruction.immediate32to64() as u64),
+            OpKind::Immediate64 => (Encoding::Absolute64, instruction.immediate64()),
+            _ => continue,
+        };
+        push(offsets.immediate_offset(), offsets.immediate_size(), encoding, Use::Address, target);
+    }
+}
+
+/// Length of the run of no-operations and traps at the start of `bytes`.
+pub(crate) fn padding(bytes: &[u8]) -> usize {
+    let mut decoder = Decoder::new(64, bytes, DecoderOptions::NONE);
+    let mut end = 0;
+    while decoder.can_decode() {
+        let instruction = decoder.decode();
+        if !matches!(instruction.mnemonic(), iced_x86::Mnemonic::Nop | iced_x86::Mnemonic::Int3) {
+            break;
+        }
+        end = decoder.position();
+    }
+    end
+}

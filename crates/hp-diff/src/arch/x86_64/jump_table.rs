@@ -1,0 +1,144 @@
+//! Jump tables, as gcc and clang write them for `switch`.
+//!
+//! - relative: `lea T(%rip),b; movslq (b,i,4),r; add b,r; jmp *r`: 32-bit distances from `T`;
+//! - absolute (position-dependent code): `jmp *T(,i,8)` or `mov T(,i,8),r; jmp *r`.
+//!
+//! A table's extent is the longest run of entries that lead to instruction boundaries of
+//! the function, up to the next address that anything refers to. The true table is a
+//! prefix of that run, since each true entry leads into the function and no other
+//! reference leads into the middle of a table; a longer copy does no harm, for the code
+//! never reads beyond the true end. (A bound from a `cmp` would have to be proven to
+//! belong to the same jump; being too short would be fatal, being too long is not.)
+
+use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
+
+use crate::arch::{Code, Encoding, JumpTable, Use};
+
+/// The function and what surrounds its tables.
+pub(crate) struct Context<'c> {
+    /// The function's ranges: link-time address and bytes.
+    pub ranges: &'c [(u64, &'c [u8])],
+    /// Bytes from an address to the end of its read-only section.
+    pub bytes_from: &'c dyn Fn(u64) -> &'c [u8],
+    /// First referenced address above the given one.
+    pub next_reference: &'c dyn Fn(u64) -> u64,
+}
+
+/// Finds the tables that a function's computed jumps read.
+///
+/// Returns the tables, and the address of a computed jump that certainly reads a table
+/// which was not found.
+pub(crate) fn jump_tables(codes: &[&Code], context: &Context<'_>) -> (Vec<JumpTable>, Option<u64>) {
+    let mut boundaries = rustc_hash::FxHashSet::default();
+    let mut shapes = Vec::new();
+    for (address, bytes) in context.ranges {
+        let instructions: Vec<Instruction> =
+            Decoder::with_ip(64, bytes, *address, DecoderOptions::NONE).into_iter().collect();
+        boundaries.extend(instructions.iter().map(Instruction::ip));
+        shapes.extend((0..instructions.len()).filter_map(|i| shape_of(&instructions, i)));
+    }
+    let mut tables: Vec<JumpTable> = Vec::new();
+    let mut unresolved = None;
+    let any_relative = shapes.iter().any(|s| matches!(s, Shape::Relative(_)));
+    if any_relative {
+        let mut addresses: Vec<u64> = codes
+            .iter()
+            .flat_map(|c| &c.sites)
+            .filter(|s| s.usage == Use::Address && s.encoding == Encoding::PcRelative)
+            .map(|s| s.target)
+            .collect();
+        addresses.sort_unstable();
+        addresses.dedup();
+        for address in addresses {
+            let targets = run(address, 4, context, &boundaries, |entry| {
+                let distance = i32::from_le_bytes(entry.try_into().unwrap_or_default());
+                address.wrapping_add_signed(i64::from(distance))
+            });
+            if !targets.is_empty() {
+                tables.push(JumpTable { address, relative: true, targets });
+            }
+        }
+    }
+    for shape in &shapes {
+        match *shape {
+            Shape::Relative(jump) if tables.iter().all(|t| !t.relative) => unresolved = Some(jump),
+            Shape::Absolute(jump, address) => {
+                let targets = run(address, 8, context, &boundaries, |entry| {
+                    u64::from_le_bytes(entry.try_into().unwrap_or_default())
+                });
+                if targets.is_empty() {
+                    unresolved = Some(jump);
+                } else if tables.iter().all(|t| t.address != address) {
+                    tables.push(JumpTable { address, relative: false, targets });
+                }
+            }
+            Shape::Relative(_) => {}
+        }
+    }
+    tables.sort_by_key(|t| t.address);
+    (tables, unresolved)
+}
+
+fn run(
+    address: u64,
+    width: usize,
+    context: &Context<'_>,
+    boundaries: &rustc_hash::FxHashSet<u64>,
+    target: impl Fn(&[u8]) -> u64,
+) -> Vec<u64> {
+    let limit = (context.next_reference)(address) - address;
+    (context.bytes_from)(address)
+        .chunks_exact(width)
+        .take((limit / width as u64) as usize)
+        .map(target)
+        .take_while(|t| boundaries.contains(t))
+        .collect()
+}
+
+/// A computed jump that reads a table: its own address, and the table's where the
+/// instruction itself names it.
+enum Shape {
+    Relative(u64),
+    Absolute(u64, u64),
+}
+
+/// How far back the load of a table entry may be from its jump, in instructions.
+const WINDOW: usize = 16;
+
+fn shape_of(instructions: &[Instruction], i: usize) -> Option<Shape> {
+    let jump = &instructions[i];
+    if jump.mnemonic() != Mnemonic::Jmp {
+        return None;
+    }
+    if jump.op0_kind() == OpKind::Memory {
+        return absolute_table(jump).map(|table| Shape::Absolute(jump.ip(), table));
+    }
+    if jump.op0_kind() != OpKind::Register {
+        return None;
+    }
+    let register = jump.op0_register();
+    for before in instructions[..i].iter().rev().take(WINDOW) {
+        if before.op_count() == 0 || before.op0_kind() != OpKind::Register {
+            continue;
+        }
+        if before.op0_register().full_register() != register.full_register() || before.mnemonic() == Mnemonic::Cmp {
+            continue;
+        }
+        return match before.mnemonic() {
+            Mnemonic::Add if before.op1_kind() == OpKind::Register => Some(Shape::Relative(jump.ip())),
+            Mnemonic::Mov if before.op1_kind() == OpKind::Memory => {
+                absolute_table(before).map(|table| Shape::Absolute(jump.ip(), table))
+            }
+            _ => None,
+        };
+    }
+    None
+}
+
+/// The table of an operand `T(,i,8)`.
+fn absolute_table(instruction: &Instruction) -> Option<u64> {
+    let indexed = instruction.memory_base() == Register::None
+        && instruction.memory_index() != Register::None
+        && instruction.memory_index_scale() == 8;
+    indexed.then(|| instruction.memory_displacement64())
+}

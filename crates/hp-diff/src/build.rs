@@ -1,0 +1,62 @@
+//! A build, ready to be compared: its image, its entities and its decoded code.
+
+use rayon::prelude::*;
+
+use crate::arch::{self, Code, JumpTable};
+use crate::entity::{FunctionId, Map};
+use crate::image::Image;
+
+/// The decoded code of one function.
+#[derive(Debug, Default)]
+pub(crate) struct FunctionCode {
+    /// One for each range.
+    pub ranges: Vec<Code>,
+    pub tables: Vec<JumpTable>,
+    /// A computed jump whose table was not found.
+    pub unresolved_jump: Option<u64>,
+}
+
+/// One of the two inputs.
+#[derive(Debug)]
+pub(crate) struct Build<'a> {
+    pub image: Image<'a>,
+    pub map: Map<'a>,
+    pub code: Vec<FunctionCode>,
+}
+
+impl<'a> Build<'a> {
+    /// Decodes every function of `image`. In position-dependent code, `absolute` is the
+    /// range of numbers that may be addresses.
+    pub(crate) fn new(image: Image<'a>, absolute: Option<std::ops::Range<u64>>) -> Build<'a> {
+        let mut map = Map::new(&image);
+        let decoded: Vec<Vec<Code>> = map
+            .functions
+            .par_iter()
+            .map(|f| f.ranges.iter().map(|r| arch::decode(r.address, r.bytes, absolute.clone())).collect())
+            .collect();
+        map.set_references(&image, decoded.iter().flatten().flat_map(|c| &c.sites).map(|s| s.target));
+        let code = decoded
+            .into_par_iter()
+            .zip(&map.functions)
+            .map(|(ranges, function)| {
+                if !ranges.iter().any(|c| c.computed_jumps) {
+                    return FunctionCode { ranges, ..FunctionCode::default() };
+                }
+                let spans: Vec<(u64, &[u8])> = function.ranges.iter().map(|r| (r.address, r.bytes)).collect();
+                let context = arch::JumpTableContext {
+                    ranges: &spans,
+                    bytes_from: &|a| if image.is_constant(a) { image.bytes_from(a) } else { &[] },
+                    next_reference: &|a| map.next_reference(a),
+                };
+                let (tables, unresolved_jump) = arch::jump_tables(&ranges.iter().collect::<Vec<_>>(), &context);
+                FunctionCode { ranges, tables, unresolved_jump }
+            })
+            .collect();
+        Build { image, map, code }
+    }
+
+    /// The table at `address` that `function` reads.
+    pub(crate) fn table(&self, function: FunctionId, address: u64) -> Option<&JumpTable> {
+        self.code[function].tables.iter().find(|t| t.address == address)
+    }
+}

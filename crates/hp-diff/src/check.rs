@@ -1,0 +1,207 @@
+//! Findings about the builds as a whole and about their data: what no copied function can
+//! make right.
+
+use std::collections::BTreeMap;
+
+use object::SymbolKind;
+
+use crate::arch;
+use crate::build::Build;
+use crate::compare::Changes;
+use crate::correlate::Correlation;
+use crate::entity::Map;
+use crate::finding::{Code, Finding};
+use crate::image::{Image, Word};
+
+/// Facts that forbid comparing or patching these images at all.
+pub(crate) fn images(old: &Image<'_>, new: &Image<'_>) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for (image, which) in [(old, "old"), (new, "new")] {
+        if image.symbols.iter().all(|s| s.kind != SymbolKind::Text) {
+            findings.push(Finding::new(Code::NoSymbols, which, format!("{} is stripped", image.file_name)));
+        }
+        if image.text_relocations {
+            findings.push(Finding::new(
+                Code::TextRelocations,
+                which,
+                format!("{} has text relocations", image.file_name),
+            ));
+        }
+        if image.sections.iter().any(|s| matches!(s.name, ".gopclntab" | ".note.go.buildid")) {
+            findings.push(Finding::new(Code::ForeignRuntime, which, format!("{} is a Go program", image.file_name)));
+        }
+    }
+    if old.fixed_address != new.fixed_address {
+        let kind = |i: &Image<'_>| if i.fixed_address { "position-dependent" } else { "position-independent" };
+        let message = format!("the old build is {}, the new one {}", kind(old), kind(new));
+        findings.push(Finding::new(Code::KindDiffers, &old.file_name, message));
+    }
+    if old.build_id.is_empty() {
+        findings.push(Finding::new(Code::NoBuildId, "old", format!("{} has no GNU build ID", old.file_name)));
+    }
+    if old.compilers != new.compilers {
+        let message = format!("old: {}; new: {}", old.compilers.join(", "), new.compilers.join(", "));
+        findings.push(Finding::new(Code::CompilersDiffer, &old.file_name, message));
+    }
+    findings
+}
+
+/// Facts about data and names that a patch of functions does not bring along.
+pub(crate) fn data(old: &Build<'_>, new: &Build<'_>, pairs: &Correlation, changes: &Changes) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for &(o, p) in &changes.variables {
+        let (x, y) = (&old.map.objects[o], &new.map.objects[p]);
+        let message = if x.size == y.size {
+            format!("the initial value of this variable ({} bytes at {:#x}) differs", x.size, x.address)
+        } else {
+            format!("this variable has {} bytes in the old build and {} in the new one", x.size, y.size)
+        };
+        findings.push(Finding::new(Code::InitialValueChanged, x.name(), message));
+    }
+    for &o in &changes.constants {
+        let object = &old.map.objects[o];
+        let name = object.name();
+        if object.names.iter().any(|n| n.ends_with("_array") || matches!(*n, ".ctors" | ".dtors")) {
+            findings.push(Finding::new(Code::ConstructorsChanged, name, "the functions in this section differ"));
+        } else if object.names.iter().any(|n| !object.local && old.image.exported.contains(n))
+            || ["_ZTV", "_ZTI", "_ZTS", "_ZTT"].iter().any(|p| name.starts_with(p))
+        {
+            findings.push(Finding::new(Code::SharedConstantChanged, name, "its content differs between the builds"));
+        }
+    }
+    let has_array = |build: &Build<'_>, name: &str| build.map.objects.iter().any(|o| o.name() == name);
+    for section in [".init_array", ".fini_array", ".preinit_array"] {
+        if has_array(old, section) != has_array(new, section) {
+            findings.push(Finding::new(Code::ConstructorsChanged, section, "only one of the builds has this section"));
+        }
+    }
+    aliases(old, new, pairs, &mut findings);
+    let changed = |f: &crate::entity::Function<'_>| f.address();
+    let resolvers: Vec<u64> = old
+        .image
+        .words
+        .values()
+        .filter_map(|w| match w {
+            Word::Resolver(a) => Some(*a),
+            _ => None,
+        })
+        .chain(old.image.resolvers.iter().copied())
+        .collect();
+    for (f, _, _) in &changes.functions {
+        let function = &old.map.functions[*f];
+        if resolvers.contains(&changed(function)) {
+            findings.push(Finding::new(
+                Code::ResolverChanged,
+                function.name(),
+                "it chooses an implementation at start-up",
+            ));
+        }
+    }
+    if unnamed(old, true) != unnamed(new, true) {
+        findings.push(Finding::new(Code::UnnamedData, "data", "writable bytes that belong to no symbol differ"));
+    }
+    if unnamed(old, false) != unnamed(new, false) {
+        findings.push(Finding::new(Code::UnnamedData, "code", "bytes between the functions differ"));
+    }
+    for name in ["makecontext", "swapcontext"] {
+        let is = |n: &&String| n.split('@').next() == Some(name);
+        if !changes.functions.is_empty() && old.image.imported.iter().any(|n| is(&n)) {
+            findings.push(Finding::new(Code::Coroutines, name, format!("the old build imports {name}")));
+        }
+    }
+    findings
+}
+
+/// A global name that was part of one function and is now part of another one.
+fn aliases(old: &Build<'_>, new: &Build<'_>, pairs: &Correlation, findings: &mut Vec<Finding>) {
+    let by_name = |map: &Map<'_>| -> BTreeMap<String, usize> {
+        let global = map.functions.iter().enumerate().filter(|(_, f)| !f.local);
+        global.flat_map(|(id, f)| f.names.iter().map(move |n| ((*n).to_owned(), id))).collect()
+    };
+    let new_names = by_name(&new.map);
+    for (name, f) in by_name(&old.map) {
+        if let Some(g) = new_names.get(&name)
+            && pairs.functions.new_of(f) != Some(*g)
+        {
+            let other = old.map.functions[f].name();
+            findings.push(Finding::new(
+                Code::AliasChanged,
+                &name,
+                format!("it shares its code with {other} in only one of the builds"),
+            ));
+        }
+    }
+}
+
+/// What the thread-local variables of an image are, if it has any: name, offset, size; and
+/// the size, alignment and initial content of the segment.
+type ThreadLocals<'i> = (Vec<(&'i str, u64, u64)>, Option<(u64, u64, u64)>, Option<&'i [u8]>);
+
+fn thread_locals<'i>(image: &'i Image<'_>) -> ThreadLocals<'i> {
+    let mut variables: Vec<_> =
+        image.symbols.iter().filter(|s| s.kind == SymbolKind::Tls).map(|s| (s.name, s.address, s.size)).collect();
+    variables.sort_unstable();
+    let segment = image.tls.map(|(_, file, memory, align)| (file, memory, align));
+    let initial = image.tls.and_then(|(address, file, ..)| {
+        let section = image.sections.iter().find(|s| s.tls && s.address == address && !s.data.is_empty())?;
+        section.data.get(..(file as usize).min(section.data.len()))
+    });
+    (variables, segment, initial)
+}
+
+/// The thread-local layout must be the same if new code uses it. `users` are the names of
+/// payload functions that do.
+pub(crate) fn thread_local_layout(old: &Image<'_>, new: &Image<'_>, users: &[String]) -> Vec<Finding> {
+    if users.is_empty() || thread_locals(old) == thread_locals(new) {
+        return Vec::new();
+    }
+    let (before, now) = (thread_locals(old).0, thread_locals(new).0);
+    let differing: Vec<&str> = now.iter().filter(|v| !before.contains(v)).map(|v| v.0).collect();
+    let message = format!(
+        "new code uses thread-local variables, and their layout or initial content differs ({})",
+        differing.join(", ")
+    );
+    users.iter().map(|name| Finding::new(Code::ThreadLocalChanged, name, message.clone())).collect()
+}
+
+/// Bytes that no entity covers, by content: gaps in writable data, or between functions.
+fn unnamed<'b>(build: &'b Build<'_>, writable: bool) -> Vec<&'b [u8]> {
+    let image = &build.image;
+    let mut gaps = Vec::new();
+    for section in image.sections.iter().filter(|s| s.is_content() && !s.tls) {
+        let wanted = if writable {
+            section.writable && !section.executable && !crate::image::is_constant_section(section)
+        } else {
+            section.executable && !section.name.starts_with(".plt") && section.name != ".iplt"
+        };
+        if !wanted || section.name.starts_with(".got") {
+            continue;
+        }
+        let mut covered: Vec<(u64, u64)> = if writable {
+            build.map.objects.iter().map(|o| (o.address, o.end())).collect()
+        } else {
+            build.map.code_ranges().chain(build.map.objects.iter().map(|o| (o.address, o.end()))).collect()
+        };
+        if writable {
+            covered.extend(image.words.keys().map(|a| (*a, a + 8)));
+        }
+        covered.retain(|(start, end)| *start < section.end() && *end > section.address);
+        covered.sort_unstable();
+        covered.push((section.end(), section.end()));
+        let mut at = section.address;
+        for (start, end) in covered {
+            if start > at {
+                let from = (at - section.address) as usize;
+                let to = ((start - section.address) as usize).min(section.data.len());
+                let gap = section.data.get(from..to).unwrap_or_default();
+                let skip = if writable { 0 } else { arch::padding(gap) };
+                if gap[skip..].iter().any(|b| *b != 0) {
+                    gaps.push(&gap[skip..]);
+                }
+            }
+            at = at.max(end);
+        }
+    }
+    gaps.sort_unstable();
+    gaps
+}

@@ -1,0 +1,406 @@
+//! Are an old and a new entity the same?
+//!
+//! Two functions are the same if their bytes agree outside of the fields that lead
+//! somewhere, and each pair of fields leads to the same entity: paired functions and
+//! objects by identity, imports by name and version, literals and jump tables by content.
+//! Constant objects are the same if their content is, words that hold addresses being
+//! compared by what they lead to.
+
+use rayon::prelude::*;
+use rustc_hash::FxHashSet;
+
+use crate::arch::{self, Encoding, JumpTable, Site, Use};
+use crate::build::Build;
+use crate::correlate::Correlation;
+use crate::entity::{FunctionId, ObjectId, Target, cold_parent};
+use crate::image::Word;
+
+/// What a pair of references is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Same,
+    Different,
+    /// The same if these two objects, both still alone, are.
+    Undecided(ObjectId, ObjectId),
+}
+
+impl From<bool> for Verdict {
+    fn from(same: bool) -> Verdict {
+        if same { Verdict::Same } else { Verdict::Different }
+    }
+}
+
+/// Where two functions first differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Difference {
+    /// Index of the range; `usize::MAX` if the number of ranges differs.
+    pub range: usize,
+    /// Offset of the first differing byte or instruction in the range.
+    pub offset: u32,
+}
+
+/// Compares entities under a given correlation.
+pub(crate) struct Judge<'j, 'a> {
+    old: &'j Build<'a>,
+    new: &'j Build<'a>,
+    pairs: &'j Correlation,
+    /// Old constant objects whose content differs.
+    changed: FxHashSet<ObjectId>,
+}
+
+impl<'j, 'a> Judge<'j, 'a> {
+    pub(crate) fn new(old: &'j Build<'a>, new: &'j Build<'a>, pairs: &'j Correlation) -> Judge<'j, 'a> {
+        Judge { old, new, pairs, changed: FxHashSet::default() }
+    }
+
+    /// Takes into account that these old constant objects have another content now, so
+    /// that what refers to them differs too.
+    pub(crate) fn with_changed_constants(mut self, changed: FxHashSet<ObjectId>) -> Self {
+        self.changed = changed;
+        self
+    }
+
+    /// First difference of a pair of functions. `accept` says for each pair of references
+    /// whether it counts as equal.
+    pub(crate) fn difference(
+        &self,
+        pair: (FunctionId, FunctionId),
+        accept: &mut dyn FnMut(&Site, &Site, Verdict) -> bool,
+    ) -> Option<Difference> {
+        let (f, g) = (&self.old.map.functions[pair.0], &self.new.map.functions[pair.1]);
+        if f.ranges.len() != g.ranges.len() {
+            return Some(Difference { range: usize::MAX, offset: 0 });
+        }
+        let codes = self.old.code[pair.0].ranges.iter().zip(&self.new.code[pair.1].ranges);
+        for (range, ((a, b), (x, y))) in f.ranges.iter().zip(&g.ranges).zip(codes).enumerate() {
+            if x.invalid.is_some() && a.bytes != b.bytes {
+                return Some(Difference { range, offset: 0 });
+            }
+            let first = arch::first_difference((a.bytes, x), (b.bytes, y), |s, t| accept(s, t, self.sites(pair, s, t)));
+            if let Some(offset) = first {
+                return Some(Difference { range, offset });
+            }
+        }
+        None
+    }
+
+    /// Compares where two sites of a pair of functions lead.
+    pub(crate) fn sites(&self, pair: (FunctionId, FunctionId), a: &Site, b: &Site) -> Verdict {
+        if let (Some(x), Some(y)) = (self.old.table(pair.0, a.target), self.new.table(pair.1, b.target)) {
+            return self.tables(pair, x, y).into();
+        }
+        let verdict = self.addresses(Some(pair), (a.target, b.target), a.usage);
+        // A number in the range of the image that leads nowhere is just a number.
+        let number = a.encoding != Encoding::PcRelative
+            && self.old.map.resolve(&self.old.image, a) == Target::Unknown
+            && self.new.map.resolve(&self.new.image, b) == Target::Unknown;
+        if number { (a.target == b.target).into() } else { verdict }
+    }
+
+    fn tables(&self, pair: (FunctionId, FunctionId), x: &JumpTable, y: &JumpTable) -> bool {
+        x.relative == y.relative
+            && x.targets.len() == y.targets.len()
+            && x.targets.iter().zip(&y.targets).all(|(p, q)| {
+                let inside = |found: Option<(FunctionId, usize, u64)>, id| {
+                    found.filter(|f| f.0 == id).map(|(_, range, offset)| (range, offset))
+                };
+                let from = inside(self.old.map.function_at(*p), pair.0);
+                from.is_some() && from == inside(self.new.map.function_at(*q), pair.1)
+            })
+    }
+
+    fn addresses(&self, within: Option<(FunctionId, FunctionId)>, (a, b): (u64, u64), usage: Use) -> Verdict {
+        let x = self.old.map.resolve_address(&self.old.image, a, usage);
+        let y = self.new.map.resolve_address(&self.new.image, b, usage);
+        match (x, y) {
+            (Target::Function(f, i, m), Target::Function(g, j, n)) => {
+                let paired = within == Some((f, g)) || self.pairs.functions.new_of(f) == Some(g);
+                (paired && i == j && m == n).into()
+            }
+            (Target::Object(o, m), Target::Object(p, n)) => self.objects((o, m), (p, n), (a, b), usage),
+            (Target::Stub(v), Target::Stub(w)) => self.words(v, w),
+            (Target::Slot(_), Target::Slot(w)) if !self.slot_tails(a, b, w) => Verdict::Different,
+            (Target::Slot(v), Target::Slot(w)) => self.words(v, w),
+            (Target::Literal, Target::Literal) => self.literals(a, b, usage),
+            (Target::Marker(m), Target::Marker(n)) => (m == n).into(),
+            _ => Verdict::Different,
+        }
+    }
+
+    fn objects(&self, x: (ObjectId, i64), y: (ObjectId, i64), (a, b): (u64, u64), usage: Use) -> Verdict {
+        let paired = |o: (ObjectId, i64), p: (ObjectId, i64)| {
+            self.pairs.objects.new_of(o.0) == Some(p.0) && o.1 == p.1 && !self.changed.contains(&o.0)
+        };
+        if paired(x, y) {
+            return Verdict::Same;
+        }
+        if usage == Use::Address && self.pairs.objects.new_of(x.0) != Some(y.0) {
+            // `&a[64]` and `&b[0]` may be one number: any meaning that both share is the meaning.
+            let meanings = self.new.map.candidates(b);
+            if self.old.map.candidates(a).iter().any(|o| meanings.iter().any(|p| paired(*o, *p))) {
+                return Verdict::Same;
+            }
+        }
+        let alone = self.pairs.objects.new_of(x.0).is_none() && self.pairs.objects.old_of(y.0).is_none();
+        let (o, p) = (&self.old.map.objects[x.0], &self.new.map.objects[y.0]);
+        if alone && x.1 == y.1 && o.size == p.size && o.constant == p.constant {
+            return Verdict::Undecided(x.0, y.0);
+        }
+        Verdict::Different
+    }
+
+    fn literals(&self, a: u64, b: u64, usage: Use) -> Verdict {
+        let (x, y) = match usage {
+            Use::Access(n) => {
+                let (x, y) = (self.old.image.bytes(a, u64::from(n)), self.new.image.bytes(b, u64::from(n)));
+                match (x, y) {
+                    (Some(x), Some(y)) => (x, y),
+                    _ => return Verdict::Different,
+                }
+            }
+            _ => (self.old.map.literal(&self.old.image, a), self.new.map.literal(&self.new.image, b)),
+        };
+        self.contents((a, x), (b, y))
+    }
+
+    /// Compares two pieces of constant data: bytes, and words that hold addresses.
+    fn contents(&self, (a, x): (u64, &[u8]), (b, y): (u64, &[u8])) -> Verdict {
+        if x.len() != y.len() {
+            return Verdict::Different;
+        }
+        let words = |build: &'j Build<'a>, at: u64| {
+            build.image.words.range(at..at + x.len() as u64).map(move |(k, w)| ((k - at) as usize, w))
+        };
+        let (mut old_words, mut new_words) = (words(self.old, a), words(self.new, b));
+        let mut at = 0;
+        loop {
+            match (old_words.next(), new_words.next()) {
+                (None, None) => return self.plain_bytes((a, x), (b, y), at..x.len()),
+                (Some((i, v)), Some((j, w))) if i == j && i >= at => {
+                    if self.plain_bytes((a, x), (b, y), at..i) != Verdict::Same {
+                        return Verdict::Different;
+                    }
+                    match self.words(v, w) {
+                        Verdict::Same => {}
+                        other => return other,
+                    }
+                    at = (i + 8).min(x.len());
+                }
+                _ => return Verdict::Different,
+            }
+        }
+    }
+
+    /// Bytes without dynamic relocations. In a position-dependent image an aligned word
+    /// may be an address all the same.
+    fn plain_bytes(&self, (a, x): (u64, &[u8]), (b, y): (u64, &[u8]), span: std::ops::Range<usize>) -> Verdict {
+        let (p, q) = (&x[span.clone()], &y[span.clone()]);
+        if !(self.old.image.fixed_address && self.new.image.fixed_address) {
+            return (p == q).into();
+        }
+        let (a, b) = (a + span.start as u64, b + span.start as u64);
+        if a % 8 != b % 8 {
+            return (p == q).into();
+        }
+        let lead = ((8 - a % 8) % 8).min(p.len() as u64) as usize;
+        if p[..lead] != q[..lead] {
+            return Verdict::Different;
+        }
+        for (v, w) in p[lead..].chunks(8).zip(q[lead..].chunks(8)) {
+            let (Ok(m), Ok(n)) = (v.try_into().map(u64::from_le_bytes), w.try_into().map(u64::from_le_bytes)) else {
+                if v != w {
+                    return Verdict::Different;
+                }
+                continue;
+            };
+            let known = |build: &Build<'a>, address| {
+                build.map.resolve_address(&build.image, address, Use::Address) != Target::Unknown
+            };
+            let verdict = if known(self.old, m) || known(self.new, n) {
+                self.addresses(None, (m, n), Use::Address)
+            } else {
+                (m == n).into()
+            };
+            if verdict != Verdict::Same {
+                return verdict;
+            }
+        }
+        Verdict::Same
+    }
+
+    /// Compares what the dynamic linker puts into two words.
+    pub(crate) fn words(&self, v: &Word, w: &Word) -> Verdict {
+        match (v, w) {
+            (Word::Address(a), Word::Address(b)) | (Word::Resolver(a), Word::Resolver(b)) => {
+                if std::mem::discriminant(v) != std::mem::discriminant(w) {
+                    return Verdict::Different;
+                }
+                self.addresses(None, (*a, *b), Use::Address)
+            }
+            _ => (v == w).into(),
+        }
+    }
+
+    /// A thread-local slot has two words: module and offset. Compares the second ones,
+    /// which the linker fills in where it knows the variable.
+    pub(crate) fn slot_tails(&self, a: u64, b: u64, word: &Word) -> bool {
+        if !matches!(word, Word::Tls(kind, ..) if *kind == object::elf::R_X86_64_DTPMOD64.0) {
+            return true;
+        }
+        let (a, b) = (a + 8, b + 8);
+        self.old.image.words.get(&a) == self.new.image.words.get(&b)
+            && self.old.image.bytes(a, 8) == self.new.image.bytes(b, 8)
+    }
+
+    /// Compares the content of a pair of objects. References to constants that are known
+    /// to have changed count as different.
+    pub(crate) fn object_contents(&self, (o, p): (ObjectId, ObjectId)) -> bool {
+        let (x, y) = (&self.old.map.objects[o], &self.new.map.objects[p]);
+        if x.size != y.size {
+            return false;
+        }
+        match (self.old.image.bytes(x.address, x.size), self.new.image.bytes(y.address, y.size)) {
+            (Some(p), Some(q)) => self.contents((x.address, p), (y.address, q)) == Verdict::Same,
+            (None, None) => true,
+            // One of them moved between `.bss` and `.data`.
+            (Some(bytes), None) | (None, Some(bytes)) => bytes.iter().all(|b| *b == 0),
+        }
+    }
+}
+
+/// What changed between two builds, by identity of entities.
+#[derive(Debug, Default)]
+pub(crate) struct Changes {
+    /// Pairs of functions that differ, and where; ordered by old function.
+    pub functions: Vec<(FunctionId, FunctionId, Difference)>,
+    /// Pairs that do not.
+    pub identical: usize,
+    /// Old constant objects whose content differs.
+    pub constants: FxHashSet<ObjectId>,
+    /// Old writable objects whose initial content or size differs.
+    pub variables: Vec<(ObjectId, ObjectId)>,
+}
+
+/// Compares all pairs.
+pub(crate) fn compare(old: &Build<'_>, new: &Build<'_>, pairs: &Correlation) -> Changes {
+    let object_pairs: Vec<(ObjectId, ObjectId)> = pairs.objects.iter().collect();
+    let mut constants = FxHashSet::default();
+    let mut variables;
+    // A constant that leads to a changed constant is changed: repeat until nothing new is found.
+    loop {
+        let judge = Judge::new(old, new, pairs).with_changed_constants(constants.clone());
+        let differing: Vec<(ObjectId, ObjectId)> =
+            object_pairs.par_iter().copied().filter(|pair| !judge.object_contents(*pair)).collect();
+        let (constant, writable): (Vec<_>, Vec<_>) =
+            differing.into_iter().partition(|(o, p)| old.map.objects[*o].constant && new.map.objects[*p].constant);
+        variables = writable;
+        let before = constants.len();
+        constants.extend(constant.into_iter().map(|(o, _)| o));
+        if constants.len() == before {
+            break;
+        }
+    }
+    let judge = Judge::new(old, new, pairs).with_changed_constants(constants.clone());
+    let function_pairs: Vec<(FunctionId, FunctionId)> = pairs.functions.iter().collect();
+    let differences: Vec<Option<Difference>> =
+        function_pairs.par_iter().map(|pair| judge.difference(*pair, &mut |_, _, v| v == Verdict::Same)).collect();
+    let mut changes = Changes { constants, variables, ..Changes::default() };
+    for ((f, g), difference) in function_pairs.into_iter().zip(differences) {
+        match difference {
+            Some(d) => changes.functions.push((f, g, d)),
+            None => changes.identical += 1,
+        }
+    }
+    changes
+}
+
+/// Says in words why a pair of functions differs.
+pub(crate) fn cause(
+    old: &Build<'_>,
+    new: &Build<'_>,
+    pairs: &Correlation,
+    changes: &Changes,
+    &(f, g, first): &(FunctionId, FunctionId, Difference),
+) -> String {
+    let judge = Judge::new(old, new, pairs).with_changed_constants(changes.constants.clone());
+    // A branch over changed code differs before the changed code does.
+    let inside = |build: &Build<'_>, id: FunctionId, site: &Site| {
+        build.table(id, site.target).is_some() || build.map.function_at(site.target).is_some_and(|t| t.0 == id)
+    };
+    let difference = judge
+        .difference((f, g), &mut |s, t, v| v == Verdict::Same || inside(old, f, s) && inside(new, g, t))
+        .unwrap_or(first);
+    let (x, y) = (&old.map.functions[f], &new.map.functions[g]);
+    if difference.range == usize::MAX {
+        let has_cold = |ranges: usize| if ranges > 1 { "a cold fragment" } else { "no cold fragment" };
+        return format!("own code: {} before, {} now", has_cold(x.ranges.len()), has_cold(y.ranges.len()));
+    }
+    let site_at = |build: &Build<'_>, id: FunctionId| {
+        build.code[id].ranges[difference.range].sites.iter().copied().find(|s| s.instruction == difference.offset)
+    };
+    if let (Some(a), Some(b)) = (site_at(old, f), site_at(new, g))
+        && judge.sites((f, g), &a, &b) != Verdict::Same
+        && !(inside(old, f, &a) && inside(new, g, &b))
+    {
+        let (was, is) = (describe(old, f, &a), describe(new, g, &b));
+        return if was == is {
+            format!("refers to {was}, which changed")
+        } else {
+            format!("refers to {is} instead of {was}")
+        };
+    }
+    let text = |build: &Build<'_>, id: FunctionId| {
+        let range = &build.map.functions[id].ranges[difference.range];
+        instruction_at(range.address, range.bytes, difference.offset)
+    };
+    let place = if cold_parent(x.ranges[difference.range].name).is_some() { "cold part " } else { "" };
+    match (text(old, f), text(new, g)) {
+        (Some((at, was)), Some((_, is))) if was != is => format!("own code at {place}+{at:#x}: `{was}` became `{is}`"),
+        (Some((at, _)), _) => format!("own code at {place}+{at:#x}"),
+        _ => "own code: another length".into(),
+    }
+}
+
+/// The instruction that contains `offset`: its own offset and text.
+fn instruction_at(address: u64, bytes: &[u8], offset: u32) -> Option<(u32, String)> {
+    let mut at = 0u32;
+    while let Some((length, text)) = arch::decode_at(address + u64::from(at), bytes.get(at as usize..)?) {
+        if offset < at + length as u32 {
+            return Some((at, text));
+        }
+        at += length as u32;
+    }
+    None
+}
+
+/// Names where a site leads, for people.
+pub(crate) fn describe(build: &Build<'_>, function: FunctionId, site: &Site) -> String {
+    if build.table(function, site.target).is_some() {
+        return "its jump table".into();
+    }
+    let offset = |n: i64| if n == 0 { String::new() } else { format!("{n:+#x}") };
+    match build.map.resolve(&build.image, site) {
+        Target::Function(id, _, 0) => build.map.functions[id].name().to_owned(),
+        Target::Function(id, _, n) => format!("{}{}", build.map.functions[id].name(), offset(n as i64)),
+        Target::Object(id, n) => format!("{}{}", build.map.objects[id].name(), offset(n)),
+        Target::Stub(Word::Symbol(name, _)) | Target::Slot(Word::Symbol(name, _)) => name.clone(),
+        Target::Stub(_) | Target::Slot(_) => "a table slot".into(),
+        Target::Marker(name) => name.to_owned(),
+        Target::Literal => literal_text(build, site),
+        Target::Unknown => format!("{:#x}", site.target),
+    }
+}
+
+fn literal_text(build: &Build<'_>, site: &Site) -> String {
+    let bytes = match site.usage {
+        Use::Access(n) => build.image.bytes(site.target, u64::from(n)).unwrap_or_default(),
+        _ => build.map.literal(&build.image, site.target),
+    };
+    match (site.usage, bytes.split_last()) {
+        (Use::Address, Some((0, text))) if text.iter().all(|b| (0x20..0x7f).contains(b) || b.is_ascii_whitespace()) => {
+            let text: String = String::from_utf8_lossy(text).chars().take(40).collect();
+            format!("{text:?}")
+        }
+        _ => format!("a constant of {} bytes", bytes.len()),
+    }
+}

@@ -1,0 +1,210 @@
+//! Pairing entities of the old build with entities of the new one.
+//!
+//! Only 1:1 matches count, in this order of evidence:
+//! 1. the same name in the same file scope;
+//! 2. for static locals, the same function and variable in the debug information of both;
+//! 3. the same name once the compiler's numbering (`.constprop.0`, `.lto_priv.1`) is put aside;
+//! 4. for data, the references that pairs of otherwise identical functions make at the
+//!    same place; they must be unanimous;
+//! 5. for static locals without any of these, the only variable of that name in the file.
+//!
+//! The number in a static local's symbol (`counter.0`) says nothing: one more static in
+//! the file renumbers the others. Position is never evidence.
+
+use std::hash::Hash;
+
+use rayon::prelude::*;
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use crate::build::Build;
+use crate::compare::{Judge, Verdict};
+use crate::entity::{FunctionId, Map, ObjectId};
+use crate::layout::StaticLocal;
+
+/// Which old entity is which new one.
+#[derive(Debug, Default)]
+pub(crate) struct Correlation {
+    /// Old function to new function.
+    pub functions: Pairs,
+    /// Old object to new object.
+    pub objects: Pairs,
+    /// Objects for which identical functions disagree: names to show.
+    pub contradictions: Vec<String>,
+    /// New objects that debug information identifies as a static local of some function.
+    pub identified: FxHashSet<ObjectId>,
+}
+
+/// A 1:1 relation between indices.
+#[derive(Debug, Default)]
+pub(crate) struct Pairs {
+    forward: Vec<Option<usize>>,
+    backward: Vec<Option<usize>>,
+}
+
+impl Pairs {
+    fn new(old: usize, new: usize) -> Pairs {
+        Pairs { forward: vec![None; old], backward: vec![None; new] }
+    }
+
+    fn join(&mut self, old: usize, new: usize) {
+        if self.forward[old].is_none() && self.backward[new].is_none() {
+            self.forward[old] = Some(new);
+            self.backward[new] = Some(old);
+        }
+    }
+
+    pub(crate) fn new_of(&self, old: usize) -> Option<usize> {
+        self.forward[old]
+    }
+
+    pub(crate) fn old_of(&self, new: usize) -> Option<usize> {
+        self.backward[new]
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (usize, usize)> {
+        self.forward.iter().enumerate().filter_map(|(old, new)| Some((old, (*new)?)))
+    }
+
+    /// Joins what has the same key, where the key occurs once on each side among the
+    /// entities that are still alone.
+    fn join_by_key<K: Hash + Eq>(
+        &mut self,
+        old: impl Iterator<Item = (K, usize)>,
+        new: impl Iterator<Item = (K, usize)>,
+    ) {
+        let mut sides: FxHashMap<K, (FxHashSet<usize>, FxHashSet<usize>)> = FxHashMap::default();
+        for (key, id) in old.filter(|(_, id)| self.forward[*id].is_none()) {
+            sides.entry(key).or_default().0.insert(id);
+        }
+        for (key, id) in new.filter(|(_, id)| self.backward[*id].is_none()) {
+            sides.entry(key).or_default().1.insert(id);
+        }
+        let mut unique: Vec<(usize, usize)> = sides
+            .values()
+            .filter(|(a, b)| a.len() == 1 && b.len() == 1)
+            .filter_map(|(a, b)| Some((*a.iter().next()?, *b.iter().next()?)))
+            .collect();
+        unique.sort_unstable();
+        for (a, b) in unique {
+            self.join(a, b);
+        }
+    }
+}
+
+/// Pairs the entities of two builds.
+pub(crate) fn correlate(old: &Build<'_>, new: &Build<'_>, locals: (&[StaticLocal], &[StaticLocal])) -> Correlation {
+    let mut pairs = Correlation {
+        functions: Pairs::new(old.map.functions.len(), new.map.functions.len()),
+        objects: Pairs::new(old.map.objects.len(), new.map.objects.len()),
+        contradictions: Vec::new(),
+        identified: locals.1.iter().filter_map(|l| object_of(&new.map, l)).collect(),
+    };
+    pairs.functions.join_by_key(function_names(&old.map), function_names(&new.map));
+    pairs.functions.join_by_key(quiet_function_names(&old.map), quiet_function_names(&new.map));
+    pairs.objects.join_by_key(object_names(&old.map), object_names(&new.map));
+    pairs.objects.join_by_key(static_local_keys(&old.map, locals.0), static_local_keys(&new.map, locals.1));
+    while vote(old, new, &mut pairs) {}
+    let known = (owners(&old.map, locals.0), owners(&new.map, locals.1));
+    let lonely = |map: &Map<'_>, owners: &FxHashMap<ObjectId, &StaticLocal>| -> Vec<_> {
+        let mut counts: FxHashMap<(String, String), Vec<ObjectId>> = FxHashMap::default();
+        for (id, object) in map.objects.iter().enumerate() {
+            if let Some(stem) = numbered_stem(object.name()) {
+                counts.entry((object.file.to_owned(), stem.to_owned())).or_default().push(id);
+            }
+        }
+        let single = counts.into_iter().filter(|(_, ids)| ids.len() == 1);
+        single.filter(|(_, ids)| !owners.contains_key(&ids[0])).map(|(key, ids)| (key, ids[0])).collect()
+    };
+    pairs.objects.join_by_key(lonely(&old.map, &known.0).into_iter(), lonely(&new.map, &known.1).into_iter());
+    while vote(old, new, &mut pairs) {}
+    pairs
+}
+
+fn function_names<'m>(map: &'m Map<'_>) -> impl Iterator<Item = ((&'m str, &'m str), FunctionId)> {
+    map.functions.iter().enumerate().flat_map(|(id, f)| f.names.iter().map(move |n| ((f.file, *n), id)))
+}
+
+fn quiet_function_names<'m>(map: &'m Map<'_>) -> impl Iterator<Item = ((&'m str, &'m str), FunctionId)> {
+    map.functions.iter().enumerate().map(|(id, f)| ((f.file, quiet_name(f.name())), id))
+}
+
+/// The name without the numbers that the compiler gives to clones.
+pub(crate) fn quiet_name(name: &str) -> &str {
+    let stem = name.trim_end_matches(|c: char| c.is_ascii_digit());
+    match stem.strip_suffix('.') {
+        Some(clone) if stem.len() < name.len() => clone,
+        _ => name,
+    }
+}
+
+fn object_names<'m>(map: &'m Map<'_>) -> impl Iterator<Item = ((&'m str, &'m str), ObjectId)> {
+    map.objects.iter().enumerate().flat_map(|(id, o)| {
+        o.names
+            .iter()
+            .filter(|n| !o.unnamed && (!o.local || numbered_stem(n).is_none()))
+            .map(move |n| ((o.file, *n), id))
+    })
+}
+
+/// `counter` of `counter.0`.
+pub(crate) fn numbered_stem(name: &str) -> Option<&str> {
+    let (stem, number) = name.rsplit_once('.')?;
+    (!stem.is_empty() && !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit())).then_some(stem)
+}
+
+fn static_local_keys<'m>(
+    map: &'m Map<'_>,
+    locals: &'m [StaticLocal],
+) -> impl Iterator<Item = ((&'m str, &'m str, &'m str), ObjectId)> {
+    locals.iter().filter_map(|l| Some(((l.unit.as_str(), l.function.as_str(), l.name.as_str()), object_of(map, l)?)))
+}
+
+fn owners<'m>(map: &Map<'_>, locals: &'m [StaticLocal]) -> FxHashMap<ObjectId, &'m StaticLocal> {
+    locals.iter().filter_map(|l| Some((object_of(map, l)?, l))).collect()
+}
+
+fn object_of(map: &Map<'_>, local: &StaticLocal) -> Option<ObjectId> {
+    map.object_at(local.address).filter(|id| map.objects[*id].address == local.address)
+}
+
+/// One round of votes by otherwise identical functions. True if it paired anything.
+fn vote(old: &Build<'_>, new: &Build<'_>, pairs: &mut Correlation) -> bool {
+    let judge = Judge::new(old, new, pairs);
+    let candidates: Vec<(FunctionId, FunctionId)> = pairs.functions.iter().collect();
+    let votes: Vec<Vec<(ObjectId, ObjectId)>> = candidates
+        .par_iter()
+        .map(|pair| {
+            let mut votes = Vec::new();
+            let difference = judge.difference(*pair, &mut |_, _, verdict| match verdict {
+                Verdict::Undecided(a, b) => {
+                    votes.push((a, b));
+                    true
+                }
+                other => other == Verdict::Same,
+            });
+            if difference.is_none() { votes } else { Vec::new() }
+        })
+        .collect();
+    let mut by_old: FxHashMap<ObjectId, FxHashSet<ObjectId>> = FxHashMap::default();
+    let mut by_new: FxHashMap<ObjectId, FxHashSet<ObjectId>> = FxHashMap::default();
+    for (a, b) in votes.into_iter().flatten() {
+        by_old.entry(a).or_default().insert(b);
+        by_new.entry(b).or_default().insert(a);
+    }
+    let mut joined = false;
+    let mut ballots: Vec<_> = by_old.into_iter().collect();
+    ballots.sort_by_key(|(a, _)| *a);
+    let mut contradictions = Vec::new();
+    for (a, choices) in ballots {
+        let mut choices = choices.into_iter();
+        match (choices.next(), choices.next()) {
+            (Some(b), None) if by_new[&b].len() == 1 => {
+                pairs.objects.join(a, b);
+                joined = true;
+            }
+            _ => contradictions.push(old.map.objects[a].name().to_owned()),
+        }
+    }
+    pairs.contradictions = contradictions;
+    joined
+}

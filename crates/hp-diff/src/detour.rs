@@ -1,0 +1,162 @@
+//! Redirecting the entry of a replaced function: its thunk, its record, and the proof
+//! that nothing else leads into the bytes under the jump.
+
+use hp_pack::{Entry, FunctionRecord, Place, Role, SectionKind, Symbol, SymbolKind};
+use sha2::{Digest, Sha256};
+
+use crate::arch::{self, NoThunk, ThunkInput, ThunkTarget};
+use crate::build::Build;
+use crate::entity::FunctionId;
+use crate::finding::{Code, Finding};
+use crate::image::Word;
+use crate::payload::Payload;
+use crate::unwind;
+
+/// Size of the jump that is written over the entry.
+const JUMP: u64 = 5;
+
+/// Every address that code or data of an image leads to: sorted.
+pub(crate) fn incoming(build: &Build<'_>) -> Vec<u64> {
+    let code = build.code.iter();
+    let mut all: Vec<u64> = code
+        .flat_map(|f| {
+            let sites = f.ranges.iter().flat_map(|c| &c.sites).map(|s| s.target);
+            sites.chain(f.tables.iter().flat_map(|t| t.targets.iter().copied()))
+        })
+        .collect();
+    all.extend(build.image.words.values().filter_map(|w| match w {
+        Word::Address(a) => Some(*a),
+        _ => None,
+    }));
+    all.sort_unstable();
+    all.dedup();
+    all
+}
+
+/// Makes the records of one replaced function: its body first, then its fragments.
+/// `None` where findings were made instead.
+pub(crate) fn redirect(
+    payload: &mut Payload<'_, '_>,
+    old: &Build<'_>,
+    function: FunctionId,
+    new_symbol: u32,
+    context: &mut Context<'_, '_>,
+) -> Option<Vec<FunctionRecord>> {
+    let body = &old.map.functions[function];
+    let name = body.qualified_name();
+    let mut refuse = |code, message: String| -> Option<()> {
+        payload.findings.push(Finding::new(code, &name, message));
+        None
+    };
+    if body.overlaps {
+        refuse(Code::BoundaryUnclear, "its symbol's range overlaps another one's in the old build".into())?;
+    }
+    if old.code[function].ranges.iter().any(|c| c.invalid.is_some()) {
+        refuse(Code::Undecodable, "bytes of the old function are no instruction".into())?;
+    }
+    let mut fdes = Vec::new();
+    for range in &body.ranges {
+        match context.rows.at(range.address) {
+            Some(fde) if fde.exceptions => {
+                refuse(Code::Exceptions, "the old build has an exception table for it".into())?;
+            }
+            Some(fde) => fdes.push(fde),
+            None => refuse(Code::NoUnwindRows, format!("the old build has none at {:#x}", range.address))?,
+        }
+    }
+    let range = &body.ranges[0];
+    let padding = padding_after(old, range.end());
+    let input = ThunkInput { address: range.address, body: range.bytes, padding };
+    let thunk = match arch::thunk(&input) {
+        Ok(thunk) => thunk,
+        Err(NoThunk::TooShort(why)) => return refuse(Code::EntryTooShort, why).and(None),
+        Err(NoThunk::FlagsLive(why)) => return refuse(Code::FlagsLive, why).and(None),
+        Err(NoThunk::CannotDisplace(why)) => return refuse(Code::CannotDisplace, why).and(None),
+        Err(NoThunk::CrossesPage) => {
+            let why = format!("the jump at {:#x} would cross a page", range.address);
+            return refuse(Code::EntryCrossesPage, why).and(None);
+        }
+    };
+    let site = range.address + u64::from(thunk.site_offset);
+    let i = context.incoming.partition_point(|a| *a <= site);
+    if let Some(target) = context.incoming.get(i).filter(|a| **a < site + JUMP) {
+        refuse(Code::BranchIntoEntry, format!("{target:#x} of the old build is referred to"))?;
+    }
+    let Some(instructions) = unwind::thunk_instructions(fdes[0], &thunk.boundaries) else {
+        return refuse(Code::CannotDisplace, "its first unwind rows are of an unusual kind".into()).and(None);
+    };
+
+    let at = payload.place(SectionKind::Thunks, 16, &thunk.code);
+    let size = thunk.code.len() as u64;
+    let thunk_symbol = payload.symbol(Symbol {
+        name: format!("{}.thunk", body.name()),
+        kind: SymbolKind::Function,
+        place: Place::Payload(SectionKind::Thunks),
+        value: at,
+        size,
+        weak: false,
+    });
+    for (offset, addend, target) in thunk.fixups {
+        let (symbol, distance) = match target {
+            ThunkTarget::State => (context.state_symbol, 0),
+            ThunkTarget::NewFunction => (new_symbol, 0),
+            ThunkTarget::Base(address) => base_place(payload, old, address),
+        };
+        payload.pc_relative(SectionKind::Thunks, at + offset, symbol, addend + distance);
+    }
+    let field = context.writer.add(&fdes[0].cie, size, &instructions);
+    payload.pc_relative(SectionKind::EhFrame, field, thunk_symbol, 0);
+
+    let mut site_bytes = [0; JUMP as usize];
+    let from_site = range.bytes[usize::from(thunk.site_offset)..].iter().chain(padding);
+    for (to, from) in site_bytes.iter_mut().zip(from_site) {
+        *to = *from;
+    }
+    let entry =
+        Entry { new_symbol, thunk_symbol, site_offset: thunk.site_offset, site_bytes, displaced: thunk.displaced };
+    let record = |range: &crate::entity::CodeRange<'_>, role| FunctionRecord {
+        old_address: range.address,
+        old_size: range.bytes.len() as u64,
+        digest: Sha256::digest(range.bytes).into(),
+        role,
+    };
+    let mut records = vec![record(range, Role::Entry(entry))];
+    records.extend(body.ranges[1..].iter().map(|r| record(r, Role::Fragment(context.next_record))));
+    context.next_record += records.len() as u32;
+    Some(records)
+}
+
+/// What all functions of one patch share.
+pub(crate) struct Context<'c, 'a> {
+    /// Unwind rows of the old build.
+    pub rows: &'c unwind::Rows<'a>,
+    pub incoming: &'c [u64],
+    pub writer: &'c mut unwind::Writer,
+    pub state_symbol: u32,
+    /// Index of the next record, which fragments name as their parent.
+    pub next_record: u32,
+}
+
+/// A symbol of the base at or before `address`, and the distance from it.
+fn base_place(payload: &mut Payload<'_, '_>, old: &Build<'_>, address: u64) -> (u32, i64) {
+    if let Some((id, range, offset)) = old.map.function_at(address) {
+        let range = &old.map.functions[id].ranges[range];
+        let symbol = payload.base_symbol(range.name, SymbolKind::Function, range.address, range.bytes.len() as u64);
+        return (symbol, offset as i64);
+    }
+    if let Some(id) = old.map.object_at(address) {
+        let object = &old.map.objects[id];
+        let symbol = payload.base_symbol(object.name(), SymbolKind::Object, object.address, object.size);
+        return (symbol, (address - object.address) as i64);
+    }
+    (payload.base_symbol(&format!(".L{address:x}"), SymbolKind::Other, address, 0), 0)
+}
+
+/// Bytes after `end` that are proven to be padding: nothing but no-operations up to the
+/// next function.
+fn padding_after<'a>(old: &Build<'a>, end: u64) -> &'a [u8] {
+    let rest = old.image.bytes_from(end);
+    let next = old.map.next_code(end).map_or(rest.len() as u64, |n| n - end);
+    let gap = &rest[..(next as usize).min(rest.len())];
+    &gap[..arch::padding(gap)]
+}

@@ -1,0 +1,468 @@
+//! What references lead to: functions, data objects, GOT slots, PLT stubs, literals.
+//!
+//! A [`Map`] divides one image into entities and answers, for an address and the way it
+//! is used, which entity it leads to. Symbols give the boundaries. What no symbol covers
+//! in a constant section is *literal* data (strings, floating constants, jump tables): it
+//! has no identity, only content, and reaches at most to the next address that anything
+//! refers to.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use object::SymbolKind;
+use rustc_hash::FxHashMap;
+
+use crate::arch::{Site, Use};
+use crate::image::{Image, Section, Word, is_constant_section};
+
+/// Index of a function in its [`Map`].
+pub(crate) type FunctionId = usize;
+/// Index of a data object in its [`Map`].
+pub(crate) type ObjectId = usize;
+
+/// One contiguous range of a function.
+#[derive(Debug)]
+pub(crate) struct CodeRange<'a> {
+    pub address: u64,
+    pub bytes: &'a [u8],
+    /// Name of the fragment's own symbol.
+    pub name: &'a str,
+}
+
+impl CodeRange<'_> {
+    pub(crate) fn end(&self) -> u64 {
+        self.address + self.bytes.len() as u64
+    }
+}
+
+/// One entry with its code: the body first, then `.cold` fragments.
+#[derive(Debug)]
+pub(crate) struct Function<'a> {
+    /// All names of the entry; the first is the one to show.
+    pub names: Vec<&'a str>,
+    pub file: &'a str,
+    pub local: bool,
+    pub ranges: Vec<CodeRange<'a>>,
+    /// Its range overlaps another function's.
+    pub overlaps: bool,
+}
+
+impl Function<'_> {
+    pub(crate) fn name(&self) -> &str {
+        self.names[0]
+    }
+
+    pub(crate) fn address(&self) -> u64 {
+        self.ranges[0].address
+    }
+
+    /// Bytes in all ranges.
+    pub(crate) fn size(&self) -> u64 {
+        self.ranges.iter().map(|r| r.bytes.len() as u64).sum()
+    }
+
+    /// The name with its file where the name alone may not be unique.
+    pub(crate) fn qualified_name(&self) -> String {
+        if self.local && !self.file.is_empty() { format!("{}:{}", self.file, self.name()) } else { self.name().into() }
+    }
+}
+
+/// A data object with a symbol, or a whole section of code pointers such as `.init_array`.
+#[derive(Debug)]
+pub(crate) struct DataObject<'a> {
+    pub names: Vec<&'a str>,
+    pub file: &'a str,
+    pub local: bool,
+    pub address: u64,
+    pub size: u64,
+    pub constant: bool,
+    /// No symbol covers it; its extent is from one reference to the next.
+    pub unnamed: bool,
+}
+
+impl DataObject<'_> {
+    pub(crate) fn name(&self) -> &str {
+        self.names[0]
+    }
+
+    pub(crate) fn end(&self) -> u64 {
+        self.address + self.size
+    }
+}
+
+/// Where an address leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Target<'m> {
+    /// Function, range and offset in it.
+    Function(FunctionId, usize, u64),
+    /// Object and offset; the offset may equal the size, or be negative.
+    Object(ObjectId, i64),
+    /// A PLT stub for this word.
+    Stub(&'m Word),
+    /// A GOT slot that holds this word.
+    Slot(&'m Word),
+    /// Constant data without a symbol.
+    Literal,
+    /// A symbol without size, such as `_end` or `__TMC_END__`.
+    Marker(&'m str),
+    /// Nothing that this map knows.
+    Unknown,
+}
+
+/// The entities of one image.
+#[derive(Debug)]
+pub(crate) struct Map<'a> {
+    pub functions: Vec<Function<'a>>,
+    pub objects: Vec<DataObject<'a>>,
+    markers: BTreeMap<u64, &'a str>,
+    /// Start, end, function, range; ordered by start.
+    code_index: Vec<(u64, u64, FunctionId, usize)>,
+    /// Every address that code or data refers to, and every entity boundary.
+    pub references: Vec<u64>,
+}
+
+impl<'a> Map<'a> {
+    pub(crate) fn new(image: &Image<'a>) -> Map<'a> {
+        let functions = functions(image);
+        let (objects, markers) = objects(image);
+        let mut code_index: Vec<_> = functions
+            .iter()
+            .enumerate()
+            .flat_map(|(id, f)| f.ranges.iter().enumerate().map(move |(i, r)| (r.address, r.end(), id, i)))
+            .collect();
+        code_index.sort_unstable();
+        Map { functions, objects, markers, code_index, references: Vec::new() }
+    }
+
+    /// Tells the map which addresses are referred to; literals end there.
+    pub(crate) fn set_references(&mut self, image: &Image<'a>, from_code: impl Iterator<Item = u64>) {
+        let mut all: BTreeSet<u64> = from_code.collect();
+        all.extend(image.words.values().filter_map(|w| match w {
+            Word::Address(a) => Some(*a),
+            _ => None,
+        }));
+        let targets = all.clone();
+        all.extend(self.objects.iter().flat_map(|o| [o.address, o.end()]));
+        all.extend(image.sections.iter().flat_map(|s| [s.address, s.end()]));
+        self.references = all.into_iter().collect();
+        self.add_unnamed_variables(image, &targets);
+    }
+
+    /// Writable data without a symbol, such as the initial value of a local array that the
+    /// code copies to the stack: one object for each address that is referred to.
+    fn add_unnamed_variables(&mut self, image: &Image<'a>, targets: &BTreeSet<u64>) {
+        let mut found = Vec::new();
+        let is_variable = |s: &&Section<'_>| {
+            !is_constant_section(s) && s.is_content() && !s.executable && !s.name.starts_with(".got")
+        };
+        for section in image.sections.iter().filter(is_variable) {
+            for &address in targets.range(section.address..section.end()) {
+                let known = self.object_at(address).is_some() || self.markers.contains_key(&address);
+                let size = self.next_reference(address).min(section.end()) - address;
+                let zero = image.bytes(address, size).is_none_or(|b| b.iter().all(|x| *x == 0));
+                let empty = zero && image.words.range(address..address + size).next().is_none();
+                // The end of an object is not the start of another one, if nothing is there.
+                if !known && !(empty && self.ending_at(address).is_some()) {
+                    found.push((address, size));
+                }
+            }
+        }
+        self.objects.extend(found.into_iter().map(|(address, size)| DataObject {
+            names: vec!["(unnamed)"],
+            file: "",
+            local: true,
+            address,
+            size,
+            constant: false,
+            unnamed: true,
+        }));
+        self.objects.sort_by_key(|o| o.address);
+    }
+
+    /// First referenced address above `address`.
+    pub(crate) fn next_reference(&self, address: u64) -> u64 {
+        let i = self.references.partition_point(|r| *r <= address);
+        self.references.get(i).copied().unwrap_or(address)
+    }
+
+    pub(crate) fn function_at(&self, address: u64) -> Option<(FunctionId, usize, u64)> {
+        let i = self.code_index.partition_point(|e| e.0 <= address);
+        let (start, end, id, range) = *self.code_index[..i].last()?;
+        (address < end).then_some((id, range, address - start))
+    }
+
+    /// Start of the first function range at or after `address`.
+    pub(crate) fn next_code(&self, address: u64) -> Option<u64> {
+        self.code_index.get(self.code_index.partition_point(|e| e.0 < address)).map(|e| e.0)
+    }
+
+    /// All ranges of code, ordered: start and end.
+    pub(crate) fn code_ranges(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.code_index.iter().map(|e| (e.0, e.1))
+    }
+
+    /// The object that contains `address`.
+    pub(crate) fn object_at(&self, address: u64) -> Option<ObjectId> {
+        let i = self.objects.partition_point(|o| o.address <= address).checked_sub(1)?;
+        (address < self.objects[i].end()).then_some(i)
+    }
+
+    /// Where a site leads.
+    pub(crate) fn resolve<'m>(&'m self, image: &'m Image<'a>, site: &Site) -> Target<'m> {
+        self.resolve_address(image, site.target, site.usage)
+    }
+
+    /// Where an address leads, if used in this way.
+    pub(crate) fn resolve_address<'m>(&'m self, image: &'m Image<'a>, address: u64, usage: Use) -> Target<'m> {
+        if let Some((id, range, offset)) = self.function_at(address) {
+            return Target::Function(id, range, offset);
+        }
+        if let Some(slot) = image.stubs.get(&address) {
+            return image.words.get(slot).map_or(Target::Unknown, Target::Stub);
+        }
+        let Some(section) = image.section_at(address) else {
+            return self.at_boundary(address);
+        };
+        if section.name.starts_with(".got") {
+            return match image.words.get(&address) {
+                Some(word) => Target::Slot(word),
+                None => self.at_boundary(address),
+            };
+        }
+        if let Some(id) = self.object_at(address) {
+            return Target::Object(id, (address - self.objects[id].address) as i64);
+        }
+        if is_constant_section(section) && section.is_content() && !section.executable {
+            // An address just past an object is that object's end before it is a literal.
+            let ends = self.ending_at(address);
+            return match ends {
+                Some(id) if usage == Use::Address && !self.is_literal_start(image, address) => {
+                    Target::Object(id, self.objects[id].size as i64)
+                }
+                _ => Target::Literal,
+            };
+        }
+        self.at_boundary(address)
+    }
+
+    fn at_boundary<'m>(&'m self, address: u64) -> Target<'m> {
+        if let Some(name) = self.markers.get(&address) {
+            return Target::Marker(name);
+        }
+        match self.ending_at(address) {
+            Some(id) => Target::Object(id, self.objects[id].size as i64),
+            None => Target::Unknown,
+        }
+    }
+
+    /// True if bytes other than zero follow before the next object.
+    fn is_literal_start(&self, image: &Image<'a>, address: u64) -> bool {
+        let limit = self.next_reference(address) - address;
+        image.bytes(address, limit).is_some_and(|b| b.iter().any(|x| *x != 0))
+    }
+
+    pub(crate) fn ending_at(&self, address: u64) -> Option<ObjectId> {
+        let i = self.objects.partition_point(|o| o.address < address).checked_sub(1)?;
+        (self.objects[i].end() == address).then_some(i)
+    }
+
+    /// Every entity that an *address* (not an access) could mean: the object that contains
+    /// it, the one that ends there, and one that starts shortly after, which code reaches
+    /// by a positive offset.
+    pub(crate) fn candidates(&self, address: u64) -> Vec<(ObjectId, i64)> {
+        /// How far before an object's start compilers place the address of `&a[i - n]`.
+        const BEFORE: u64 = 32;
+        let after = self.objects.partition_point(|o| o.address <= address);
+        let mut found: Vec<(ObjectId, i64)> = Vec::new();
+        for id in after.saturating_sub(2)..self.objects.len() {
+            let object = &self.objects[id];
+            if object.address > address + BEFORE {
+                break;
+            }
+            let exact_start = self.objects.get(after.wrapping_sub(1)).is_some_and(|o| o.address == address);
+            if object.address > address && exact_start {
+                break;
+            }
+            if address <= object.end() {
+                found.push((id, address.wrapping_sub(object.address) as i64));
+            }
+        }
+        found
+    }
+
+    pub(crate) fn marker_address(&self, name: &str) -> Option<u64> {
+        self.markers.iter().find(|(_, n)| **n == name).map(|(a, _)| *a)
+    }
+
+    /// The literal at `address`, seen as something whose address is taken.
+    pub(crate) fn literal(&self, image: &Image<'a>, address: u64) -> &'a [u8] {
+        let rest = image.bytes_from(address);
+        let limit = (self.next_reference(address) - address) as usize;
+        // A string reaches to its terminator even if something refers to its tail.
+        let text =
+            rest.iter().position(|b| *b == 0).filter(|n| rest[..*n].iter().all(|b| is_text(*b))).map_or(0, |n| n + 1);
+        let extent = &rest[..limit.max(text).min(rest.len())];
+        let used = extent.iter().rposition(|b| *b != 0).map_or(0, |n| n + 1);
+        &extent[..used.max(text).min(extent.len())]
+    }
+}
+
+fn is_text(b: u8) -> bool {
+    matches!(b, 0x07..=0x0d | 0x1b | 0x20..=0x7e | 0x80..)
+}
+
+/// The name without the fragment suffix `.cold` or `.cold.N`.
+pub(crate) fn cold_parent(name: &str) -> Option<&str> {
+    let at = name.rfind(".cold")?;
+    let rest = &name[at + 5..];
+    (rest.is_empty() || rest.strip_prefix('.').is_some_and(|n| n.bytes().all(|b| b.is_ascii_digit())))
+        .then(|| &name[..at])
+}
+
+fn functions<'a>(image: &Image<'a>) -> Vec<Function<'a>> {
+    let mut entries: BTreeMap<u64, Function<'a>> = BTreeMap::new();
+    let mut sizes: BTreeMap<u64, u64> = BTreeMap::new();
+    let in_code = |s: &&Section<'_>| s.executable && !s.name.starts_with(".plt") && s.name != ".iplt";
+    for symbol in &image.symbols {
+        if symbol.kind != SymbolKind::Text || image.section_at(symbol.address).filter(in_code).is_none() {
+            continue;
+        }
+        let size = sizes.entry(symbol.address).or_default();
+        *size = (*size).max(symbol.size);
+        let function = entries.entry(symbol.address).or_insert_with(|| Function {
+            names: Vec::new(),
+            file: symbol.file,
+            local: symbol.local,
+            ranges: Vec::new(),
+            overlaps: false,
+        });
+        if function.local && !symbol.local {
+            (function.local, function.file) = (false, symbol.file);
+            function.names.insert(0, symbol.name);
+        } else {
+            function.names.push(symbol.name);
+        }
+    }
+    let starts: Vec<u64> = entries.keys().copied().collect();
+    let mut end_before = 0;
+    for (i, (address, function)) in entries.iter_mut().enumerate() {
+        function.names.dedup();
+        let rest = image.bytes_from(*address);
+        let size = match sizes[address] {
+            0 => {
+                let next = starts.get(i + 1).map_or(rest.len() as u64, |n| n - address);
+                unpadded(&rest[..(next as usize).min(rest.len())])
+            }
+            n => (n as usize).min(rest.len()),
+        };
+        function.overlaps = *address < end_before || starts.get(i + 1).is_some_and(|n| address + size as u64 > *n);
+        end_before = end_before.max(address + size as u64);
+        function.ranges.push(CodeRange { address: *address, bytes: &rest[..size], name: function.names[0] });
+    }
+    attach_fragments(entries)
+}
+
+/// Code of unknown size, without the padding at its end.
+fn unpadded(bytes: &[u8]) -> usize {
+    bytes.iter().rposition(|b| !matches!(b, 0 | 0x90 | 0xcc)).map_or(0, |n| n + 1)
+}
+
+fn attach_fragments<'a>(entries: BTreeMap<u64, Function<'a>>) -> Vec<Function<'a>> {
+    let mut parents: FxHashMap<(&str, &str), Vec<u64>> = FxHashMap::default();
+    for (address, function) in &entries {
+        for name in &function.names {
+            parents.entry((function.file, name)).or_default().push(*address);
+        }
+    }
+    let parent_of = |function: &Function<'a>| -> Option<u64> {
+        let stem = cold_parent(function.name())?;
+        // The fragment's symbol is local even if its parent is global.
+        let same_file = parents.get(&(function.file, stem));
+        match same_file.or_else(|| parents.get(&("", stem)))?.as_slice() {
+            [one] => Some(*one),
+            _ => None,
+        }
+    };
+    let mut functions: BTreeMap<u64, Function<'a>> = BTreeMap::new();
+    let mut fragments = Vec::new();
+    for (address, function) in entries {
+        match parent_of(&function) {
+            Some(parent) => fragments.push((parent, function)),
+            None => {
+                functions.insert(address, function);
+            }
+        }
+    }
+    for (parent, fragment) in fragments {
+        match functions.get_mut(&parent) {
+            Some(function) => {
+                function.overlaps |= fragment.overlaps;
+                function.ranges.extend(fragment.ranges);
+            }
+            None => {
+                functions.insert(fragment.address(), fragment);
+            }
+        }
+    }
+    functions.into_values().collect()
+}
+
+fn objects<'a>(image: &Image<'a>) -> (Vec<DataObject<'a>>, BTreeMap<u64, &'a str>) {
+    let mut found: Vec<DataObject<'a>> = Vec::new();
+    let mut markers = BTreeMap::new();
+    for symbol in &image.symbols {
+        if !matches!(symbol.kind, SymbolKind::Data | SymbolKind::Unknown) || symbol.name.is_empty() {
+            continue;
+        }
+        if symbol.size == 0 {
+            if !symbol.name.starts_with('.') {
+                let marker = markers.entry(symbol.address).or_insert(symbol.name);
+                *marker = (*marker).min(symbol.name);
+            }
+            continue;
+        }
+        let Some(section) = image.section_at(symbol.address) else { continue };
+        if symbol.kind == SymbolKind::Data && !section.tls {
+            found.push(DataObject {
+                names: vec![symbol.name],
+                file: symbol.file,
+                local: symbol.local,
+                address: symbol.address,
+                size: symbol.size,
+                constant: is_constant_section(section),
+                unnamed: false,
+            });
+        }
+    }
+    for section in &image.sections {
+        if matches!(section.name, ".init_array" | ".fini_array" | ".preinit_array" | ".ctors" | ".dtors") {
+            found.push(DataObject {
+                names: vec![section.name],
+                file: "",
+                local: false,
+                address: section.address,
+                size: section.size,
+                constant: true,
+                unnamed: false,
+            });
+        }
+    }
+    // Outermost first among those that start together; globals before locals.
+    found.sort_by(|a, b| {
+        (a.address, std::cmp::Reverse(a.size), a.local, a.names[0]).cmp(&(
+            b.address,
+            std::cmp::Reverse(b.size),
+            b.local,
+            b.names[0],
+        ))
+    });
+    let mut objects: Vec<DataObject<'a>> = Vec::new();
+    for object in found {
+        match objects.last_mut() {
+            Some(last) if object.address == last.address => last.names.push(object.names[0]),
+            // A symbol inside an object: part of it.
+            Some(last) if object.end() <= last.end() => {}
+            _ => objects.push(object),
+        }
+    }
+    (objects, markers)
+}

@@ -1,0 +1,711 @@
+//! The closure: from changed functions to the sections, symbols and relocations of a patch.
+//!
+//! A changed function is copied from the NEW build; each of its references becomes a
+//! relocation. What the old build has already is a symbol of the base; the rest (new
+//! functions, new literals, new variables, jump tables) is copied too, and what that
+//! refers to, until nothing is missing. Anything that cannot be bound is a finding.
+//!
+//! Calls go to the new version of a changed function; its *address*, where it is taken,
+//! stays the old one, so that pointers compare equal before, during and after the patch.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use hp_pack::{Place, Relocation, RelocationKind, Section, SectionKind, Symbol, SymbolKind};
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use crate::arch::{Encoding, JumpTable, Site, Use};
+use crate::build::Build;
+use crate::compare::{Changes, Judge, Verdict, describe};
+use crate::correlate::{Correlation, numbered_stem};
+use crate::entity::{FunctionId, ObjectId, Target};
+use crate::finding::{Code, Finding};
+use crate::image::Word;
+use crate::unwind;
+
+/// The payload of a patch under construction.
+pub(crate) struct Payload<'p, 'a> {
+    old: &'p Build<'a>,
+    new: &'p Build<'a>,
+    pairs: &'p Correlation,
+    changes: &'p Changes,
+    /// New functions that differ from their old selves.
+    changed: FxHashSet<FunctionId>,
+    sections: BTreeMap<SectionKind, Content>,
+    pub symbols: Vec<Symbol>,
+    pub relocations: Vec<Relocation>,
+    /// Payload functions in the order in which they were placed, with the symbols of their ranges.
+    pub functions: Vec<(FunctionId, Vec<u32>)>,
+    function_symbols: FxHashMap<FunctionId, Vec<u32>>,
+    object_symbols: FxHashMap<ObjectId, u32>,
+    literal_symbols: FxHashMap<(u64, u32), u32>,
+    base_symbols: FxHashMap<(u64, String), u32>,
+    import_symbols: FxHashMap<String, u32>,
+    /// Content of the old build's literals, to find equal ones.
+    old_literals: FxHashMap<&'a [u8], u64>,
+    todo: VecDeque<FunctionId>,
+    pub findings: Vec<Finding>,
+}
+
+#[derive(Default)]
+struct Content {
+    align: u64,
+    data: Vec<u8>,
+    /// For `.bss`, which has no bytes.
+    size: u64,
+}
+
+/// Where a reference of the patch leads: a symbol and an offset from it.
+type Bound = (u32, i64);
+
+impl<'p, 'a> Payload<'p, 'a> {
+    pub(crate) fn new(
+        old: &'p Build<'a>,
+        new: &'p Build<'a>,
+        pairs: &'p Correlation,
+        changes: &'p Changes,
+    ) -> Payload<'p, 'a> {
+        let mut old_literals = FxHashMap::default();
+        for &address in old.map.references.iter().rev() {
+            let literal = old.map.resolve_address(&old.image, address, Use::Address) == Target::Literal;
+            if literal && old.image.words.range(address..=address + 8).next().is_none() {
+                old_literals.insert(old.map.literal(&old.image, address), address);
+            }
+        }
+        Payload {
+            old,
+            new,
+            pairs,
+            changes,
+            changed: changes.functions.iter().map(|c| c.1).collect(),
+            sections: BTreeMap::new(),
+            symbols: Vec::new(),
+            relocations: Vec::new(),
+            functions: Vec::new(),
+            function_symbols: FxHashMap::default(),
+            object_symbols: FxHashMap::default(),
+            literal_symbols: FxHashMap::default(),
+            base_symbols: FxHashMap::default(),
+            import_symbols: FxHashMap::default(),
+            old_literals,
+            todo: VecDeque::new(),
+            findings: Vec::new(),
+        }
+    }
+
+    /// Copies every changed function and whatever they need.
+    pub(crate) fn close(&mut self) {
+        let mut seeds: Vec<FunctionId> = self.changed.iter().copied().collect();
+        seeds.sort_unstable();
+        for function in seeds {
+            self.payload_function(function);
+        }
+        while let Some(function) = self.todo.pop_front() {
+            self.relocate_function(function);
+        }
+    }
+
+    /// The symbol of a payload function's entry.
+    pub(crate) fn entry_symbol(&self, function: FunctionId) -> Option<u32> {
+        self.function_symbols.get(&function).map(|s| s[0])
+    }
+
+    /// Ends the payload: its sections, in order.
+    pub(crate) fn sections(&mut self) -> Vec<Section> {
+        std::mem::take(&mut self.sections)
+            .into_iter()
+            .map(|(kind, c)| {
+                let size = if kind == SectionKind::Bss { c.size } else { c.data.len() as u64 };
+                Section { kind, align: c.align.max(1), size, data: c.data }
+            })
+            .collect()
+    }
+
+    /// Appends bytes to a section and gives their offset.
+    pub(crate) fn place(&mut self, kind: SectionKind, align: u64, bytes: &[u8]) -> u64 {
+        let content = self.sections.entry(kind).or_default();
+        content.align = content.align.max(align);
+        let filler = if matches!(kind, SectionKind::Text | SectionKind::Thunks) { 0xcc } else { 0 };
+        while !(content.data.len() as u64).is_multiple_of(align) {
+            content.data.push(filler);
+        }
+        let at = content.data.len() as u64;
+        content.data.extend_from_slice(bytes);
+        at
+    }
+
+    fn reserve(&mut self, align: u64, size: u64) -> u64 {
+        let content = self.sections.entry(SectionKind::Bss).or_default();
+        content.align = content.align.max(align);
+        let at = content.size.next_multiple_of(align);
+        content.size = at + size;
+        at
+    }
+
+    pub(crate) fn symbol(&mut self, symbol: Symbol) -> u32 {
+        self.symbols.push(symbol);
+        self.symbols.len() as u32 - 1
+    }
+
+    fn payload_symbol(&mut self, name: &str, kind: SymbolKind, place: SectionKind, value: u64, size: u64) -> u32 {
+        self.symbol(Symbol { name: name.into(), kind, place: Place::Payload(place), value, size, weak: false })
+    }
+
+    /// A symbol of the base image.
+    pub(crate) fn base_symbol(&mut self, name: &str, kind: SymbolKind, address: u64, size: u64) -> u32 {
+        if let Some(known) = self.base_symbols.get(&(address, name.to_owned())) {
+            return *known;
+        }
+        let symbol =
+            self.symbol(Symbol { name: name.into(), kind, place: Place::Base, value: address, size, weak: false });
+        self.base_symbols.insert((address, name.into()), symbol);
+        symbol
+    }
+
+    fn import_symbol(&mut self, name: &str, kind: SymbolKind) -> u32 {
+        if let Some(known) = self.import_symbols.get(name) {
+            return *known;
+        }
+        let symbol =
+            self.symbol(Symbol { name: name.into(), kind, place: Place::Import, value: 0, size: 0, weak: false });
+        self.import_symbols.insert(name.into(), symbol);
+        symbol
+    }
+
+    fn finding(&mut self, code: Code, subject: impl Into<String>, message: impl Into<String>) {
+        self.findings.push(Finding::new(code, subject, message));
+    }
+
+    /// Places a function in the payload, once, and gives the symbols of its ranges.
+    fn payload_function(&mut self, id: FunctionId) -> Vec<u32> {
+        if let Some(known) = self.function_symbols.get(&id) {
+            return known.clone();
+        }
+        let new = self.new;
+        let function = &new.map.functions[id];
+        let mut symbols = Vec::new();
+        for (i, range) in function.ranges.iter().enumerate() {
+            let align = 1 << range.address.trailing_zeros().clamp(4, 6);
+            let mut bytes = range.bytes.to_vec();
+            for site in &new.code[id].ranges[i].sites {
+                if !stays_inside(site, range.address, range.end()) {
+                    let field = site.offset as usize..(site.offset + u32::from(site.width)) as usize;
+                    if site.encoding == Encoding::PcRelative {
+                        bytes[field].fill(0);
+                    }
+                }
+            }
+            let at = self.place(SectionKind::Text, align, &bytes);
+            let size = bytes.len() as u64;
+            symbols.push(self.payload_symbol(range.name, SymbolKind::Function, SectionKind::Text, at, size));
+        }
+        self.function_symbols.insert(id, symbols.clone());
+        self.functions.push((id, symbols.clone()));
+        self.todo.push_back(id);
+        symbols
+    }
+
+    fn relocate_function(&mut self, id: FunctionId) {
+        let new = self.new;
+        let function = &new.map.functions[id];
+        let name = function.qualified_name();
+        if function.overlaps {
+            self.finding(Code::BoundaryUnclear, &name, "its symbol's range overlaps another one's");
+        }
+        let code = &new.code[id];
+        if let Some(jump) = code.unresolved_jump {
+            self.finding(
+                Code::UnresolvedJump,
+                &name,
+                format!("the jump at {jump:#x} of the new build reads a table that was not found"),
+            );
+        }
+        let symbols = self.function_symbols[&id].clone();
+        for (i, range) in function.ranges.iter().enumerate() {
+            if let Some(offset) = code.ranges[i].invalid {
+                self.finding(
+                    Code::Undecodable,
+                    &name,
+                    format!("no instruction at {:#x} of the new build", range.address + u64::from(offset)),
+                );
+            }
+            for site in &code.ranges[i].sites {
+                if !stays_inside(site, range.address, range.end()) {
+                    self.relocate_site(id, i, symbols[i], site);
+                }
+            }
+        }
+    }
+
+    fn relocate_site(&mut self, id: FunctionId, range: usize, symbol: u32, site: &Site) {
+        let new = self.new;
+        let name = new.map.functions[id].qualified_name();
+        let at = new.map.functions[id].ranges[range].address + u64::from(site.instruction);
+        if site.encoding != Encoding::PcRelative && !self.is_address(id, site, at) {
+            return;
+        }
+        if site.width == 1 {
+            self.finding(
+                Code::IntoFunction,
+                &name,
+                format!("the short branch at {at:#x} of the new build leaves the function"),
+            );
+            return;
+        }
+        let bound = match self.bind(id, site) {
+            Ok(bound) => bound,
+            Err(Problem(code, why)) => {
+                let what = describe(new, id, site);
+                self.finding(
+                    code,
+                    &name,
+                    format!("the instruction at {at:#x} of the new build refers to {what}: {why}"),
+                );
+                return;
+            }
+        };
+        let Bind { symbol: target, offset, through_slot } = bound;
+        let tail = i64::from(site.end) - i64::from(site.offset);
+        let (kind, addend) = match site.encoding {
+            Encoding::PcRelative if through_slot => (RelocationKind::GotPcRel, offset - tail),
+            Encoding::PcRelative if site.usage == Use::Branch => (RelocationKind::Plt32, offset - tail),
+            Encoding::PcRelative => (RelocationKind::Pc32, offset - tail),
+            Encoding::Absolute32 => (RelocationKind::Abs32, offset),
+            Encoding::Absolute32Signed => (RelocationKind::Abs32Signed, offset),
+            Encoding::Absolute64 => (RelocationKind::Abs64, offset),
+        };
+        let field = self.symbols[symbol as usize].value + u64::from(site.offset);
+        self.relocations.push(Relocation { section: SectionKind::Text, offset: field, kind, symbol: target, addend });
+    }
+
+    /// Decides whether a number in position-dependent code is an address.
+    fn is_address(&mut self, id: FunctionId, site: &Site, at: u64) -> bool {
+        let new = self.new;
+        let name = new.map.functions[id].qualified_name();
+        let is_start = match new.map.resolve(&new.image, site) {
+            Target::Unknown => return false,
+            Target::Function(_, _, offset) => offset == 0,
+            Target::Object(_, offset) => offset == 0,
+            Target::Literal => {
+                new.table(id, site.target).is_some()
+                    || new.image.bytes(site.target.wrapping_sub(1), 1).is_none_or(|b| b == [0])
+            }
+            _ => true,
+        };
+        let displacement = site.usage != Use::Address || site.offset + u32::from(site.width) < site.end;
+        if displacement || new.table(id, site.target).is_some() {
+            return true;
+        }
+        if is_start {
+            let what = describe(new, id, site);
+            self.finding(
+                Code::ImmediateAddress,
+                &name,
+                format!("{:#x} at {at:#x} of the new build is taken for the address of {what}", site.target),
+            );
+        } else {
+            self.finding(Code::ImmediateUnclear, &name, format!("{:#x} at {at:#x} of the new build", site.target));
+        }
+        is_start
+    }
+
+    fn bind(&mut self, id: FunctionId, site: &Site) -> Result<Bind, Problem> {
+        let new = self.new;
+        if let Some(table) = new.table(id, site.target) {
+            return Ok(Bind::direct((self.jump_table(id, table), 0)));
+        }
+        match new.map.resolve(&new.image, site) {
+            Target::Function(g, range, offset) if g == id && (range, offset) != (0, 0) => {
+                Ok(Bind::direct((self.function_symbols[&id][range], offset as i64)))
+            }
+            Target::Stub(word) | Target::Slot(word) => self.bind_slot(word, site),
+            _ => self.bind_address(Some(id), site.target, site.usage).map(Bind::direct),
+        }
+    }
+
+    /// Binds an address by what it leads to. `within` is the function that uses it.
+    fn bind_address(&mut self, within: Option<FunctionId>, address: u64, usage: Use) -> Result<Bound, Problem> {
+        let (old, new) = (self.old, self.new);
+        match new.map.resolve_address(&new.image, address, usage) {
+            Target::Function(g, 0, 0) => Ok((self.function(g, usage), 0)),
+            Target::Function(..) => Err(Problem(Code::IntoFunction, "a label inside another function".into())),
+            Target::Object(p, offset) => {
+                if usage == Use::Address {
+                    self.check_meanings(within, p, address)?;
+                }
+                self.object(p).map(|symbol| (symbol, offset))
+            }
+            Target::Literal => self.literal(address, usage).map(|symbol| (symbol.0, symbol.1)),
+            Target::Marker(name) => match old.map.marker_address(name) {
+                Some(address) => Ok((self.base_symbol(name, SymbolKind::Other, address, 0), 0)),
+                None => Err(Problem(Code::UnknownReference, "the old build has no such symbol".into())),
+            },
+            Target::Stub(word) => self.bind_slot_address(word, true),
+            Target::Slot(word) => self.bind_slot_address(word, false),
+            Target::Unknown => Err(Problem(Code::UnknownReference, "no symbol covers it".into())),
+        }
+    }
+
+    fn function(&mut self, g: FunctionId, usage: Use) -> u32 {
+        let new_function = &self.new.map.functions[g];
+        match self.pairs.functions.old_of(g) {
+            Some(f) if usage != Use::Branch || !self.changed.contains(&g) => {
+                let function = &self.old.map.functions[f];
+                let (address, size) = (function.address(), function.ranges[0].bytes.len() as u64);
+                self.base_symbol(new_function.names[0], SymbolKind::Function, address, size)
+            }
+            _ => self.payload_function(g)[0],
+        }
+    }
+
+    /// `&a[64]` and `&b[0]` may be one number in the new build. If the old build has them
+    /// apart, the address can be bound only if the function cannot mean the other one.
+    fn check_meanings(&mut self, within: Option<FunctionId>, chosen: ObjectId, address: u64) -> Result<(), Problem> {
+        let (old, new) = (self.old, self.new);
+        let old_address = |p: ObjectId, offset: i64| {
+            self.pairs.objects.old_of(p).map(|o| old.map.objects[o].address.wrapping_add_signed(offset))
+        };
+        let meanings = new.map.candidates(address);
+        let Some(mine) = meanings.iter().find(|m| m.0 == chosen) else { return Ok(()) };
+        for other in meanings.iter().filter(|m| m.0 != chosen) {
+            let (a, b) = (old_address(mine.0, mine.1), old_address(other.0, other.1));
+            if a.is_some() && a == b {
+                continue;
+            }
+            let inside = |target: u64| {
+                let object = &new.map.objects[other.0];
+                (object.address..object.end()).contains(&target)
+            };
+            let uses_other =
+                within.is_none_or(|id| new.code[id].ranges.iter().flat_map(|c| &c.sites).any(|s| inside(s.target)));
+            if uses_other {
+                let name = new.map.objects[other.0].name();
+                return Err(Problem(
+                    Code::AmbiguousReference,
+                    format!("it may also mean {name}{:+#x}, which the old build has elsewhere", other.1),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn object(&mut self, p: ObjectId) -> Result<u32, Problem> {
+        let (old, new) = (self.old, self.new);
+        let object = &new.map.objects[p];
+        if let Some(o) = self.pairs.objects.old_of(p).filter(|o| !self.changes.constants.contains(o)) {
+            let (address, size) = (old.map.objects[o].address, old.map.objects[o].size);
+            return Ok(self.base_symbol(object.names[0], SymbolKind::Object, address, size));
+        }
+        if let Some(known) = self.object_symbols.get(&p) {
+            return Ok(*known);
+        }
+        if let Some(Word::Copy(name)) = new.image.words.get(&object.address) {
+            return Err(Problem(Code::CopiedVariable, format!("{name} is copied from a library at start-up")));
+        }
+        if self.pairs.objects.old_of(p).is_none() {
+            if let Some(equal) = self.equal_old_constant(p) {
+                let (address, size) = (old.map.objects[equal].address, old.map.objects[equal].size);
+                return Ok(self.base_symbol(object.names[0], SymbolKind::Object, address, size));
+            }
+            self.check_is_new(p)?;
+        } else if object.constant && numbered_stem(object.name()).is_none() {
+            self.finding(Code::ConstantReplaced, object.name(), "its content differs between the builds");
+        }
+        let align = 1u64 << object.address.trailing_zeros().min(6);
+        let name = object.names[0];
+        let Some(bytes) = new.image.bytes(object.address, object.size) else {
+            let at = self.reserve(align, object.size);
+            let symbol = self.payload_symbol(name, SymbolKind::Object, SectionKind::Bss, at, object.size);
+            self.object_symbols.insert(p, symbol);
+            return Ok(symbol);
+        };
+        let fields = self.fields(object.address, bytes);
+        let kind = match (object.constant, fields.is_empty()) {
+            (true, true) => SectionKind::Rodata,
+            (true, false) => SectionKind::DataRelRo,
+            (false, _) => SectionKind::Data,
+        };
+        let at = self.place(kind, align, bytes);
+        let symbol = self.payload_symbol(name, SymbolKind::Object, kind, at, object.size);
+        self.object_symbols.insert(p, symbol);
+        self.relocate_fields(kind, at, fields)?;
+        Ok(symbol)
+    }
+
+    /// An old constant of the same stem, file and content: what the compiler numbers
+    /// (`__func__.3`, `CSWTCH.7`) has no identity of its own.
+    fn equal_old_constant(&self, p: ObjectId) -> Option<ObjectId> {
+        let new_object = &self.new.map.objects[p];
+        let stem = numbered_stem(new_object.name()).filter(|_| new_object.constant && new_object.local)?;
+        let judge = Judge::new(self.old, self.new, self.pairs).with_changed_constants(self.changes.constants.clone());
+        (0..self.old.map.objects.len()).find(|o| {
+            let object = &self.old.map.objects[*o];
+            object.constant
+                && object.file == new_object.file
+                && object.size == new_object.size
+                && numbered_stem(object.name()) == Some(stem)
+                && judge.object_contents((*o, p))
+        })
+    }
+
+    /// A writable variable without an old self must be new, not one that lost its partner.
+    fn check_is_new(&self, p: ObjectId) -> Result<(), Problem> {
+        let object = &self.new.map.objects[p];
+        if object.constant {
+            return Ok(());
+        }
+        if object.unnamed {
+            return Err(Problem(
+                Code::UnknownReference,
+                "writable data without a symbol, which no unchanged function identifies".into(),
+            ));
+        }
+        let stem = numbered_stem(object.name()).unwrap_or(object.name());
+        let lost = self.old.map.objects.iter().enumerate().any(|(o, old)| {
+            self.pairs.objects.new_of(o).is_none()
+                && !old.constant
+                && old.file == object.file
+                && numbered_stem(old.name()).unwrap_or(old.name()) == stem
+        });
+        // With debug information on both sides a static local that is still alone is
+        // known to belong to another function or to be new.
+        if lost && !self.pairs.identified.contains(&p) {
+            return Err(Problem(
+                Code::UnpairedVariable,
+                "the old build has a variable of this name that was not paired".into(),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Fields of a piece of data that hold addresses: offset in it and the word.
+    fn fields(&mut self, address: u64, bytes: &[u8]) -> Vec<(u64, Word)> {
+        let new = self.new;
+        let words = new.image.words.range(address..address + bytes.len() as u64);
+        let mut fields: Vec<(u64, Word)> = words.map(|(a, w)| (a - address, w.clone())).collect();
+        if new.image.fixed_address {
+            let first = address.next_multiple_of(8);
+            for at in (first..(address + bytes.len() as u64).saturating_sub(7)).step_by(8) {
+                let value = new.image.u64_at(at).unwrap_or_default();
+                let known = new.map.resolve_address(&new.image, value, Use::Address) != Target::Unknown;
+                if known && fields.iter().all(|f| f.0 != at - address) {
+                    self.finding(
+                        Code::ImmediateAddress,
+                        format!("{at:#x}"),
+                        format!("the word {value:#x} in data is taken for an address"),
+                    );
+                    fields.push((at - address, Word::Address(value)));
+                }
+            }
+        }
+        fields
+    }
+
+    fn relocate_fields(&mut self, section: SectionKind, at: u64, fields: Vec<(u64, Word)>) -> Result<(), Problem> {
+        for (offset, word) in fields {
+            let (symbol, addend) = match word {
+                Word::Address(a) => self.bind_address(None, a, Use::Address)?,
+                Word::Symbol(name, addend) => (self.named(&name), addend),
+                _ => {
+                    return Err(Problem(
+                        Code::NewSlot,
+                        "new data holds a word of a kind that is made at start-up".into(),
+                    ));
+                }
+            };
+            let at = at + offset;
+            self.relocations.push(Relocation { section, offset: at, kind: RelocationKind::Abs64, symbol, addend });
+        }
+        Ok(())
+    }
+
+    /// A symbol by the name that a dynamic relocation gives: of this image, or an import.
+    fn named(&mut self, name: &str) -> u32 {
+        let new = self.new;
+        let own = |names: &[&str]| names.contains(&name);
+        if let Some(g) = new.map.functions.iter().position(|f| !f.local && own(&f.names)) {
+            return self.function(g, Use::Address);
+        }
+        if let Some(p) = new.map.objects.iter().position(|o| !o.local && own(&o.names))
+            && let Ok(symbol) = self.object(p)
+        {
+            return symbol;
+        }
+        self.import_symbol(name, SymbolKind::Other)
+    }
+
+    /// Binds a literal: to an equal one of the old build, else to a copy.
+    fn literal(&mut self, address: u64, usage: Use) -> Result<Bound, Problem> {
+        let new = self.new;
+        let width = match usage {
+            Use::Access(n) => n,
+            _ => 0,
+        };
+        if let Some(known) = self.literal_symbols.get(&(address, width)) {
+            return Ok((*known, 0));
+        }
+        let content = new.map.literal(&new.image, address);
+        let bytes = match usage {
+            Use::Access(n) => new.image.bytes(address, u64::from(n)),
+            _ => {
+                let limit = (new.map.next_reference(address) - address).max(content.len() as u64);
+                new.image.bytes(address, limit.max(1))
+            }
+        };
+        let Some(bytes) = bytes else {
+            return Err(Problem(Code::UnknownReference, "it reaches beyond the constants".into()));
+        };
+        let fields = self.fields(address, bytes);
+        if usage == Use::Address
+            && fields.is_empty()
+            && let Some(same) = self.old_literals.get(content)
+        {
+            let symbol = self.base_symbol(&format!(".L{same:x}"), SymbolKind::Object, *same, content.len() as u64);
+            return Ok((symbol, 0));
+        }
+        let kind = if fields.is_empty() { SectionKind::Rodata } else { SectionKind::DataRelRo };
+        let align = match usage {
+            Use::Access(n) => u64::from(n).next_power_of_two().min(64),
+            _ => 1 << address.trailing_zeros().min(5),
+        };
+        let at = self.place(kind, align, bytes);
+        let name = format!(".LC{}", self.literal_symbols.len());
+        let symbol = self.payload_symbol(&name, SymbolKind::Object, kind, at, bytes.len() as u64);
+        self.literal_symbols.insert((address, width), symbol);
+        self.relocate_fields(kind, at, fields)?;
+        Ok((symbol, 0))
+    }
+
+    fn jump_table(&mut self, id: FunctionId, table: &JumpTable) -> u32 {
+        if let Some(known) = self.literal_symbols.get(&(table.address, u32::MAX)) {
+            return *known;
+        }
+        let symbols = self.function_symbols[&id].clone();
+        let (section, entry) = if table.relative { (SectionKind::Rodata, 4) } else { (SectionKind::DataRelRo, 8u64) };
+        let at = self.place(section, entry, &vec![0; table.size() as usize]);
+        let name = format!("{}.table{}", self.new.map.functions[id].name(), self.literal_symbols.len());
+        let symbol = self.payload_symbol(&name, SymbolKind::Object, section, at, table.size());
+        self.literal_symbols.insert((table.address, u32::MAX), symbol);
+        for (i, target) in table.targets.iter().enumerate() {
+            let Some((_, range, offset)) = self.new.map.function_at(*target).filter(|f| f.0 == id) else { continue };
+            let from_start = i as u64 * entry;
+            // A relative entry counts from the table's start, a relocation from the field.
+            let (kind, addend) = if table.relative {
+                (RelocationKind::Pc32, offset as i64 + from_start as i64)
+            } else {
+                (RelocationKind::Abs64, offset as i64)
+            };
+            let target = symbols[range];
+            self.relocations.push(Relocation { section, offset: at + from_start, kind, symbol: target, addend });
+        }
+        symbol
+    }
+
+    /// Binds a use of a PLT stub or a GOT slot.
+    fn bind_slot(&mut self, word: &Word, site: &Site) -> Result<Bind, Problem> {
+        let new = self.new;
+        let stub = site.usage == Use::Branch || new.image.stubs.contains_key(&site.target);
+        if let Some(bound) = self.old_slot(word, site.target, stub) {
+            return Ok(Bind::direct(bound));
+        }
+        match word {
+            Word::Symbol(name, 0) => {
+                let symbol = self.named(name);
+                if site.usage == Use::Address && !stub {
+                    return Err(Problem(Code::NewSlot, "the address of a table slot is taken".into()));
+                }
+                Ok(Bind { symbol, offset: 0, through_slot: !stub })
+            }
+            Word::Address(address) if !stub => {
+                let (symbol, offset) = self.bind_address(None, *address, Use::Address)?;
+                if offset != 0 {
+                    return Err(Problem(Code::NewSlot, "a slot with an offset".into()));
+                }
+                Ok(Bind { symbol, offset: 0, through_slot: true })
+            }
+            Word::Tls(..) => Err(Problem(
+                Code::ThreadLocalChanged,
+                "the old build has no slot for this thread-local variable".into(),
+            )),
+            _ => Err(Problem(Code::NewSlot, "the old build has no such slot".into())),
+        }
+    }
+
+    fn bind_slot_address(&mut self, word: &Word, stub: bool) -> Result<Bound, Problem> {
+        self.old_slot(word, 0, stub).ok_or_else(|| Problem(Code::NewSlot, "the old build has no such slot".into()))
+    }
+
+    /// The old build's stub or slot for the same word.
+    fn old_slot(&mut self, word: &Word, address: u64, stub: bool) -> Option<Bound> {
+        let (old, new) = (self.old, self.new);
+        let judge = Judge::new(old, new, self.pairs).with_changed_constants(self.changes.constants.clone());
+        let same = |slot: u64, v: &Word| {
+            judge.words(v, word) == Verdict::Same && (stub || judge.slot_tails(slot, address, word))
+        };
+        let shown = match word {
+            Word::Symbol(name, _) | Word::Tls(_, name, _) => name.as_str(),
+            _ => "local",
+        };
+        if stub {
+            let found =
+                old.image.stubs.iter().find(|(_, slot)| old.image.words.get(slot).is_some_and(|v| same(**slot, v)));
+            let (at, _) = found?;
+            return Some((self.base_symbol(&format!("{shown}.plt"), SymbolKind::Function, *at, 0), 0));
+        }
+        let in_got = |a: u64| old.image.section_at(a).is_some_and(|s| s.name.starts_with(".got"));
+        let (at, _) = old.image.words.iter().find(|(a, v)| in_got(**a) && same(**a, v))?;
+        Some((self.base_symbol(&format!("{shown}.got"), SymbolKind::Object, *at, 8), 0))
+    }
+
+    /// Writes the unwind rows of every payload function.
+    pub(crate) fn unwind_rows(&mut self, rows: &unwind::Rows<'_>, writer: &mut unwind::Writer) {
+        for (id, symbols) in self.functions.clone() {
+            let function = &self.new.map.functions[id];
+            for (range, symbol) in function.ranges.iter().zip(symbols) {
+                let Some(fde) = rows.at(range.address) else {
+                    self.finding(
+                        Code::NoUnwindRows,
+                        function.qualified_name(),
+                        format!("the new build has none at {:#x}", range.address),
+                    );
+                    continue;
+                };
+                if fde.exceptions {
+                    self.finding(
+                        Code::Exceptions,
+                        function.qualified_name(),
+                        "the new build has an exception table for it",
+                    );
+                    continue;
+                }
+                let field = writer.add(&fde.cie, fde.size, fde.instructions);
+                self.pc_relative(SectionKind::EhFrame, field, symbol, 0);
+            }
+        }
+    }
+
+    pub(crate) fn pc_relative(&mut self, section: SectionKind, offset: u64, symbol: u32, addend: i64) {
+        self.relocations.push(Relocation { section, offset, kind: RelocationKind::Pc32, symbol, addend });
+    }
+}
+
+/// A bound reference of code.
+struct Bind {
+    symbol: u32,
+    offset: i64,
+    /// The code reads a pointer that the applier must provide.
+    through_slot: bool,
+}
+
+impl Bind {
+    fn direct((symbol, offset): Bound) -> Bind {
+        Bind { symbol, offset, through_slot: false }
+    }
+}
+
+/// Why a reference could not be bound.
+struct Problem(Code, String);
+
+/// A branch inside its own range keeps its distance when the range is copied.
+fn stays_inside(site: &Site, start: u64, end: u64) -> bool {
+    site.usage == Use::Branch && (start..end).contains(&site.target)
+}
