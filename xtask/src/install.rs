@@ -61,15 +61,22 @@ fn install(missing: &[&str]) -> Result<(), String> {
 }
 
 fn apt_get(verb: &[&str], packages: &[&str]) -> bool {
-    Command::new("apt-get")
+    let output = Command::new("apt-get")
         .args(["-qq", "-y", "--no-install-recommends", "-o", "DPkg::Lock::Timeout=600", "-o", "Acquire::Retries=3"])
         .args(verb)
         .args(packages)
         .env("DEBIAN_FRONTEND", "noninteractive")
         .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .status()
-        .is_ok_and(|status| status.success())
+        .output();
+    match output {
+        Ok(output) if output.status.success() => true,
+        Ok(output) => {
+            // The reasons; on success the same stream only has remarks of the package manager's.
+            eprint!("{}", String::from_utf8_lossy(&output.stderr));
+            false
+        }
+        Err(_) => false,
+    }
 }
 
 fn is_root() -> bool {
