@@ -159,7 +159,7 @@ fn process_of_32_bits() {
     let program = build_32_bits(pair.folder.path()).expect("it was built before");
     let target = Running::start(&mut Command::new(program));
     let before = Snapshot::of(target.pid());
-    apply(&pair.patch, target.pid()).exits(1).says(&[&target.pid().to_string()]);
+    apply(&pair.patch, target.pid()).exits(2).says(&[&target.pid().to_string(), "32-bit"]);
     before.still_holds(target.pid());
 }
 
