@@ -1,2 +1,55 @@
-//! The `hp` command.
-fn main() {}
+//! The `hp` command: arguments in, one call into the library crates, a report and an exit code out.
+//!
+//! Each verb is a module. A verb returns how it ended, or an error that is one line for the user: what, where,
+//! and what to do; it is printed here and exits with 2.
+
+mod apply;
+mod args;
+mod demo;
+mod diff;
+mod exit;
+mod explain;
+mod inspect;
+mod patch_file;
+mod revert;
+mod status;
+mod targets;
+mod text;
+
+use args::{Cli, Verb};
+use clap::Parser;
+use exit::Exit;
+use std::io::{ErrorKind, Write};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let verb = Cli::parse().verb;
+    let json = verb.json();
+    let result = match verb {
+        Verb::Demo(args) => demo::run(args),
+        Verb::Diff(args) => diff::run(&args).map(ExitCode::from),
+        Verb::Inspect(args) => inspect::run(&args).map(ExitCode::from),
+        Verb::Apply(args) => apply::run(&args).map(ExitCode::from),
+        Verb::Status(args) => status::run(&args).map(ExitCode::from),
+        Verb::Revert(args) => revert::run(&args).map(ExitCode::from),
+        Verb::Explain(args) => explain::run(&args).map(ExitCode::from),
+    };
+    result.unwrap_or_else(|error| failed(&error, json))
+}
+
+/// Prints the error; a reader that went away is none.
+fn failed(error: &anyhow::Error, json: bool) -> ExitCode {
+    let gone = |cause: &(dyn std::error::Error + 'static)| {
+        cause.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == ErrorKind::BrokenPipe)
+    };
+    if error.chain().any(gone) {
+        return Exit::Done.into();
+    }
+    let message = format!("{error:#}");
+    // If stderr is gone as well, the exit code is all that is left to say.
+    let _ = writeln!(anstream::stderr(), "{bad}hp:{bad:#} {message}", bad = text::BAD);
+    if json {
+        let _ = text::print_json(&serde_json::json!({ "exit": Exit::Unusable.code(), "error": message }));
+    }
+    Exit::Unusable.into()
+}

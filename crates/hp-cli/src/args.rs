@@ -1,0 +1,250 @@
+//! The command line, as plain structs. What a verb does with them is in the verb's own module.
+
+use clap::{Args, Parser, Subcommand};
+use hp_diff::Code;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Patches running programs: two builds in, one small file out that brings every running copy of the
+/// old build to the behaviour of the new one, and takes it back.
+#[derive(Debug, Parser)]
+#[command(name = "hp", version, max_term_width = 100, after_help = EXIT_CODES)]
+pub(crate) struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done, for at least one target
+  1  refused: nothing was changed
+  2  bad usage, unreadable or malformed input, missing rights
+  3  nothing to do
+  4  no safe point within the timeout; the target is unchanged";
+
+/// The verbs of `hp`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Compare two builds and make a patch from OLD to NEW
+    Diff(DiffArgs),
+    /// Show what a patch replaces, needs and fixes
+    Inspect(InspectArgs),
+    /// Apply patches to running processes
+    Apply(ApplyArgs),
+    /// Show which processes are patched, and with what
+    Status(StatusArgs),
+    /// Take patches out of running processes
+    Revert(RevertArgs),
+    /// Say what a finding means and what to do about it
+    Explain(ExplainArgs),
+    /// Build, start, patch and revert a small server, to see it all once
+    Demo(crate::demo::Args),
+}
+
+/// `hp diff`
+#[derive(Args, Debug)]
+pub(crate) struct DiffArgs {
+    /// The build that is running
+    pub(crate) old: PathBuf,
+    /// The build with the fix
+    pub(crate) new: PathBuf,
+    /// Write the patch to FILE, whole or not at all (default: to standard output)
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+    /// Accept errors of this code, for one subject or for all; see `hp explain`
+    #[arg(long, value_name = "CODE[=SUBJECT]", value_parser = parse_allow)]
+    pub(crate) allow: Vec<(Code, Option<String>)>,
+    /// Name of the patch (default: the file name of OLD)
+    #[arg(long, value_parser = parse_name)]
+    pub(crate) name: Option<String>,
+    /// What the patch fixes, such as CVE-2021-23017
+    #[arg(long, value_name = "CVE")]
+    pub(crate) fixes: Vec<String>,
+    /// A patch with a lower number is refused over one with a higher number
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) counter: u64,
+    /// Print the report as JSON on standard output; the patch is written only with -o
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `hp inspect`
+#[derive(Args, Debug)]
+pub(crate) struct InspectArgs {
+    /// The patch file
+    pub(crate) patch: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `hp apply`
+#[derive(Args, Debug)]
+pub(crate) struct ApplyArgs {
+    /// Patch files, applied in this order
+    #[arg(required = true, value_name = "PATCH")]
+    pub(crate) patches: Vec<PathBuf>,
+    /// Which processes.
+    #[command(flatten)]
+    pub(crate) targets: TargetArgs,
+    /// How.
+    #[command(flatten)]
+    pub(crate) how: HowArgs,
+}
+
+/// `hp revert`
+#[derive(Args, Debug)]
+pub(crate) struct RevertArgs {
+    /// A patch file, or the first digits (4 or more) of a patch ID as `hp status` shows it
+    #[arg(value_name = "ID|PATCH", required_unless_present = "everything")]
+    pub(crate) patch: Option<PathBuf>,
+    /// Take out every patch
+    #[arg(long, conflicts_with = "patch")]
+    pub(crate) everything: bool,
+    /// Which processes.
+    #[command(flatten)]
+    pub(crate) targets: TargetArgs,
+    /// How.
+    #[command(flatten)]
+    pub(crate) how: HowArgs,
+}
+
+/// Which processes.
+#[derive(Args, Debug)]
+#[group(required = true, multiple = false)]
+pub(crate) struct TargetArgs {
+    /// These processes
+    #[arg(long, value_name = "N", num_args = 1.., value_delimiter = ',', value_parser = clap::value_parser!(i32).range(1..))]
+    pub(crate) pid: Vec<i32>,
+    /// Every process that has the patch's base loaded
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// Every process that runs this program
+    #[arg(long, value_name = "PATH")]
+    pub(crate) exe: Option<PathBuf>,
+}
+
+/// How to patch.
+#[derive(Args, Debug)]
+pub(crate) struct HowArgs {
+    /// Check everything and say what would be done; change nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// How long to look for a safe point
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_duration)]
+    pub(crate) timeout: Duration,
+    /// Give up rather than stop the process longer than this at once
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub(crate) max_pause: Option<Duration>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+impl HowArgs {
+    /// As the applier takes them.
+    pub(crate) fn options(&self) -> hp_apply::Options {
+        hp_apply::Options { timeout: self.timeout, max_pause: self.max_pause, dry_run: self.dry_run }
+    }
+}
+
+/// `hp status`
+#[derive(Args, Debug)]
+pub(crate) struct StatusArgs {
+    /// Only these processes
+    #[arg(long, value_name = "N", num_args = 1.., value_delimiter = ',', value_parser = clap::value_parser!(i32).range(1..))]
+    pub(crate) pid: Vec<i32>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `hp explain`
+#[derive(Args, Debug)]
+pub(crate) struct ExplainArgs {
+    /// Code of the finding, such as HP0401 (default: list all)
+    pub(crate) code: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+impl Verb {
+    /// True if the user asked for JSON.
+    pub(crate) fn json(&self) -> bool {
+        match self {
+            Verb::Diff(args) => args.json,
+            Verb::Inspect(args) => args.json,
+            Verb::Apply(args) => args.how.json,
+            Verb::Revert(args) => args.how.json,
+            Verb::Status(args) => args.json,
+            Verb::Explain(args) => args.json,
+            Verb::Demo(_) => false,
+        }
+    }
+}
+
+/// `CODE` or `CODE=SUBJECT`.
+fn parse_allow(text: &str) -> Result<(Code, Option<String>), String> {
+    let (code, subject) = match text.split_once('=') {
+        Some((_, "")) => return Err("nothing after the equals sign; leave it out to accept the code everywhere".into()),
+        Some((code, subject)) => (code, Some(subject.to_owned())),
+        None => (text, None),
+    };
+    let code = code.parse().map_err(|_| format!("{code} is not a finding code; `hp explain` lists them"))?;
+    Ok((code, subject))
+}
+
+fn parse_name(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.len() > 255 || text.chars().any(char::is_control) {
+        return Err("a name has 1 to 255 bytes and no control characters".into());
+    }
+    Ok(text.to_owned())
+}
+
+/// `10s`, `5ms`, `500us`, `1.5s`.
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let wrong = || "give a number and a unit: 10s, 5ms or 500us".to_string();
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let seconds_per_unit = match &text[digits..] {
+        "ns" => 1e-9,
+        "us" | "µs" => 1e-6,
+        "ms" => 1e-3,
+        "s" => 1.0,
+        "m" | "min" => 60.0,
+        _ => return Err(wrong()),
+    };
+    let number: f64 = text[..digits].parse().map_err(|_| wrong())?;
+    Duration::try_from_secs_f64(number * seconds_per_unit).map_err(|_| wrong())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn durations() {
+        assert_eq!(parse_duration("10s"), Ok(Duration::from_secs(10)));
+        assert_eq!(parse_duration("5ms"), Ok(Duration::from_millis(5)));
+        assert_eq!(parse_duration("500us"), Ok(Duration::from_micros(500)));
+        assert_eq!(parse_duration("1.5s"), Ok(Duration::from_millis(1500)));
+        for wrong in ["", "10", "s", "-1s", "1.2.3s", "1h30", "99999999999999999999999s", "µ"] {
+            assert!(parse_duration(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn acceptances() {
+        assert_eq!(parse_allow("HP0402"), Ok((Code::LayoutUnproven, None)));
+        assert_eq!(parse_allow("hp0401=struct x"), Ok((Code::LayoutChanged, Some("struct x".into()))));
+        assert!(parse_allow("HP0402=").is_err());
+        assert!(parse_allow("HP9999").is_err());
+    }
+}

@@ -1,0 +1,149 @@
+//! `hp diff`: the report for a person or as JSON, and the patch, which is written whole or not at all.
+
+use crate::args::DiffArgs;
+use crate::exit::Exit;
+use crate::text::{BAD, BOLD, DIM, GOOD, WARN, clean, count, io_reason, print_json};
+use anyhow::{Context, anyhow, bail};
+use hp_diff::{Change, ChangeKind, Finding, Level, Options, Report};
+use std::io::{self, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+
+/// The written patch, as reports name it.
+#[derive(serde::Serialize)]
+struct Written {
+    file: Option<PathBuf>,
+    name: String,
+    id: String,
+    size: usize,
+}
+
+/// Compares, reports, writes.
+pub(crate) fn run(args: &DiffArgs) -> anyhow::Result<Exit> {
+    if args.output.is_none() && !args.json && io::stdout().is_terminal() {
+        bail!("refusing to write a patch to a terminal; use -o FILE or > FILE");
+    }
+    let name = args.name.clone().unwrap_or_else(|| default_name(&args.old));
+    let options = Options {
+        allow: args.allow.clone(),
+        name: args.name.clone(),
+        fixes: args.fixes.clone(),
+        counter: args.counter,
+    };
+    let report = hp_diff::diff(&args.old, &args.new, &options)?;
+    let exit = match &report.patch {
+        _ if report.refused() => Exit::Refused,
+        Some(_) => Exit::Done,
+        None => Exit::Nothing,
+    };
+    if args.json {
+        let written = write(&report, exit, args.output.as_deref(), false)?;
+        print_json(&json(&report, exit, written.as_ref()))?;
+    } else {
+        print_report(&name, &report)?;
+        let written = write(&report, exit, args.output.as_deref(), true)?;
+        print_verdict(&report, exit, written.as_ref())?;
+    }
+    Ok(exit)
+}
+
+fn default_name(old: &Path) -> String {
+    old.file_name().map(|name| clean(&name.to_string_lossy())).unwrap_or_default()
+}
+
+/// Writes the patch to the file, else to stdout if that is what it is for.
+fn write(report: &Report, exit: Exit, output: Option<&Path>, stdout: bool) -> anyhow::Result<Option<Written>> {
+    let Some(patch) = report.patch.as_ref().filter(|_| exit == Exit::Done) else { return Ok(None) };
+    let bytes = hp_pack::write(patch).map_err(|e| anyhow!("{e}; this is a bug in hp, please report it"))?;
+    match output {
+        Some(path) => {
+            write_file(path, &bytes).map_err(|e| anyhow!("cannot write {}: {}", path.display(), io_reason(&e)))?;
+        }
+        None if stdout => {
+            let mut out = io::stdout().lock();
+            out.write_all(&bytes).and_then(|()| out.flush()).context("cannot write the patch to standard output")?;
+        }
+        None => {}
+    }
+    let (name, id) = (patch.name.clone(), hp_pack::id(&bytes));
+    Ok(Some(Written { file: output.map(Path::to_owned), name, id, size: bytes.len() }))
+}
+
+/// Through a temporary file beside it, so that it appears whole or not at all. A device or pipe is written directly.
+fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    if std::fs::metadata(path).is_ok_and(|meta| !meta.is_file()) {
+        return std::fs::OpenOptions::new().write(true).open(path)?.write_all(bytes);
+    }
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mode = std::fs::Permissions::from_mode(0o666); // less the umask
+    let mut file = tempfile::Builder::new().prefix(".hp-").permissions(mode).tempfile_in(folder)?;
+    file.write_all(bytes)?;
+    file.as_file().sync_all()?;
+    file.persist(path).map_err(|e| e.error)?;
+    Ok(())
+}
+
+fn json(report: &Report, exit: Exit, written: Option<&Written>) -> serde_json::Value {
+    serde_json::json!({
+        "exit": exit.code(),
+        "identical": report.identical,
+        "changes": report.changes,
+        "findings": report.findings,
+        "patch": written,
+    })
+}
+
+fn print_report(name: &str, report: &Report) -> io::Result<()> {
+    let mut err = anstream::stderr().lock();
+    let number = |kind| report.changes.iter().filter(|c| c.kind == kind).count();
+    writeln!(
+        err,
+        "{BOLD}{name}{BOLD:#}: {} changed, {} added, {} removed, {} identical functions",
+        number(ChangeKind::Changed),
+        number(ChangeKind::Added),
+        number(ChangeKind::Removed),
+        report.identical
+    )?;
+    let width = report.changes.iter().map(|c| c.name.chars().count()).max().unwrap_or(0).min(40);
+    report.changes.iter().try_for_each(|change| print_change(&mut err, change, width))?;
+    report.findings.iter().try_for_each(|finding| print_finding(&mut err, finding))
+}
+
+fn print_change(err: &mut impl Write, change: &Change, width: usize) -> io::Result<()> {
+    let (old, new) = (change.old_size, change.new_size);
+    let (kind, style, size) = match change.kind {
+        ChangeKind::Changed => ("changed", WARN, format!("{old} → {new} bytes")),
+        ChangeKind::Added => ("added", GOOD, format!("{new} bytes")),
+        ChangeKind::Removed => ("removed", BAD, format!("{old} bytes")),
+    };
+    let (name, cause) = (clean(&change.name), clean(&change.cause));
+    let comma = if cause.is_empty() { "" } else { ", " };
+    writeln!(err, "  {style}{kind:<8}{style:#} {name:<width$}  {size}{DIM}{comma}{cause}{DIM:#}")
+}
+
+fn print_finding(err: &mut impl Write, finding: &Finding) -> io::Result<()> {
+    let (word, style) = match finding.level {
+        Level::Error if finding.accepted => ("accepted", WARN),
+        Level::Error => ("error", BAD),
+        Level::Warning => ("warning", WARN),
+        Level::Note => ("note", DIM),
+    };
+    let (code, subject, message) = (finding.code, clean(&finding.subject), clean(&finding.message));
+    writeln!(err, "{style}{word} {code}{style:#} {BOLD}{subject}{BOLD:#}: {message}")
+}
+
+fn print_verdict(report: &Report, exit: Exit, written: Option<&Written>) -> io::Result<()> {
+    let mut err = anstream::stderr().lock();
+    if let Some(Written { file, id, size, .. }) = written {
+        let file = file.as_ref().map_or("the patch".into(), |f| clean(&f.display().to_string()));
+        return writeln!(err, "{GOOD}wrote{GOOD:#} {file}: {size} bytes, id {id}");
+    }
+    if exit == Exit::Nothing {
+        return writeln!(err, "nothing to do: the builds are equivalent");
+    }
+    let open: Vec<&Finding> = report.findings.iter().filter(|f| f.level == Level::Error && !f.accepted).collect();
+    let mut codes: Vec<&str> = open.iter().map(|f| f.code.as_str()).collect();
+    codes.dedup();
+    writeln!(err, "{BAD}refused{BAD:#}: {}, so no patch was made", count(open.len(), "error"))?;
+    codes.iter().try_for_each(|code| writeln!(err, "  {DIM}what it means:{DIM:#} hp explain {code}"))
+}

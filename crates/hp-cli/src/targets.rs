@@ -1,0 +1,200 @@
+//! Which processes a command is for, and what is said of each when it is done.
+//!
+//! A target that was changed (or would be) is reported on stdout; every other one on stderr, in one line. A reader
+//! that goes away does not keep the remaining targets from being treated.
+
+use crate::args::TargetArgs;
+use crate::exit::Exit;
+use crate::text::{BAD, BOLD, DIM, GOOD, clean, count, pause, print_json};
+use hp_apply::{Done, Error, Measured, Outcome};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+/// The patch that a line is about: its ID, and its name where that is known.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Subject {
+    pub(crate) id: Option<String>,
+    pub(crate) name: Option<String>,
+}
+
+impl Subject {
+    fn words(&self) -> String {
+        self.name.as_deref().or(self.id.as_deref()).map_or("every patch".into(), clean)
+    }
+}
+
+/// Reports outcomes as they come and remembers them for the exit code and the JSON.
+pub(crate) struct Reporter {
+    json: bool,
+    verb: Verb,
+    exits: Vec<Exit>,
+    entries: Vec<Value>,
+}
+
+/// Which command reports.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verb {
+    Apply,
+    Revert,
+}
+
+impl Reporter {
+    pub(crate) fn new(verb: Verb, json: bool) -> Reporter {
+        Reporter { json, verb, exits: Vec::new(), entries: Vec::new() }
+    }
+
+    /// Takes one target's outcome.
+    pub(crate) fn add(&mut self, subject: &Subject, outcome: &Outcome) {
+        let exit = exit_of(&outcome.result);
+        self.exits.push(exit);
+        if self.json {
+            self.entries.push(entry(subject, outcome));
+            return;
+        }
+        let target = format!("{BOLD}{}{BOLD:#}", target(&outcome.comm, outcome.pid));
+        let line = format!("{target}: {}", self.line(subject, &outcome.result));
+        // What is done is done, whether somebody reads of it or not.
+        let _ = match exit {
+            Exit::Done => writeln!(anstream::stdout(), "{line}"),
+            _ => writeln!(anstream::stderr(), "{line}"),
+        };
+    }
+
+    /// Says on stderr that there was no target.
+    pub(crate) fn nothing(&mut self, message: &str) {
+        self.exits.push(Exit::Nothing);
+        let _ = writeln!(anstream::stderr(), "{message}");
+    }
+
+    /// Prints the JSON, if asked for, and gives the exit code.
+    pub(crate) fn finish(self) -> anyhow::Result<Exit> {
+        let exit = Exit::of_all(self.exits);
+        if self.json {
+            print_json(&json!({ "exit": exit.code(), "targets": self.entries }))?;
+        }
+        Ok(exit)
+    }
+
+    fn line(&self, subject: &Subject, result: &Result<Done, Error>) -> String {
+        let patch = subject.words();
+        let not = if self.verb == Verb::Apply { "not applied" } else { "not reverted" };
+        match result {
+            Ok(Done::Applied(m)) => format!("{GOOD}applied{GOOD:#} {patch} {}", cost(m)),
+            Ok(Done::Reverted(m)) => format!("{GOOD}reverted{GOOD:#} {patch} {}", cost(m)),
+            Ok(Done::AlreadyApplied) => format!("already has {patch}"),
+            Ok(Done::NotApplied) if subject.id.is_none() => "has no patch".into(),
+            Ok(Done::NotApplied) => format!("does not have {patch}"),
+            Ok(Done::Rehearsed(words)) => {
+                let would = if self.verb == Verb::Apply { "would apply" } else { "would revert" };
+                words.iter().fold(format!("{would} {patch}"), |text, line| text + "\n  " + &clean(line))
+            }
+            Err(error) => format!("{BAD}{not}{BAD:#}: {}", clean(&error.to_string())),
+        }
+    }
+}
+
+/// `nginx[1234]`, or `process 1234` if its name is not known.
+pub(crate) fn target(comm: &str, pid: i32) -> String {
+    if comm.is_empty() { format!("process {pid}") } else { format!("{}[{pid}]", clean(comm)) }
+}
+
+/// The command name of a process, empty if it cannot be read.
+pub(crate) fn comm(pid: i32) -> String {
+    std::fs::read_to_string(format!("/proc/{pid}/comm")).map(|name| name.trim_end().to_owned()).unwrap_or_default()
+}
+
+fn cost(m: &Measured) -> String {
+    let (functions, threads) = (count(m.functions as usize, "function"), count(m.threads as usize, "thread"));
+    format!("({functions}), paused {BOLD}{}{BOLD:#} {DIM}({threads}){DIM:#}", pause(m.flip_pause_ns))
+}
+
+fn exit_of(result: &Result<Done, Error>) -> Exit {
+    match result {
+        Ok(Done::Applied(_) | Done::Reverted(_) | Done::Rehearsed(_)) => Exit::Done,
+        Ok(Done::AlreadyApplied | Done::NotApplied) => Exit::Nothing,
+        Err(error) => exit_of_error(error),
+    }
+}
+
+/// The exit code that an error of the applier stands for.
+pub(crate) fn exit_of_error(error: &Error) -> Exit {
+    match error {
+        Error::Refused(_) => Exit::Refused,
+        Error::Unusable(_) => Exit::Unusable,
+        Error::Busy(_) => Exit::Busy,
+    }
+}
+
+fn entry(subject: &Subject, outcome: &Outcome) -> Value {
+    let measured = |m: &Measured| {
+        json!({
+            "flip_pause_ns": m.flip_pause_ns,
+            "longest_other_pause_ns": m.longest_other_pause_ns,
+            "stops": m.stops,
+            "threads": m.threads,
+            "functions": m.functions,
+            "mapped_bytes": m.mapped_bytes,
+        })
+    };
+    let (result, detail) = match &outcome.result {
+        Ok(Done::Applied(m)) => ("applied", json!({ "measured": measured(m) })),
+        Ok(Done::Reverted(m)) => ("reverted", json!({ "measured": measured(m) })),
+        Ok(Done::AlreadyApplied) => ("already-applied", json!({})),
+        Ok(Done::NotApplied) => ("not-applied", json!({})),
+        Ok(Done::Rehearsed(words)) => ("rehearsed", json!({ "plan": words })),
+        Err(Error::Refused(message)) => ("refused", json!({ "message": message })),
+        Err(Error::Unusable(message)) => ("unusable", json!({ "message": message })),
+        Err(Error::Busy(frames)) => {
+            ("busy", json!({ "message": "no safe point within the timeout", "frames": frames }))
+        }
+    };
+    let mut entry = json!({
+        "pid": outcome.pid,
+        "comm": outcome.comm,
+        "patch": { "id": subject.id, "name": subject.name },
+        "result": result,
+    });
+    if let (Value::Object(entry), Value::Object(detail)) = (&mut entry, detail) {
+        entry.extend(detail);
+    }
+    entry
+}
+
+/// The processes that were named; `None` for `--all`.
+pub(crate) fn named(args: &TargetArgs) -> Option<Vec<i32>> {
+    if args.all {
+        return None;
+    }
+    let pids: BTreeSet<i32> = match &args.exe {
+        Some(path) => running(path).into_iter().collect(),
+        None => args.pid.iter().copied().collect(),
+    };
+    Some(pids.into_iter().collect())
+}
+
+/// Processes whose program is `path`, also if the file has been replaced or removed since they were started.
+fn running(path: &Path) -> Vec<i32> {
+    let wanted = path.canonicalize().or_else(|_| std::path::absolute(path)).unwrap_or_else(|_| path.to_owned());
+    let Ok(processes) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let pids = processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    pids.filter(|pid| program(*pid).is_some_and(|program| program == wanted)).collect()
+}
+
+/// The path of a process's program, as `/proc/PID/exe` has it (proc(5)).
+fn program(pid: i32) -> Option<PathBuf> {
+    let link = std::fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+    let bytes = link.as_os_str().as_bytes();
+    let bytes = bytes.strip_suffix(b" (deleted)").unwrap_or(bytes);
+    Some(PathBuf::from(OsStr::from_bytes(bytes)))
+}
+
+/// What to add to "no process …" if there may be some that this user cannot see.
+pub(crate) fn unseen() -> &'static str {
+    use std::os::unix::fs::MetadataExt;
+    let root = std::fs::metadata("/proc/self").is_ok_and(|meta| meta.uid() == 0);
+    if root { "" } else { " that you may look at; run hp as root to see all" }
+}
