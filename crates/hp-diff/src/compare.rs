@@ -22,6 +22,19 @@ pub(crate) enum Verdict {
     Different,
     /// The same if these two objects, both still alone, are.
     Undecided(ObjectId, ObjectId),
+    /// The same if these two functions, both still alone, are.
+    UndecidedFunctions(FunctionId, FunctionId),
+}
+
+impl Verdict {
+    /// Both: the first that is not `Same`, except that `Different` outweighs undecided.
+    fn and(self, other: Verdict) -> Verdict {
+        match (self, other) {
+            (Verdict::Different, _) | (_, Verdict::Different) => Verdict::Different,
+            (Verdict::Same, other) => other,
+            (first, _) => first,
+        }
+    }
 }
 
 impl From<bool> for Verdict {
@@ -89,12 +102,22 @@ impl<'j, 'a> Judge<'j, 'a> {
         if let (Some(x), Some(y)) = (self.old.table(pair.0, a.target), self.new.table(pair.1, b.target)) {
             return self.tables(pair, x, y).into();
         }
-        let verdict = self.addresses(Some(pair), (a.target, b.target), a.usage);
+        let mut verdict = self.addresses(Some(pair), (a.target, b.target), a.usage);
+        if verdict != Verdict::Same && a.usage == Use::Address && self.is_startup_code(pair.0) {
+            // The compiler's own start-up code means the linker's symbols, even where an
+            // object begins at the same address.
+            let names = self.new.map.markers_at(b.target);
+            verdict = self.old.map.markers_at(a.target).iter().any(|n| names.contains(n)).into();
+        }
         // A number in the range of the image that leads nowhere is just a number.
         let number = a.encoding != Encoding::PcRelative
             && self.old.map.resolve(&self.old.image, a) == Target::Unknown
             && self.new.map.resolve(&self.new.image, b) == Target::Unknown;
         if number { (a.target == b.target).into() } else { verdict }
+    }
+
+    fn is_startup_code(&self, old: FunctionId) -> bool {
+        self.old.map.functions[old].file == "crtstuff.c"
     }
 
     fn tables(&self, pair: (FunctionId, FunctionId), x: &JumpTable, y: &JumpTable) -> bool {
@@ -115,7 +138,11 @@ impl<'j, 'a> Judge<'j, 'a> {
         match (x, y) {
             (Target::Function(f, i, m), Target::Function(g, j, n)) => {
                 let paired = within == Some((f, g)) || self.pairs.functions.new_of(f) == Some(g);
-                (paired && i == j && m == n).into()
+                let alone = self.pairs.functions.new_of(f).is_none() && self.pairs.functions.old_of(g).is_none();
+                match (i, m) == (j, n) {
+                    true if alone && within != Some((f, g)) => Verdict::UndecidedFunctions(f, g),
+                    same => (paired && same).into(),
+                }
             }
             (Target::Object(o, m), Target::Object(p, n)) => self.objects((o, m), (p, n), (a, b), usage),
             (Target::Stub(v), Target::Stub(w)) => self.words(v, w),
@@ -123,6 +150,9 @@ impl<'j, 'a> Judge<'j, 'a> {
             (Target::Slot(v), Target::Slot(w)) => self.words(v, w),
             (Target::Literal, Target::Literal) => self.literals(a, b, usage),
             (Target::Marker(m), Target::Marker(n)) => (m == n).into(),
+            (Target::Header(m), Target::Header(n)) => (m == n).into(),
+            // An unresolved weak symbol.
+            (Target::Unknown, Target::Unknown) if a == 0 && b == 0 => Verdict::Same,
             _ => Verdict::Different,
         }
     }
@@ -163,7 +193,8 @@ impl<'j, 'a> Judge<'j, 'a> {
         self.contents((a, x), (b, y))
     }
 
-    /// Compares two pieces of constant data: bytes, and words that hold addresses.
+    /// Compares two pieces of data: bytes, and words that hold addresses. Undecided only
+    /// if everything else is the same.
     fn contents(&self, (a, x): (u64, &[u8]), (b, y): (u64, &[u8])) -> Verdict {
         if x.len() != y.len() {
             return Verdict::Different;
@@ -172,22 +203,18 @@ impl<'j, 'a> Judge<'j, 'a> {
             build.image.words.range(at..at + x.len() as u64).map(move |(k, w)| ((k - at) as usize, w))
         };
         let (mut old_words, mut new_words) = (words(self.old, a), words(self.new, b));
-        let mut at = 0;
+        let (mut at, mut verdict) = (0, Verdict::Same);
         loop {
-            match (old_words.next(), new_words.next()) {
-                (None, None) => return self.plain_bytes((a, x), (b, y), at..x.len()),
-                (Some((i, v)), Some((j, w))) if i == j && i >= at => {
-                    if self.plain_bytes((a, x), (b, y), at..i) != Verdict::Same {
-                        return Verdict::Different;
-                    }
-                    match self.words(v, w) {
-                        Verdict::Same => {}
-                        other => return other,
-                    }
-                    at = (i + 8).min(x.len());
-                }
+            let (end, word) = match (old_words.next(), new_words.next()) {
+                (None, None) => (x.len(), Verdict::Same),
+                (Some((i, v)), Some((j, w))) if i == j && i >= at => (i, self.words(v, w)),
                 _ => return Verdict::Different,
+            };
+            verdict = verdict.and(self.plain_bytes((a, x), (b, y), at..end)).and(word);
+            if verdict == Verdict::Different || end == x.len() {
+                return verdict;
             }
+            at = (end + 8).min(x.len());
         }
     }
 
@@ -195,37 +222,19 @@ impl<'j, 'a> Judge<'j, 'a> {
     /// may be an address all the same.
     fn plain_bytes(&self, (a, x): (u64, &[u8]), (b, y): (u64, &[u8]), span: std::ops::Range<usize>) -> Verdict {
         let (p, q) = (&x[span.clone()], &y[span.clone()]);
-        if !(self.old.image.fixed_address && self.new.image.fixed_address) {
-            return (p == q).into();
-        }
         let (a, b) = (a + span.start as u64, b + span.start as u64);
-        if a % 8 != b % 8 {
+        let lead = ((8 - a % 8) % 8).min(p.len() as u64) as usize;
+        if !(self.old.image.fixed_address && self.new.image.fixed_address) || a % 8 != b % 8 || p[..lead] != q[..lead] {
             return (p == q).into();
         }
-        let lead = ((8 - a % 8) % 8).min(p.len() as u64) as usize;
-        if p[..lead] != q[..lead] {
-            return Verdict::Different;
-        }
-        for (v, w) in p[lead..].chunks(8).zip(q[lead..].chunks(8)) {
-            let (Ok(m), Ok(n)) = (v.try_into().map(u64::from_le_bytes), w.try_into().map(u64::from_le_bytes)) else {
-                if v != w {
-                    return Verdict::Different;
+        p[lead..].chunks(8).zip(q[lead..].chunks(8)).fold(Verdict::Same, |verdict, (v, w)| {
+            verdict.and(match (v.try_into().map(u64::from_le_bytes), w.try_into().map(u64::from_le_bytes)) {
+                (Ok(m), Ok(n)) if is_known(self.old, m) || is_known(self.new, n) => {
+                    self.addresses(None, (m, n), Use::Address)
                 }
-                continue;
-            };
-            let known = |build: &Build<'a>, address| {
-                build.map.resolve_address(&build.image, address, Use::Address) != Target::Unknown
-            };
-            let verdict = if known(self.old, m) || known(self.new, n) {
-                self.addresses(None, (m, n), Use::Address)
-            } else {
-                (m == n).into()
-            };
-            if verdict != Verdict::Same {
-                return verdict;
-            }
-        }
-        Verdict::Same
+                _ => (v == w).into(),
+            })
+        })
     }
 
     /// Compares what the dynamic linker puts into two words.
@@ -254,18 +263,23 @@ impl<'j, 'a> Judge<'j, 'a> {
 
     /// Compares the content of a pair of objects. References to constants that are known
     /// to have changed count as different.
-    pub(crate) fn object_contents(&self, (o, p): (ObjectId, ObjectId)) -> bool {
+    pub(crate) fn object_contents(&self, (o, p): (ObjectId, ObjectId)) -> Verdict {
         let (x, y) = (&self.old.map.objects[o], &self.new.map.objects[p]);
         if x.size != y.size {
-            return false;
+            return Verdict::Different;
         }
         match (self.old.image.bytes(x.address, x.size), self.new.image.bytes(y.address, y.size)) {
-            (Some(p), Some(q)) => self.contents((x.address, p), (y.address, q)) == Verdict::Same,
-            (None, None) => true,
+            (Some(p), Some(q)) => self.contents((x.address, p), (y.address, q)),
+            (None, None) => Verdict::Same,
             // One of them moved between `.bss` and `.data`.
-            (Some(bytes), None) | (None, Some(bytes)) => bytes.iter().all(|b| *b == 0),
+            (Some(bytes), None) | (None, Some(bytes)) => bytes.iter().all(|b| *b == 0).into(),
         }
     }
+}
+
+/// True if `address` leads to an entity.
+fn is_known(build: &Build<'_>, address: u64) -> bool {
+    build.map.resolve_address(&build.image, address, Use::Address) != Target::Unknown
 }
 
 /// What changed between two builds, by identity of entities.
@@ -290,7 +304,7 @@ pub(crate) fn compare(old: &Build<'_>, new: &Build<'_>, pairs: &Correlation) -> 
     loop {
         let judge = Judge::new(old, new, pairs).with_changed_constants(constants.clone());
         let differing: Vec<(ObjectId, ObjectId)> =
-            object_pairs.par_iter().copied().filter(|pair| !judge.object_contents(*pair)).collect();
+            object_pairs.par_iter().copied().filter(|pair| judge.object_contents(*pair) != Verdict::Same).collect();
         let (constant, writable): (Vec<_>, Vec<_>) =
             differing.into_iter().partition(|(o, p)| old.map.objects[*o].constant && new.map.objects[*p].constant);
         variables = writable;
@@ -387,7 +401,7 @@ pub(crate) fn describe(build: &Build<'_>, function: FunctionId, site: &Site) -> 
         Target::Stub(_) | Target::Slot(_) => "a table slot".into(),
         Target::Marker(name) => name.to_owned(),
         Target::Literal => literal_text(build, site),
-        Target::Unknown => format!("{:#x}", site.target),
+        Target::Header(_) | Target::Unknown => format!("{:#x}", site.target),
     }
 }
 

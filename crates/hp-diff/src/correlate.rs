@@ -4,13 +4,14 @@
 //! 1. the same name in the same file scope;
 //! 2. for static locals, the same function and variable in the debug information of both;
 //! 3. the same name once the compiler's numbering (`.constprop.0`, `.lto_priv.1`) is put aside;
-//! 4. for data, the references that pairs of otherwise identical functions make at the
+//! 4. the references that pairs of otherwise identical functions or objects make at the
 //!    same place; they must be unanimous;
 //! 5. for static locals without any of these, the only variable of that name in the file.
 //!
 //! The number in a static local's symbol (`counter.0`) says nothing: one more static in
 //! the file renumbers the others. Position is never evidence.
 
+use std::collections::BTreeMap;
 use std::hash::Hash;
 
 use rayon::prelude::*;
@@ -28,8 +29,6 @@ pub(crate) struct Correlation {
     pub functions: Pairs,
     /// Old object to new object.
     pub objects: Pairs,
-    /// Objects for which identical functions disagree: names to show.
-    pub contradictions: Vec<String>,
     /// New objects that debug information identifies as a static local of some function.
     pub identified: FxHashSet<ObjectId>,
 }
@@ -91,17 +90,22 @@ impl Pairs {
     }
 }
 
+impl Correlation {
+    fn join_by_name(&mut self, old: &Build<'_>, new: &Build<'_>) {
+        self.functions.join_by_key(function_names(&old.map), function_names(&new.map));
+        self.functions.join_by_key(quiet_function_names(&old.map), quiet_function_names(&new.map));
+        self.objects.join_by_key(object_names(&old.map), object_names(&new.map));
+    }
+}
+
 /// Pairs the entities of two builds.
 pub(crate) fn correlate(old: &Build<'_>, new: &Build<'_>, locals: (&[StaticLocal], &[StaticLocal])) -> Correlation {
     let mut pairs = Correlation {
         functions: Pairs::new(old.map.functions.len(), new.map.functions.len()),
         objects: Pairs::new(old.map.objects.len(), new.map.objects.len()),
-        contradictions: Vec::new(),
         identified: locals.1.iter().filter_map(|l| object_of(&new.map, l)).collect(),
     };
-    pairs.functions.join_by_key(function_names(&old.map), function_names(&new.map));
-    pairs.functions.join_by_key(quiet_function_names(&old.map), quiet_function_names(&new.map));
-    pairs.objects.join_by_key(object_names(&old.map), object_names(&new.map));
+    pairs.join_by_name(old, new);
     pairs.objects.join_by_key(static_local_keys(&old.map, locals.0), static_local_keys(&new.map, locals.1));
     while vote(old, new, &mut pairs) {}
     let known = (owners(&old.map, locals.0), owners(&new.map, locals.1));
@@ -171,40 +175,63 @@ fn object_of(map: &Map<'_>, local: &StaticLocal) -> Option<ObjectId> {
 fn vote(old: &Build<'_>, new: &Build<'_>, pairs: &mut Correlation) -> bool {
     let judge = Judge::new(old, new, pairs);
     let candidates: Vec<(FunctionId, FunctionId)> = pairs.functions.iter().collect();
-    let votes: Vec<Vec<(ObjectId, ObjectId)>> = candidates
+    let votes: Vec<Vec<Verdict>> = candidates
         .par_iter()
         .map(|pair| {
             let mut votes = Vec::new();
-            let difference = judge.difference(*pair, &mut |_, _, verdict| match verdict {
-                Verdict::Undecided(a, b) => {
-                    votes.push((a, b));
-                    true
+            let difference = judge.difference(*pair, &mut |_, _, verdict| {
+                if verdict == Verdict::Same || verdict == Verdict::Different {
+                    return verdict == Verdict::Same;
                 }
-                other => other == Verdict::Same,
+                votes.push(verdict);
+                true
             });
             if difference.is_none() { votes } else { Vec::new() }
         })
         .collect();
-    let mut by_old: FxHashMap<ObjectId, FxHashSet<ObjectId>> = FxHashMap::default();
-    let mut by_new: FxHashMap<ObjectId, FxHashSet<ObjectId>> = FxHashMap::default();
-    for (a, b) in votes.into_iter().flatten() {
-        by_old.entry(a).or_default().insert(b);
-        by_new.entry(b).or_default().insert(a);
-    }
-    let mut joined = false;
-    let mut ballots: Vec<_> = by_old.into_iter().collect();
-    ballots.sort_by_key(|(a, _)| *a);
-    let mut contradictions = Vec::new();
-    for (a, choices) in ballots {
-        let mut choices = choices.into_iter();
-        match (choices.next(), choices.next()) {
-            (Some(b), None) if by_new[&b].len() == 1 => {
-                pairs.objects.join(a, b);
-                joined = true;
-            }
-            _ => contradictions.push(old.map.objects[a].name().to_owned()),
+    let object_pairs: Vec<(ObjectId, ObjectId)> = pairs.objects.iter().collect();
+    let by_objects: Vec<Verdict> = object_pairs.par_iter().map(|pair| judge.object_contents(*pair)).collect();
+    let (mut objects, mut functions) = (Ballot::default(), Ballot::default());
+    for verdict in votes.into_iter().flatten().chain(by_objects) {
+        match verdict {
+            Verdict::Undecided(a, b) => objects.cast(a, b),
+            Verdict::UndecidedFunctions(f, g) => functions.cast(f, g),
+            Verdict::Same | Verdict::Different => {}
         }
     }
-    pairs.contradictions = contradictions;
+    let joined = objects.count(&mut pairs.objects) | functions.count(&mut pairs.functions);
+    if joined {
+        // What a vote leaves over may now be the only one of its name.
+        pairs.join_by_name(old, new);
+    }
     joined
+}
+
+/// Votes for pairs of entities.
+#[derive(Default)]
+struct Ballot {
+    by_old: BTreeMap<usize, FxHashSet<usize>>,
+    by_new: BTreeMap<usize, FxHashSet<usize>>,
+}
+
+impl Ballot {
+    fn cast(&mut self, old: usize, new: usize) {
+        self.by_old.entry(old).or_default().insert(new);
+        self.by_new.entry(new).or_default().insert(old);
+    }
+
+    /// Joins what all votes agree on.
+    fn count(self, pairs: &mut Pairs) -> bool {
+        let mut joined = false;
+        for (old, choices) in &self.by_old {
+            let mut choices = choices.iter();
+            if let (Some(new), None) = (choices.next(), choices.next())
+                && self.by_new[new].len() == 1
+            {
+                pairs.join(*old, *new);
+                joined = true;
+            }
+        }
+        joined
+    }
 }

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use object::SymbolKind;
 use rustc_hash::FxHashMap;
 
-use crate::arch::{Site, Use};
+use crate::arch::{self, Site, Use};
 use crate::image::{Image, Section, Word, is_constant_section};
 
 /// Index of a function in its [`Map`].
@@ -104,6 +104,8 @@ pub(crate) enum Target<'m> {
     Literal,
     /// A symbol without size, such as `_end` or `__TMC_END__`.
     Marker(&'m str),
+    /// The image's own ELF header, and the offset from its start.
+    Header(u64),
     /// Nothing that this map knows.
     Unknown,
 }
@@ -113,7 +115,7 @@ pub(crate) enum Target<'m> {
 pub(crate) struct Map<'a> {
     pub functions: Vec<Function<'a>>,
     pub objects: Vec<DataObject<'a>>,
-    markers: BTreeMap<u64, &'a str>,
+    markers: BTreeMap<u64, Vec<&'a str>>,
     /// Start, end, function, range; ordered by start.
     code_index: Vec<(u64, u64, FunctionId, usize)>,
     /// Every address that code or data refers to, and every entity boundary.
@@ -220,7 +222,11 @@ impl<'a> Map<'a> {
             return image.words.get(slot).map_or(Target::Unknown, Target::Stub);
         }
         let Some(section) = image.section_at(address) else {
-            return self.at_boundary(address);
+            let first = image.sections.first().map_or(0, |s| s.address);
+            return match address.checked_sub(image.start) {
+                Some(offset) if address < first => Target::Header(offset),
+                _ => self.at_boundary(address),
+            };
         };
         if section.name.starts_with(".got") {
             return match image.words.get(&address) {
@@ -245,7 +251,7 @@ impl<'a> Map<'a> {
     }
 
     fn at_boundary<'m>(&'m self, address: u64) -> Target<'m> {
-        if let Some(name) = self.markers.get(&address) {
+        if let Some(name) = self.markers_at(address).first() {
             return Target::Marker(name);
         }
         match self.ending_at(address) {
@@ -289,8 +295,13 @@ impl<'a> Map<'a> {
         found
     }
 
+    /// Symbols without size at `address`, such as `_end`, ordered by name.
+    pub(crate) fn markers_at(&self, address: u64) -> &[&'a str] {
+        self.markers.get(&address).map_or(&[], Vec::as_slice)
+    }
+
     pub(crate) fn marker_address(&self, name: &str) -> Option<u64> {
-        self.markers.iter().find(|(_, n)| **n == name).map(|(a, _)| *a)
+        self.markers.iter().find(|(_, names)| names.contains(&name)).map(|(a, _)| *a)
     }
 
     /// The literal at `address`, seen as something whose address is taken.
@@ -350,7 +361,7 @@ fn functions<'a>(image: &Image<'a>) -> Vec<Function<'a>> {
         let size = match sizes[address] {
             0 => {
                 let next = starts.get(i + 1).map_or(rest.len() as u64, |n| n - address);
-                unpadded(&rest[..(next as usize).min(rest.len())])
+                arch::unpadded(&rest[..(next as usize).min(rest.len())])
             }
             n => (n as usize).min(rest.len()),
         };
@@ -359,11 +370,6 @@ fn functions<'a>(image: &Image<'a>) -> Vec<Function<'a>> {
         function.ranges.push(CodeRange { address: *address, bytes: &rest[..size], name: function.names[0] });
     }
     attach_fragments(entries)
-}
-
-/// Code of unknown size, without the padding at its end.
-fn unpadded(bytes: &[u8]) -> usize {
-    bytes.iter().rposition(|b| !matches!(b, 0 | 0x90 | 0xcc)).map_or(0, |n| n + 1)
 }
 
 fn attach_fragments<'a>(entries: BTreeMap<u64, Function<'a>>) -> Vec<Function<'a>> {
@@ -406,17 +412,16 @@ fn attach_fragments<'a>(entries: BTreeMap<u64, Function<'a>>) -> Vec<Function<'a
     functions.into_values().collect()
 }
 
-fn objects<'a>(image: &Image<'a>) -> (Vec<DataObject<'a>>, BTreeMap<u64, &'a str>) {
+fn objects<'a>(image: &Image<'a>) -> (Vec<DataObject<'a>>, BTreeMap<u64, Vec<&'a str>>) {
     let mut found: Vec<DataObject<'a>> = Vec::new();
-    let mut markers = BTreeMap::new();
+    let mut markers: BTreeMap<u64, Vec<&'a str>> = BTreeMap::new();
     for symbol in &image.symbols {
         if !matches!(symbol.kind, SymbolKind::Data | SymbolKind::Unknown) || symbol.name.is_empty() {
             continue;
         }
         if symbol.size == 0 {
             if !symbol.name.starts_with('.') {
-                let marker = markers.entry(symbol.address).or_insert(symbol.name);
-                *marker = (*marker).min(symbol.name);
+                markers.entry(symbol.address).or_default().push(symbol.name);
             }
             continue;
         }
@@ -432,6 +437,9 @@ fn objects<'a>(image: &Image<'a>) -> (Vec<DataObject<'a>>, BTreeMap<u64, &'a str
                 unnamed: false,
             });
         }
+    }
+    for names in markers.values_mut() {
+        names.sort_unstable();
     }
     for section in &image.sections {
         if matches!(section.name, ".init_array" | ".fini_array" | ".preinit_array" | ".ctors" | ".dtors") {

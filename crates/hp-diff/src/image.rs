@@ -84,6 +84,8 @@ pub(crate) struct Image<'a> {
     pub build_id: Vec<u8>,
     /// `ET_EXEC`.
     pub fixed_address: bool,
+    /// Start of the lowest `PT_LOAD`.
+    pub start: u64,
     /// End of the highest `PT_LOAD`.
     pub span: u64,
     pub sections: Vec<Section<'a>>,
@@ -122,7 +124,7 @@ impl<'a> Image<'a> {
             }
             t => return Err(bad(format!("has ELF type {}; give a program or a shared object", t.0))),
         }
-        let mut span = 0;
+        let (mut start, mut span) = (u64::MAX, 0);
         let mut tls = None;
         for segment in elf.elf_program_headers() {
             let (address, size) = (segment.p_vaddr(endian), segment.p_memsz(endian));
@@ -134,6 +136,7 @@ impl<'a> Image<'a> {
                         .data(endian, data)
                         .map_err(|()| bad("a loadable segment lies outside of the file; is it truncated?".into()))?;
                     span = span.max(end);
+                    start = start.min(address);
                 }
                 elf::PT_TLS => {
                     tls = Some((address, segment.p_filesz(endian), size, segment.p_align(endian)));
@@ -149,6 +152,7 @@ impl<'a> Image<'a> {
             file_name: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
             build_id: elf.build_id().map_err(malformed)?.unwrap_or_default().to_vec(),
             fixed_address: header.e_type(endian) == elf::ET_EXEC,
+            start,
             span,
             sections: sections(&elf, &bad)?,
             symbols: symbols(&elf).map_err(malformed)?,
@@ -167,6 +171,7 @@ impl<'a> Image<'a> {
             compilers: Vec::new(),
         };
         image.read_relocations(&elf).map_err(malformed)?;
+        image.fill_static_slots();
         image.stubs = image
             .sections
             .iter()
@@ -245,6 +250,25 @@ impl<'a> Image<'a> {
             .filter(|s| s.executable)
             .any(|s| self.words.range(s.address..s.end()).next().is_some());
         Ok(())
+    }
+
+    /// In a position-dependent image the linker itself fills GOT slots in, without a
+    /// dynamic relocation: with an address, or with a thread-local offset.
+    fn fill_static_slots(&mut self) {
+        if !self.fixed_address {
+            return;
+        }
+        for section in self.sections.iter().filter(|s| s.name.starts_with(".got")) {
+            for (i, word) in section.data.chunks_exact(8).enumerate() {
+                let value = u64::from_le_bytes(word.try_into().unwrap_or_default());
+                let word = if (self.start..self.span).contains(&value) {
+                    Word::Address(value)
+                } else {
+                    Word::Other(elf::R_X86_64_NONE.0, String::new(), value as i64)
+                };
+                self.words.entry(section.address + 8 * i as u64).or_insert(word);
+            }
+        }
     }
 
     /// `DT_RELR`: relative relocations packed as addresses and bitmaps (gABI, "Relative

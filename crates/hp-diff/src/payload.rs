@@ -17,7 +17,7 @@ use crate::arch::{Encoding, JumpTable, Site, Use};
 use crate::build::Build;
 use crate::compare::{Changes, Judge, Verdict, describe};
 use crate::correlate::{Correlation, numbered_stem};
-use crate::entity::{FunctionId, ObjectId, Target};
+use crate::entity::{CodeRange, FunctionId, ObjectId, Target};
 use crate::finding::{Code, Finding};
 use crate::image::Word;
 use crate::unwind;
@@ -42,6 +42,8 @@ pub(crate) struct Payload<'p, 'a> {
     import_symbols: FxHashMap<String, u32>,
     /// Content of the old build's literals, to find equal ones.
     old_literals: FxHashMap<&'a [u8], u64>,
+    /// Function, symbol and the branch that it serves.
+    islands: Vec<(FunctionId, u32, Site)>,
     todo: VecDeque<FunctionId>,
     pub findings: Vec<Finding>,
 }
@@ -87,6 +89,7 @@ impl<'p, 'a> Payload<'p, 'a> {
             base_symbols: FxHashMap::default(),
             import_symbols: FxHashMap::default(),
             old_literals,
+            islands: Vec::new(),
             todo: VecDeque::new(),
             findings: Vec::new(),
         }
@@ -184,7 +187,7 @@ impl<'p, 'a> Payload<'p, 'a> {
         let function = &new.map.functions[id];
         let mut symbols = Vec::new();
         for (i, range) in function.ranges.iter().enumerate() {
-            let align = 1 << range.address.trailing_zeros().clamp(4, 6);
+            let align: u64 = 1 << range.address.trailing_zeros().clamp(4, 6);
             let mut bytes = range.bytes.to_vec();
             for site in &new.code[id].ranges[i].sites {
                 if !stays_inside(site, range.address, range.end()) {
@@ -194,9 +197,17 @@ impl<'p, 'a> Payload<'p, 'a> {
                     }
                 }
             }
-            let at = self.place(SectionKind::Text, align, &bytes);
             let size = bytes.len() as u64;
+            let islands = islands(&new.code[id].ranges[i].sites, range);
+            let before = islands.iter().filter(|s| s.target < range.address).count() as u64;
+            let behind = islands.len() as u64 - before;
+            let lead = (before * ISLAND).next_multiple_of(align);
+            let mut block = vec![0xcc; lead as usize];
+            block.extend(bytes);
+            block.resize(block.len() + (behind * ISLAND) as usize, 0);
+            let at = self.place(SectionKind::Text, align, &block) + lead;
             symbols.push(self.payload_symbol(range.name, SymbolKind::Function, SectionKind::Text, at, size));
+            self.place_islands(id, &islands, at, at + size);
         }
         self.function_symbols.insert(id, symbols.clone());
         self.functions.push((id, symbols.clone()));
@@ -204,7 +215,65 @@ impl<'p, 'a> Payload<'p, 'a> {
         symbols
     }
 
+    /// Writes the islands of a range that lies at `start..end` of `.text`: a short branch
+    /// to a neighbour cannot reach it from the payload, but it reaches an island beside
+    /// its own range, which jumps on.
+    fn place_islands(&mut self, id: FunctionId, islands: &[Site], start: u64, end: u64) {
+        let (mut before, mut behind) = (start, end);
+        for site in islands {
+            let forward = site.target >= self.new.map.functions[id].address();
+            let at = if forward { behind } else { before - ISLAND };
+            if forward {
+                behind += ISLAND
+            } else {
+                before -= ISLAND
+            }
+            let field = start + u64::from(site.offset);
+            let distance = at as i64 - (start + u64::from(site.end)) as i64;
+            let name = format!("{}.island{}", self.new.map.functions[id].name(), self.islands.len());
+            let symbol = self.payload_symbol(&name, SymbolKind::Function, SectionKind::Text, at, ISLAND);
+            let Ok(displacement) = i8::try_from(distance) else {
+                let name = self.new.map.functions[id].qualified_name();
+                self.finding(Code::IntoFunction, name, "too many short branches leave the function");
+                return;
+            };
+            if let Some(text) = self.sections.get_mut(&SectionKind::Text) {
+                text.data[field as usize] = displacement as u8;
+                text.data[at as usize] = 0xe9;
+            }
+            self.islands.push((id, symbol, *site));
+        }
+    }
+
+    /// Relocates the islands of a function.
+    fn relocate_islands(&mut self, id: FunctionId) {
+        let mine: Vec<(u32, Site)> =
+            self.islands.iter().filter(|i| i.0 == id).map(|(_, symbol, site)| (*symbol, *site)).collect();
+        for (symbol, site) in mine {
+            let is_entry =
+                matches!(self.new.map.resolve(&self.new.image, &site), Target::Function(_, 0, 0) | Target::Stub(_));
+            let problem = match self.bind(id, &site) {
+                Ok(bound) if is_entry => {
+                    let offset = self.symbols[symbol as usize].value + 1;
+                    let addend = bound.offset - 4;
+                    self.relocations.push(Relocation {
+                        section: SectionKind::Text,
+                        offset,
+                        kind: RelocationKind::Plt32,
+                        symbol: bound.symbol,
+                        addend,
+                    });
+                    continue;
+                }
+                Ok(_) => Problem(Code::IntoFunction, "a short branch into the middle of another function".into()),
+                Err(problem) => problem,
+            };
+            self.finding(problem.0, self.new.map.functions[id].qualified_name(), problem.1);
+        }
+    }
+
     fn relocate_function(&mut self, id: FunctionId) {
+        self.relocate_islands(id);
         let new = self.new;
         let function = &new.map.functions[id];
         let name = function.qualified_name();
@@ -229,7 +298,7 @@ impl<'p, 'a> Payload<'p, 'a> {
                 );
             }
             for site in &code.ranges[i].sites {
-                if !stays_inside(site, range.address, range.end()) {
+                if !stays_inside(site, range.address, range.end()) && site.width > 1 {
                     self.relocate_site(id, i, symbols[i], site);
                 }
             }
@@ -241,14 +310,6 @@ impl<'p, 'a> Payload<'p, 'a> {
         let name = new.map.functions[id].qualified_name();
         let at = new.map.functions[id].ranges[range].address + u64::from(site.instruction);
         if site.encoding != Encoding::PcRelative && !self.is_address(id, site, at) {
-            return;
-        }
-        if site.width == 1 {
-            self.finding(
-                Code::IntoFunction,
-                &name,
-                format!("the short branch at {at:#x} of the new build leaves the function"),
-            );
             return;
         }
         let bound = match self.bind(id, site) {
@@ -264,6 +325,13 @@ impl<'p, 'a> Payload<'p, 'a> {
             }
         };
         let Bind { symbol: target, offset, through_slot } = bound;
+        if site.encoding != Encoding::PcRelative && self.symbols[target as usize].place == Place::Import {
+            let message = format!(
+                "the instruction at {at:#x} of the new build holds the address of an import that the old build did not use"
+            );
+            self.finding(Code::NewSlot, &name, message);
+            return;
+        }
         let tail = i64::from(site.end) - i64::from(site.offset);
         let (kind, addend) = match site.encoding {
             Encoding::PcRelative if through_slot => (RelocationKind::GotPcRel, offset - tail),
@@ -339,6 +407,10 @@ impl<'p, 'a> Payload<'p, 'a> {
                 Some(address) => Ok((self.base_symbol(name, SymbolKind::Other, address, 0), 0)),
                 None => Err(Problem(Code::UnknownReference, "the old build has no such symbol".into())),
             },
+            Target::Header(offset) if new.image.start != 0 => {
+                Ok((self.base_symbol("__ehdr_start", SymbolKind::Other, old.image.start, 0), offset as i64))
+            }
+            Target::Header(_) => Err(Problem(Code::UnknownReference, "an address below the image's content".into())),
             Target::Stub(word) => self.bind_slot_address(word, true),
             Target::Slot(word) => self.bind_slot_address(word, false),
             Target::Unknown => Err(Problem(Code::UnknownReference, "no symbol covers it".into())),
@@ -366,6 +438,15 @@ impl<'p, 'a> Payload<'p, 'a> {
         };
         let meanings = new.map.candidates(address);
         let Some(mine) = meanings.iter().find(|m| m.0 == chosen) else { return Ok(()) };
+        for name in new.map.markers_at(address) {
+            let there = old.map.marker_address(name);
+            if there.is_some() && there != old_address(mine.0, mine.1) {
+                return Err(Problem(
+                    Code::AmbiguousReference,
+                    format!("it may also mean the linker's symbol {name}, which the old build has elsewhere"),
+                ));
+            }
+        }
         for other in meanings.iter().filter(|m| m.0 != chosen) {
             let (a, b) = (old_address(mine.0, mine.1), old_address(other.0, other.1));
             if a.is_some() && a == b {
@@ -443,7 +524,7 @@ impl<'p, 'a> Payload<'p, 'a> {
                 && object.file == new_object.file
                 && object.size == new_object.size
                 && numbered_stem(object.name()) == Some(stem)
-                && judge.object_contents((*o, p))
+                && judge.object_contents((*o, p)) == Verdict::Same
         })
     }
 
@@ -680,6 +761,12 @@ impl<'p, 'a> Payload<'p, 'a> {
                 let field = writer.add(&fde.cie, fde.size, fde.instructions);
                 self.pc_relative(SectionKind::EhFrame, field, symbol, 0);
             }
+            // A branch to another function's entry leaves the stack as at entry.
+            let Some(fde) = rows.at(function.address()) else { continue };
+            for (_, symbol, _) in self.islands.clone().into_iter().filter(|i| i.0 == id) {
+                let field = writer.add(&fde.cie, ISLAND, &[]);
+                self.pc_relative(SectionKind::EhFrame, field, symbol, 0);
+            }
         }
     }
 
@@ -704,6 +791,14 @@ impl Bind {
 
 /// Why a reference could not be bound.
 struct Problem(Code, String);
+
+/// Size of `jmp rel32`.
+const ISLAND: u64 = 5;
+
+/// The short branches of a range that leave it.
+fn islands(sites: &[Site], range: &CodeRange<'_>) -> Vec<Site> {
+    sites.iter().copied().filter(|s| s.width == 1 && !stays_inside(s, range.address, range.end())).collect()
+}
 
 /// A branch inside its own range keeps its distance when the range is copied.
 fn stays_inside(site: &Site, start: u64, end: u64) -> bool {

@@ -8,7 +8,7 @@
 mod x86_64;
 
 pub(crate) use x86_64::{
-    JumpTableContext, decode, decode_at, first_difference, jump_tables, padding, plt_stubs, thunk,
+    JumpTableContext, decode, decode_at, first_difference, jump_tables, padding, plt_stubs, thunk, unpadded,
 };
 
 /// How a field in an instruction encodes its target.

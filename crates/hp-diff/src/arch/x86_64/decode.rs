@@ -192,3 +192,19 @@ pub(crate) fn padding(bytes: &[u8]) -> usize {
     }
     end
 }
+
+/// Length of code of unknown size without the padding at its end.
+pub(crate) fn unpadded(bytes: &[u8]) -> usize {
+    let mut decoder = Decoder::new(64, bytes, DecoderOptions::NONE);
+    let mut end = 0;
+    while decoder.can_decode() {
+        let instruction = decoder.decode();
+        if instruction.is_invalid() {
+            return bytes.len();
+        }
+        if !matches!(instruction.mnemonic(), iced_x86::Mnemonic::Nop | iced_x86::Mnemonic::Int3) {
+            end = decoder.position();
+        }
+    }
+    end
+}

@@ -5,7 +5,7 @@ mod jump_table;
 mod plt;
 mod thunk;
 
-pub(crate) use decode::{decode, decode_at, first_difference, padding};
+pub(crate) use decode::{decode, decode_at, first_difference, padding, unpadded};
 pub(crate) use jump_table::{Context as JumpTableContext, jump_tables};
 pub(crate) use plt::plt_stubs;
 pub(crate) use thunk::thunk;
