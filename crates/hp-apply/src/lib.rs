@@ -1,6 +1,108 @@
 //! The applier: from a patch to a live process, and back.
+//!
+//! [`apply`] checks everything before it writes anything, brings the payload into the
+//! target, and switches all functions at once at a *safe point*: a moment at which no
+//! thread is in a function that is replaced, or will return into one. [`revert`] does the
+//! same backwards, with nothing but the record (*ledger*) that lies in the target.
+//! The applier may be killed at any instruction: the target goes on, wholly old or wholly
+//! new, and the next call finishes or undoes what was begun.
+//!
+//! The way of a patch, a module each: `session` (what is known of the target: `process`,
+//! `maps`, `image`, `ledger`) → `scope` (imports) → `layout`, `place`, `relocate` (the
+//! payload's bytes) → `stage` (into the target, by `remote` system calls) → `stops`
+//! (`threads`, `safe_point`, `unwind`) → `sites` (the entries). All system calls are in `sys`.
+//!
+//! *Not* for judging whether a patch is right for its base: that is the diff's work; and
+//! not for stacks that no thread stands on (parked coroutines), which it does not see.
+//! `docs/APPLY.md` has the steps, the invariants and the ledger's bytes.
+#![deny(unsafe_code)]
 
+mod addr;
+mod apply;
+mod base_file;
+mod bytes;
+mod dynamic;
+mod image;
+mod layout;
+mod ledger;
+mod maps;
+mod place;
+mod pointers;
+mod process;
+mod relocate;
+mod remote;
+mod revert;
+mod safe_point;
+mod scope;
+mod session;
+mod sites;
+mod stage;
+mod status;
+mod stops;
+mod sys;
+mod threads;
+mod unwind;
+
+#[doc(hidden)]
+pub use sys::{die_at, points};
+
+use hp_pack::Patch;
 use std::time::Duration;
+
+/// All processes that map an image with this build ID, ascending.
+///
+/// Processes that the caller may not read are left out.
+///
+/// # Errors
+/// [`Error::Unusable`] if `/proc` cannot be read.
+pub fn targets_of(build_id: &[u8]) -> Result<Vec<i32>, Error> {
+    status::targets_of(build_id)
+}
+
+/// All processes that hold the record of a patch, in effect or not, ascending.
+///
+/// # Errors
+/// [`Error::Unusable`] if `/proc` cannot be read.
+pub fn patched_processes() -> Result<Vec<i32>, Error> {
+    status::patched_processes()
+}
+
+/// The patches in one process, read from the process alone.
+///
+/// # Errors
+/// [`Error::Unusable`] if there is no such process or it may not be read.
+pub fn status(pid: i32) -> Result<Vec<LedgerEntry>, Error> {
+    status::status(pid)
+}
+
+/// Applies the patch in `patch_file`, the bytes of a `.hpatch` file, to a process.
+pub fn apply(pid: i32, patch_file: &[u8], options: &Options) -> Outcome {
+    match hp_pack::read(patch_file) {
+        Ok(patch) => apply_patch(pid, &patch, &hp_pack::id(patch_file), options),
+        Err(error) => Outcome { pid, comm: process::comm(pid), result: Err(Error::Unusable(error.to_string())) },
+    }
+}
+
+/// The same for a patch in memory, under an ID of the caller's choice.
+#[doc(hidden)]
+pub fn apply_patch(pid: i32, patch: &Patch, id: &str, options: &Options) -> Outcome {
+    outcome(pid, || apply::apply(pid, patch, id, options))
+}
+
+/// Takes the patch with this ID, or every patch, out of a process.
+pub fn revert(pid: i32, id: Option<&str>, options: &Options) -> Outcome {
+    outcome(pid, || revert::revert(pid, id, options))
+}
+
+/// Runs the engine on a thread of its own. Tracing belongs to that thread, so when it ends,
+/// however it ends, the kernel releases whatever it still holds.
+fn outcome(pid: i32, work: impl FnOnce() -> Result<Done, Error> + Send) -> Outcome {
+    let comm = process::comm(pid);
+    let result = std::thread::scope(|scope| {
+        scope.spawn(work).join().unwrap_or_else(|_| Err(Error::Unusable(format!("process {pid}: internal error"))))
+    });
+    Outcome { pid, comm, result }
+}
 
 /// What the user asked of an apply or revert.
 #[derive(Clone, Debug)]

@@ -1,0 +1,138 @@
+//! Where each part of a payload lies in its one mapping:
+//!
+//! `[ledger][constants, unwind rows, pointer slots, state byte] r--` `[code, thunks, import stubs] r-x` `[variables] rw-`
+//!
+//! Offsets are from the start of the mapping; they depend on the patch alone, not on the
+//! address, so a mapping found in a target can be compared with the patch.
+
+use crate::Error;
+use crate::addr::{LiveAddr, LiveRange, page_ceil};
+use hp_pack::{Patch, Place, RelocationKind, SectionKind};
+use std::collections::BTreeMap;
+
+/// Size of one import stub: `jmp *slot(%rip)` and two bytes of filling.
+pub(crate) const STUB_SIZE: u64 = 8;
+/// Largest payload.
+const MAX_SIZE: u64 = 1 << 30;
+
+/// Offsets in the mapping of a payload.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Layout {
+    sections: BTreeMap<SectionKind, (u64, u64)>,
+    /// Pointer slot of each symbol that needs one.
+    slots: BTreeMap<u32, u64>,
+    /// Import stub of each symbol that needs one.
+    stubs: BTreeMap<u32, u64>,
+    /// Start of the constants, which end where the code begins or earlier.
+    pub(crate) constants: (u64, u64),
+    pub(crate) code: (u64, u64),
+    pub(crate) variables: (u64, u64),
+    pub(crate) state: u64,
+    pub(crate) size: u64,
+}
+
+impl Layout {
+    /// Lays out a patch behind a ledger of this many bytes.
+    pub(crate) fn of(patch: &Patch, ledger_size: u64) -> Result<Layout, Error> {
+        Self::try_of(patch, ledger_size)
+            .filter(|layout| layout.size <= MAX_SIZE)
+            .ok_or_else(|| Error::Refused("the patch is larger than 1 GiB".to_owned()))
+    }
+
+    fn try_of(patch: &Patch, ledger_size: u64) -> Option<Layout> {
+        let mut layout = Layout::default();
+        let mut at = page_ceil(ledger_size)?;
+        layout.constants.0 = at;
+        for kind in [SectionKind::Rodata, SectionKind::DataRelRo, SectionKind::EhFrame] {
+            layout.put(patch, kind, &mut at)?;
+        }
+        at = at.checked_next_multiple_of(8)?;
+        let (slots, stubs) = needed(patch);
+        for symbol in slots {
+            layout.slots.insert(symbol, at);
+            at = at.checked_add(8)?;
+        }
+        layout.constants.1 = at;
+        layout.state = at;
+        layout.sections.insert(SectionKind::State, (at, 1));
+        at = page_ceil(at.checked_add(1)?)?;
+        layout.code.0 = at;
+        for kind in [SectionKind::Text, SectionKind::Thunks] {
+            layout.put(patch, kind, &mut at)?;
+        }
+        at = at.checked_next_multiple_of(STUB_SIZE)?;
+        for symbol in stubs {
+            layout.stubs.insert(symbol, at);
+            at = at.checked_add(STUB_SIZE)?;
+        }
+        layout.code.1 = at;
+        at = page_ceil(at)?;
+        layout.variables.0 = at;
+        for kind in [SectionKind::Data, SectionKind::Bss] {
+            layout.put(patch, kind, &mut at)?;
+        }
+        layout.variables.1 = at;
+        layout.size = page_ceil(at)?;
+        Some(layout)
+    }
+
+    fn put(&mut self, patch: &Patch, kind: SectionKind, at: &mut u64) -> Option<()> {
+        if let Some(section) = patch.section(kind) {
+            *at = at.checked_next_multiple_of(section.align)?;
+            self.sections.insert(kind, (*at, section.size));
+            *at = at.checked_add(section.size)?;
+        }
+        Some(())
+    }
+
+    /// Offset and size of a section; an empty one at the start where the patch has none.
+    pub(crate) fn section(&self, kind: SectionKind) -> (u64, u64) {
+        self.sections.get(&kind).copied().unwrap_or_default()
+    }
+
+    /// The same, in a mapping that starts at `base`.
+    pub(crate) fn live(&self, base: LiveAddr, kind: SectionKind) -> LiveRange {
+        match self.sections.get(&kind) {
+            Some(&(offset, size)) => base.plus(offset).range(size),
+            None => LiveRange::default(),
+        }
+    }
+
+    pub(crate) fn slot(&self, symbol: u32) -> Option<u64> {
+        self.slots.get(&symbol).copied()
+    }
+
+    pub(crate) fn stub(&self, symbol: u32) -> Option<u64> {
+        self.stubs.get(&symbol).copied()
+    }
+
+    pub(crate) fn slots(&self) -> impl Iterator<Item = (u32, u64)> + '_ {
+        self.slots.iter().map(|(&symbol, &offset)| (symbol, offset))
+    }
+
+    pub(crate) fn stubs(&self) -> impl Iterator<Item = (u32, u64)> + '_ {
+        self.stubs.iter().map(|(&symbol, &offset)| (symbol, offset))
+    }
+}
+
+/// The symbols that need a pointer slot, and those that need an import stub too.
+fn needed(patch: &Patch) -> (Vec<u32>, Vec<u32>) {
+    let import = |symbol: u32| patch.symbols.get(symbol as usize).is_some_and(|s| s.place == Place::Import);
+    let mut slots = Vec::new();
+    let mut stubs = Vec::new();
+    for relocation in &patch.relocations {
+        match relocation.kind {
+            RelocationKind::GotPcRel => slots.push(relocation.symbol),
+            RelocationKind::Plt32 if import(relocation.symbol) => {
+                slots.push(relocation.symbol);
+                stubs.push(relocation.symbol);
+            }
+            _ => {}
+        }
+    }
+    for list in [&mut slots, &mut stubs] {
+        list.sort_unstable();
+        list.dedup();
+    }
+    (slots, stubs)
+}

@@ -1,0 +1,408 @@
+//! The record inside a target of one patch: enough to tell, finish and undo what was done
+//! with nothing but the process at hand.
+//!
+//! It lies at the start of the payload's mapping and is found by its magic number in the
+//! process's anonymous read-only mappings. It never changes while the patch is there: what
+//! has happened so far is read from the state byte and the entries themselves, so there is
+//! no second truth that a killed applier could leave stale.
+//!
+//! The target owns this memory, so parsing is strict: checksum, bounds, order, and that
+//! every address lies where it may; nothing found here is believed further than that.
+//! `docs/APPLY.md` describes the bytes.
+
+use crate::Error;
+use crate::addr::{LiveAddr, LiveRange, PAGE};
+use crate::bytes::{array, hex, sha256, u32_at, u64_at};
+use crate::maps::Maps;
+use crate::sys::Mem;
+
+const MAGIC: [u8; 8] = *b"HPLEDGER";
+const VERSION: u32 = 1;
+/// Magic, version, length, SHA-256 of the rest.
+const HEADER: usize = 8 + 4 + 4 + 32;
+/// Largest ledger.
+const MAX_SIZE: usize = 64 << 20;
+const MAX_FUNCTIONS: u32 = 1_000_000;
+/// How much anonymous read-only memory of a target is searched for ledgers.
+const MAX_SEARCH: u64 = 1 << 30;
+/// Length of the jump at an entry.
+pub(crate) const SITE: usize = 5;
+
+/// A range of old code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct OldRange {
+    pub(crate) range: LiveRange,
+    pub(crate) digest: [u8; 32],
+}
+
+/// One replaced function.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Replaced {
+    pub(crate) name: String,
+    /// The body first, then the fragments.
+    pub(crate) old: Vec<OldRange>,
+    pub(crate) site: LiveAddr,
+    pub(crate) site_bytes: [u8; SITE],
+    pub(crate) thunk: LiveAddr,
+    pub(crate) new: LiveAddr,
+}
+
+/// One patch in a target.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Ledger {
+    pub(crate) id: String,
+    pub(crate) name: String,
+    pub(crate) build_id: Vec<u8>,
+    pub(crate) counter: u64,
+    pub(crate) uid: u32,
+    pub(crate) applied_at: u64,
+    /// The base image.
+    pub(crate) base: LiveRange,
+    /// The whole payload.
+    pub(crate) mapping: LiveRange,
+    /// Constants, unwind rows and pointer slots, with their digest.
+    pub(crate) constants: LiveRange,
+    pub(crate) constants_digest: [u8; 32],
+    /// `.text`, thunks and import stubs, with their digest.
+    pub(crate) code: LiveRange,
+    pub(crate) code_digest: [u8; 32],
+    pub(crate) text: LiveRange,
+    pub(crate) thunks: LiveRange,
+    pub(crate) variables: LiveRange,
+    pub(crate) eh_frame: LiveRange,
+    pub(crate) state: LiveAddr,
+    /// The payload's code addresses may be known where no scan of memory looks.
+    pub(crate) keeps_code: bool,
+    pub(crate) functions: Vec<Replaced>,
+}
+
+impl Replaced {
+    /// First byte of the function.
+    pub(crate) fn entry(&self) -> LiveAddr {
+        self.old.first().map_or(self.site, |old| old.range.start)
+    }
+
+    pub(crate) fn site_range(&self) -> LiveRange {
+        self.site.range(SITE as u64)
+    }
+
+    /// The jump that leads from the entry to `target`.
+    pub(crate) fn jump_to(&self, target: LiveAddr) -> [u8; SITE] {
+        let distance = target.0.wrapping_sub(self.site.0.wrapping_add(SITE as u64)) as u32;
+        let [a, b, c, d] = distance.to_le_bytes();
+        [0xe9, a, b, c, d]
+    }
+}
+
+impl Ledger {
+    /// The bytes, for any addresses of the same length.
+    pub(crate) fn bytes(&self) -> Result<Vec<u8>, Error> {
+        let mut out = vec![0; HEADER];
+        for text in [self.id.as_bytes(), self.name.as_bytes(), &self.build_id] {
+            put_bytes(&mut out, text);
+        }
+        out.extend(self.counter.to_le_bytes());
+        out.extend(self.uid.to_le_bytes());
+        out.extend(self.applied_at.to_le_bytes());
+        for range in
+            [self.base, self.mapping, self.constants, self.code, self.text, self.thunks, self.variables, self.eh_frame]
+        {
+            put_range(&mut out, range);
+        }
+        out.extend(self.state.0.to_le_bytes());
+        out.extend(self.constants_digest);
+        out.extend(self.code_digest);
+        out.push(u8::from(self.keeps_code));
+        out.extend((self.functions.len() as u32).to_le_bytes());
+        for function in &self.functions {
+            put_bytes(&mut out, function.name.as_bytes());
+            out.extend(function.site.0.to_le_bytes());
+            out.extend(function.site_bytes);
+            out.extend(function.thunk.0.to_le_bytes());
+            out.extend(function.new.0.to_le_bytes());
+            out.extend((function.old.len() as u32).to_le_bytes());
+            for old in &function.old {
+                put_range(&mut out, old.range);
+                out.extend(old.digest);
+            }
+        }
+        if out.len() > MAX_SIZE {
+            return Err(Error::Refused("the patch has too many functions for its ledger".to_owned()));
+        }
+        let digest = sha256(&out[HEADER..]);
+        let len = out.len() as u32;
+        out[..8].copy_from_slice(&MAGIC);
+        out[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        out[12..16].copy_from_slice(&len.to_le_bytes());
+        out[16..HEADER].copy_from_slice(&digest);
+        Ok(out)
+    }
+
+    /// Parses the ledger whose first byte lies at `at`; `None` for anything but a valid one.
+    pub(crate) fn parse(bytes: &[u8], at: LiveAddr) -> Option<Ledger> {
+        let len = header(bytes)?;
+        let bytes = bytes.get(..len)?;
+        let body = bytes.get(HEADER..)?;
+        if array::<32>(bytes, 16)? != sha256(body) {
+            return None;
+        }
+        let mut reader = Reader { rest: body };
+        let ledger = reader.ledger()?;
+        (reader.rest.is_empty() && ledger.is_sound(at, len as u64)).then_some(ledger)
+    }
+
+    fn is_sound(&self, at: LiveAddr, len: u64) -> bool {
+        let id = !self.id.is_empty() && self.id.len() <= 64 && self.id.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let aligned = |address: LiveAddr| address.0.is_multiple_of(PAGE);
+        let inner = LiveRange { start: at.plus(len), end: self.mapping.end };
+        let parts = [self.constants, self.code, self.text, self.thunks, self.variables, self.eh_frame];
+        let held = |outer: LiveRange, part: LiveRange| part == LiveRange::default() || outer.covers(part);
+        id && (1..=255).contains(&self.name.len())
+            && (1..=64).contains(&self.build_id.len())
+            && self.mapping.start == at
+            && aligned(at)
+            && aligned(self.mapping.end)
+            && self.mapping.len() <= 2 << 30
+            && len <= self.mapping.len()
+            && !self.base.overlaps(self.mapping)
+            && self.base.start < self.base.end
+            && parts.iter().all(|&part| held(inner, part))
+            && held(self.code, self.text)
+            && held(self.code, self.thunks)
+            && inner.contains(self.state)
+            && !self.code.contains(self.state)
+            && self.functions.iter().all(|function| self.is_sound_function(function))
+    }
+
+    fn is_sound_function(&self, function: &Replaced) -> bool {
+        let Some(body) = function.old.first() else { return false };
+        let offset = function.site.0.wrapping_sub(body.range.start.0);
+        (1..=4096).contains(&function.name.len())
+            && function.old.iter().all(|old| !old.range.is_empty() && self.base.covers(old.range))
+            && self.base.covers(function.site_range())
+            && matches!(offset, 0 | 4)
+            && self.thunks.contains(function.thunk)
+            && self.text.contains(function.new)
+    }
+
+    pub(crate) fn build_id_hex(&self) -> String {
+        hex(&self.build_id)
+    }
+}
+
+/// Every valid ledger of a process.
+pub(crate) fn find(mem: &Mem, maps: &Maps) -> Vec<Ledger> {
+    let mut found = Vec::new();
+    let mut budget = MAX_SEARCH;
+    let candidates = maps.iter().filter(|mapping| {
+        mapping.read && !mapping.write && !mapping.execute && !mapping.shared && mapping.is_anonymous()
+    });
+    for mapping in candidates {
+        // A neighbour with the same protection may have been merged with it: look at every page.
+        let mut at = mapping.range.start;
+        while at < mapping.range.end && budget > 0 {
+            budget = budget.saturating_sub(PAGE);
+            match read_at(mem, at, mapping.range.end) {
+                Some(ledger) => {
+                    at = ledger.mapping.end;
+                    found.push(ledger);
+                }
+                None => at = at.plus(PAGE),
+            }
+        }
+    }
+    found
+}
+
+fn read_at(mem: &Mem, at: LiveAddr, end: LiveAddr) -> Option<Ledger> {
+    let start: [u8; HEADER] = mem.array(at).ok()?;
+    let len = header(&start)?;
+    if len as u64 > end.0 - at.0 {
+        return None;
+    }
+    Ledger::parse(&mem.bytes(at, len).ok()?, at)
+}
+
+/// The length that a header claims.
+fn header(bytes: &[u8]) -> Option<usize> {
+    let ours = bytes.starts_with(&MAGIC) && u32_at(bytes, 8)? == VERSION;
+    let len = u32_at(bytes, 12)? as usize;
+    (ours && (HEADER..=MAX_SIZE).contains(&len)).then_some(len)
+}
+
+fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+    let bytes = &bytes[..bytes.len().min(4096)];
+    out.extend((bytes.len() as u32).to_le_bytes());
+    out.extend(bytes);
+}
+
+fn put_range(out: &mut Vec<u8>, range: LiveRange) {
+    out.extend(range.start.0.to_le_bytes());
+    out.extend(range.end.0.to_le_bytes());
+}
+
+struct Reader<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, len: usize) -> Option<&'a [u8]> {
+        let (head, tail) = self.rest.split_at_checked(len)?;
+        self.rest = tail;
+        Some(head)
+    }
+
+    fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+        self.take(N)?.try_into().ok()
+    }
+
+    fn u32(&mut self) -> Option<u32> {
+        u32_at(self.take(4)?, 0)
+    }
+
+    fn u64(&mut self) -> Option<u64> {
+        u64_at(self.take(8)?, 0)
+    }
+
+    fn address(&mut self) -> Option<LiveAddr> {
+        self.u64().map(LiveAddr)
+    }
+
+    fn range(&mut self) -> Option<LiveRange> {
+        let range = LiveRange { start: self.address()?, end: self.address()? };
+        (range.start <= range.end && range.end.0 < 1 << 47).then_some(range)
+    }
+
+    fn byte_string(&mut self) -> Option<&'a [u8]> {
+        let len = self.u32()?;
+        self.take(usize::try_from(len).ok().filter(|&len| len <= 4096)?)
+    }
+
+    fn text(&mut self) -> Option<String> {
+        let text = std::str::from_utf8(self.byte_string()?).ok()?;
+        (!text.chars().any(char::is_control)).then(|| text.to_owned())
+    }
+
+    fn ledger(&mut self) -> Option<Ledger> {
+        // Field order is the file order: struct expressions evaluate as they are written.
+        let mut ledger = Ledger {
+            id: self.text()?,
+            name: self.text()?,
+            build_id: self.byte_string()?.to_vec(),
+            counter: self.u64()?,
+            uid: self.u32()?,
+            applied_at: self.u64()?,
+            base: self.range()?,
+            mapping: self.range()?,
+            constants: self.range()?,
+            code: self.range()?,
+            text: self.range()?,
+            thunks: self.range()?,
+            variables: self.range()?,
+            eh_frame: self.range()?,
+            state: self.address()?,
+            constants_digest: self.array()?,
+            code_digest: self.array()?,
+            keeps_code: self.take(1)? != [0],
+            functions: Vec::new(),
+        };
+        let count = self.u32().filter(|&count| count <= MAX_FUNCTIONS)?;
+        for _ in 0..count {
+            ledger.functions.push(self.function()?);
+        }
+        Some(ledger)
+    }
+
+    fn function(&mut self) -> Option<Replaced> {
+        let mut function = Replaced {
+            name: self.text()?,
+            site: self.address()?,
+            site_bytes: self.array()?,
+            thunk: self.address()?,
+            new: self.address()?,
+            old: Vec::new(),
+        };
+        let count = self.u32()?;
+        for _ in 0..count {
+            let old = OldRange { range: self.range()?, digest: self.array()? };
+            function.old.push(old);
+        }
+        Some(function)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Ledger {
+        let at = LiveAddr(0x10_0000);
+        Ledger {
+            id: "0123456789abcdef".to_owned(),
+            name: "fix".to_owned(),
+            build_id: vec![7; 20],
+            counter: 3,
+            uid: 1000,
+            applied_at: 5,
+            base: LiveAddr(0x40_0000).range(0x3000),
+            mapping: at.range(0x4000),
+            constants: at.plus(0x1000).range(0x80),
+            code: at.plus(0x2000).range(0x100),
+            text: at.plus(0x2000).range(0x80),
+            thunks: at.plus(0x2080).range(0x40),
+            variables: at.plus(0x3000).range(8),
+            eh_frame: LiveRange::default(),
+            state: at.plus(0x1080),
+            functions: vec![Replaced {
+                name: "f".to_owned(),
+                old: vec![OldRange { range: LiveAddr(0x40_1000).range(32), digest: [1; 32] }],
+                site: LiveAddr(0x40_1004),
+                site_bytes: [1, 2, 3, 4, 5],
+                thunk: at.plus(0x2080),
+                new: at.plus(0x2000),
+            }],
+            ..Ledger::default()
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let ledger = sample();
+        assert_eq!(Ledger::parse(&ledger.bytes().unwrap(), ledger.mapping.start), Some(ledger));
+    }
+
+    #[test]
+    fn no_cut_or_flipped_byte_passes_and_nothing_panics() {
+        let ledger = sample();
+        let bytes = ledger.bytes().unwrap();
+        for cut in 0..bytes.len() {
+            assert_eq!(Ledger::parse(&bytes[..cut], ledger.mapping.start), None);
+        }
+        for index in 0..bytes.len() {
+            let mut damaged = bytes.clone();
+            damaged[index] ^= 0x80;
+            assert_eq!(Ledger::parse(&damaged, ledger.mapping.start), None, "byte {index}");
+            // The same with a checksum that fits again: must not panic, whatever it gives.
+            let digest = sha256(&damaged[HEADER..]);
+            damaged[16..HEADER].copy_from_slice(&digest);
+            let _ = Ledger::parse(&damaged, ledger.mapping.start);
+        }
+    }
+
+    #[test]
+    fn addresses_that_lead_elsewhere_are_refused() {
+        let change = |edit: fn(&mut Ledger)| {
+            let mut ledger = sample();
+            edit(&mut ledger);
+            Ledger::parse(&ledger.bytes().unwrap(), LiveAddr(0x10_0000))
+        };
+        assert!(change(|_| {}).is_some());
+        assert!(change(|l| l.mapping.start = LiveAddr(0x10_1000)).is_none());
+        assert!(change(|l| l.functions[0].site = LiveAddr(0x50_0000)).is_none());
+        assert!(change(|l| l.functions[0].site = LiveAddr(0x40_1002)).is_none());
+        assert!(change(|l| l.functions[0].thunk = l.functions[0].new).is_none());
+        assert!(change(|l| l.functions[0].old.clear()).is_none());
+        assert!(change(|l| l.state = LiveAddr(0x10_2000)).is_none());
+        assert!(change(|l| l.base = l.mapping).is_none());
+    }
+}

@@ -1,0 +1,118 @@
+//! `/proc/PID/maps`, parsed as untrusted text.
+
+use crate::addr::{LiveAddr, LiveRange};
+use std::io;
+
+/// One line of the maps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Mapping {
+    pub(crate) range: LiveRange,
+    pub(crate) read: bool,
+    pub(crate) write: bool,
+    pub(crate) execute: bool,
+    pub(crate) shared: bool,
+    pub(crate) offset: u64,
+    /// Device and inode; inode 0 is not a file.
+    pub(crate) file: (String, u64),
+    pub(crate) path: String,
+}
+
+impl Mapping {
+    pub(crate) fn is_file(&self) -> bool {
+        self.file.1 != 0
+    }
+
+    pub(crate) fn is_anonymous(&self) -> bool {
+        self.file.1 == 0 && !self.path.starts_with('[') || self.path.starts_with("[anon:")
+    }
+}
+
+/// All mappings of a process, ascending.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Maps {
+    list: Vec<Mapping>,
+}
+
+impl Maps {
+    pub(crate) fn of(pid: i32) -> io::Result<Maps> {
+        Ok(Maps::parse(&String::from_utf8_lossy(&std::fs::read(format!("/proc/{pid}/maps"))?)))
+    }
+
+    /// Lines that do not parse are left out: what they map is then "not mapped" to every check.
+    pub(crate) fn parse(text: &str) -> Maps {
+        let mut list: Vec<Mapping> = text.lines().filter_map(line).collect();
+        list.sort_by_key(|mapping| mapping.range);
+        Maps { list }
+    }
+
+    pub(crate) fn iter(&self) -> std::slice::Iter<'_, Mapping> {
+        self.list.iter()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    fn index_of(&self, at: LiveAddr) -> Option<usize> {
+        let index = self.list.partition_point(|mapping| mapping.range.end <= at);
+        self.list.get(index).filter(|mapping| mapping.range.contains(at)).map(|_| index)
+    }
+
+    pub(crate) fn at(&self, at: LiveAddr) -> Option<&Mapping> {
+        self.index_of(at).and_then(|index| self.list.get(index))
+    }
+
+    /// The mapping at `at` and the one that ends exactly where it begins, if any.
+    pub(crate) fn with_lower_neighbour(&self, at: LiveAddr) -> Option<(&Mapping, Option<&Mapping>)> {
+        let index = self.index_of(at)?;
+        let mapping = self.list.get(index)?;
+        let below = index.checked_sub(1).and_then(|below| self.list.get(below));
+        Some((mapping, below.filter(|below| below.range.end == mapping.range.start)))
+    }
+}
+
+fn line(line: &str) -> Option<Mapping> {
+    let mut rest = line;
+    let mut field = || {
+        let trimmed = rest.trim_start_matches(' ');
+        let (field, tail) = trimmed.split_once(' ').unwrap_or((trimmed, ""));
+        rest = tail;
+        field
+    };
+    let (start, end) = field().split_once('-')?;
+    let start = u64::from_str_radix(start, 16).ok()?;
+    let end = u64::from_str_radix(end, 16).ok()?;
+    let access = field().as_bytes();
+    let offset = u64::from_str_radix(field(), 16).ok()?;
+    let device = field().to_owned();
+    let inode = field().parse().ok()?;
+    let path = rest.trim_start_matches(' ').to_owned();
+    (start < end && access.len() == 4).then(|| Mapping {
+        range: LiveRange { start: LiveAddr(start), end: LiveAddr(end) },
+        read: access[0] == b'r',
+        write: access[1] == b'w',
+        execute: access[2] == b'x',
+        shared: access[3] == b's',
+        offset,
+        file: (device, inode),
+        path,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parses_paths_with_spaces_and_skips_nonsense() {
+        let maps = Maps::parse(
+            "00400000-00401000 r-xp 00001000 08:01 12    /a b (deleted)\nnonsense\n\
+             00200000-00100000 r--p 0 0:0 0\n7000-8000 rw-p 00000000 00:00 0 \n",
+        );
+        assert_eq!(maps.list.len(), 2);
+        assert!(maps.list[0].is_anonymous());
+        let text = maps.at(LiveAddr(0x400fff)).unwrap();
+        assert_eq!((text.path.as_str(), text.execute, text.offset), ("/a b (deleted)", true, 0x1000));
+        assert!(maps.at(LiveAddr(0x401000)).is_none());
+    }
+}

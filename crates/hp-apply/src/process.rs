@@ -1,0 +1,222 @@
+//! What `/proc` says of a process before it is touched, and the one-line reasons for which it cannot be.
+
+use crate::Error;
+use crate::sys::Mem;
+use std::io;
+
+/// A process that the engine may work on.
+pub(crate) struct Process {
+    pub(crate) pid: i32,
+    /// Clock ticks from boot to its start: tells it from a later process with the same number.
+    pub(crate) start_time: u64,
+    pub(crate) mem: Mem,
+    pub(crate) status: Status,
+}
+
+/// The lines of `/proc/PID/status` that matter.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Status {
+    pub(crate) state: char,
+    pub(crate) tracer: i32,
+    pub(crate) seccomp: u32,
+    pub(crate) uid: u32,
+    pub(crate) kernel_thread: bool,
+}
+
+/// The command name, or nothing if the process is gone.
+pub(crate) fn comm(pid: i32) -> String {
+    let text = std::fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
+    printable(String::from_utf8_lossy(&text).trim_end())
+}
+
+/// The name of one thread.
+pub(crate) fn thread_comm(pid: i32, tid: i32) -> String {
+    let text = std::fs::read(format!("/proc/{pid}/task/{tid}/comm")).unwrap_or_default();
+    printable(String::from_utf8_lossy(&text).trim_end())
+}
+
+/// Text that a target chose, without control characters.
+pub(crate) fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+}
+
+/// All process numbers, ascending.
+pub(crate) fn all_pids() -> io::Result<Vec<i32>> {
+    let mut pids: Vec<i32> =
+        std::fs::read_dir("/proc")?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    pids.sort_unstable();
+    Ok(pids)
+}
+
+/// All thread numbers of a process; empty when it has ended.
+pub(crate) fn threads(pid: i32) -> Vec<i32> {
+    let Ok(entries) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// State letter of one thread (`man 5 proc`); `None` when it has ended.
+pub(crate) fn thread_state(pid: i32, tid: i32) -> Option<char> {
+    let stat = std::fs::read(format!("/proc/{pid}/task/{tid}/stat")).ok()?;
+    stat_fields(&stat)?.first()?.chars().next()
+}
+
+/// The fields after the command name, which may itself hold anything.
+fn stat_fields(stat: &[u8]) -> Option<Vec<String>> {
+    let text = String::from_utf8_lossy(stat);
+    let (_, tail) = text.rsplit_once(')')?;
+    Some(tail.split_whitespace().map(str::to_owned).collect())
+}
+
+fn start_time(pid: i32) -> Option<u64> {
+    let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
+    stat_fields(&stat)?.get(19)?.parse().ok()
+}
+
+/// Seccomp mode of one thread.
+pub(crate) fn thread_seccomp(pid: i32, tid: i32) -> Option<u32> {
+    read_status(&format!("/proc/{pid}/task/{tid}/status")).map(|status| status.seccomp)
+}
+
+fn read_status(path: &str) -> Option<Status> {
+    let text = std::fs::read(path).ok()?;
+    let text = String::from_utf8_lossy(&text);
+    let mut status = Status::default();
+    for (key, value) in text.lines().filter_map(|line| line.split_once(':')) {
+        let first = value.split_whitespace().next().unwrap_or("");
+        match key {
+            "State" => status.state = first.chars().next().unwrap_or('?'),
+            "TracerPid" => status.tracer = first.parse().unwrap_or(0),
+            "Seccomp" => status.seccomp = first.parse().unwrap_or(0),
+            "Uid" => status.uid = first.parse().unwrap_or(u32::MAX),
+            "Kthread" => status.kernel_thread = first == "1",
+            _ => {}
+        }
+    }
+    Some(status)
+}
+
+/// That a process is no more, wherever that is noticed.
+pub(crate) fn ended(pid: i32) -> Error {
+    Error::Unusable(format!("process {pid} ended"))
+}
+
+impl Process {
+    /// Opens a process for patching.
+    pub(crate) fn open(pid: i32) -> Result<Process, Error> {
+        Process::open_with(pid, Mem::open)
+    }
+
+    /// Opens a process for looking only.
+    pub(crate) fn open_read(pid: i32) -> Result<Process, Error> {
+        Process::open_with(pid, Mem::open_read)
+    }
+
+    fn open_with(pid: i32, open: fn(i32) -> io::Result<Mem>) -> Result<Process, Error> {
+        let unusable = |text: String| Err(Error::Unusable(text));
+        let (Some(status), Some(start_time)) = (read_status(&format!("/proc/{pid}/status")), start_time(pid)) else {
+            return unusable(format!("no such process: {pid}"));
+        };
+        if std::fs::metadata(format!("/proc/{pid}/task/{pid}")).is_err() {
+            return unusable(format!("{pid} is a thread, not a process"));
+        }
+        match status.state {
+            'Z' if threads(pid).len() > 1 => {
+                return unusable(format!("process {pid}: its main thread has ended; such a process cannot be patched"));
+            }
+            'Z' => return unusable(format!("process {pid} is a zombie: it has ended, its parent has not noticed yet")),
+            'X' => return Err(ended(pid)),
+            _ => {}
+        }
+        if status.kernel_thread {
+            return unusable(format!("process {pid} is a kernel thread"));
+        }
+        if status.tracer != 0 {
+            let (tracer, name) = (status.tracer, comm(status.tracer));
+            return unusable(format!("process {pid} is already traced by process {tracer} ({name})"));
+        }
+        let mem = match open(pid) {
+            Ok(mem) => mem,
+            Err(error) => return Err(open_error(pid, &status, &error)),
+        };
+        let process = Process { pid, start_time, mem, status };
+        process.check_machine()?;
+        Ok(process)
+    }
+
+    /// Whether the number still stands for the process that was opened.
+    pub(crate) fn is_same(&self) -> bool {
+        start_time(self.pid) == Some(self.start_time)
+    }
+
+    /// An error while reading or writing the target, in words.
+    pub(crate) fn io_error(&self, what: &str, error: &io::Error) -> Error {
+        match error.raw_os_error() {
+            Some(libc::ESRCH) => ended(self.pid),
+            _ if !self.is_same() => ended(self.pid),
+            _ => Error::Unusable(format!("process {}: {what}: {error}", self.pid)),
+        }
+    }
+
+    fn check_machine(&self) -> Result<(), Error> {
+        let mut start = [0u8; 20];
+        let exe = format!("/proc/{}/exe", self.pid);
+        let read = std::fs::File::open(&exe).and_then(|mut file| io::Read::read_exact(&mut file, &mut start));
+        // Where the file cannot be had the mapped headers decide later.
+        if read.is_err() || !start.starts_with(b"\x7fELF") {
+            return Ok(());
+        }
+        match (start[4], u16::from_le_bytes([start[18], start[19]])) {
+            (2, hp_pack::EM_X86_64) => Ok(()),
+            (1, _) => Err(Error::Unusable(format!("process {} is a 32-bit program", self.pid))),
+            _ => Err(Error::Unusable(format!("process {} is not an x86-64 program", self.pid))),
+        }
+    }
+}
+
+fn open_error(pid: i32, status: &Status, error: &io::Error) -> Error {
+    let text = match error.raw_os_error() {
+        Some(libc::ESRCH | libc::ENOENT) => return ended(pid),
+        Some(libc::EACCES | libc::EPERM) => not_permitted(pid, status),
+        _ => format!("process {pid}: cannot open its memory: {error}"),
+    };
+    Error::Unusable(text)
+}
+
+/// Why ptrace is not allowed, with what would help.
+pub(crate) fn not_permitted(pid: i32, status: &Status) -> String {
+    let own = crate::sys::user_id();
+    if own != 0 && own != status.uid {
+        let owner = status.uid;
+        return format!(
+            "not permitted: process {pid} belongs to uid {owner}; run as that user, as root or with CAP_SYS_PTRACE"
+        );
+    }
+    let scope = std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").unwrap_or_default();
+    match scope.trim() {
+        scope @ ("1" | "2" | "3") => format!(
+            "not permitted: process {pid}: kernel.yama.ptrace_scope is {scope}; CAP_SYS_PTRACE is needed{}",
+            if scope == "3" { " and even that is not enough until it is lowered by a reboot" } else { "" }
+        ),
+        _ if own != 0 => format!(
+            "not permitted: process {pid} is not dumpable or has capabilities that you lack; CAP_SYS_PTRACE is needed"
+        ),
+        _ => format!("not permitted: process {pid}: CAP_SYS_PTRACE is missing, or a security module forbids it"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_name_cannot_shift_the_fields() {
+        let fields = stat_fields(b"7 (a) Z 1) S 2 3").unwrap();
+        assert_eq!(fields, ["S", "2", "3"]);
+    }
+
+    #[test]
+    fn what_is_not_there_is_named() {
+        let error = Process::open(i32::MAX).err().unwrap();
+        assert_eq!(error, Error::Unusable(format!("no such process: {}", i32::MAX)));
+    }
+}

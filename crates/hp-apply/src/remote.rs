@@ -1,0 +1,330 @@
+//! System calls made by a thread of the target on our behalf.
+//!
+//! The obvious way (point the thread at a `syscall` instruction, put its registers back
+//! afterwards) loses the thread when the applier dies in between. Here the thread runs a
+//! *stub* that comes back by itself: the system call, then one `mov` for each register
+//! that was changed, then a jump to where the thread was. No stack, no flags, no `ret`
+//! (shadow stacks), no `rt_sigreturn` (restart blocks). A system call that the stop
+//! interrupted is repeated by the stub's values exactly as the kernel would repeat it.
+//! While the applier lives it steps over the `syscall` alone and puts all registers
+//! back itself, so the rest of the stub never runs.
+//!
+//! The stub lies in the unused rest of the last page of some executable segment, where it
+//! replaces uniform filling and is replaced by it again. A stub that a dead applier left
+//! is recognised and left alone while any thread could be in it.
+//!
+//! Limits: no call is made in a thread that is in an rseq critical section or that has a
+//! signal to take; such a thread is left and another one tried.
+
+use crate::Error;
+use crate::addr::{LiveAddr, LiveRange};
+use crate::bytes::u64_at;
+use crate::image::Image;
+use crate::process::{self, Process};
+use crate::sys::{self, Mem, Regs, Wait};
+use crate::threads::Task;
+
+/// Room for one stub: 2 + 9 × 10 + 6 + 8 bytes, rounded up.
+const STUB_ROOM: u64 = 112;
+/// How a stub begins: `syscall; movabs $…,%rax`.
+const STUB_START: [u8; 4] = [0x0f, 0x05, 0x48, 0xb8];
+/// Length of `syscall`.
+const SYSCALL_LEN: u64 = 2;
+/// Longest time for one call.
+const CALL_LIMIT_NS: u64 = 2_000_000_000;
+
+const ERESTARTSYS: i64 = -512;
+const ERESTARTNOINTR: i64 = -513;
+const ERESTARTNOHAND: i64 = -514;
+const ERESTART_RESTARTBLOCK: i64 = -516;
+
+/// A place for the stub.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Slot {
+    at: LiveAddr,
+    fill: u8,
+}
+
+/// Places for stubs in the target.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Slots {
+    free: Vec<Slot>,
+    /// Stubs that a dead applier left.
+    pub(crate) left: Vec<LeftStub>,
+}
+
+/// A stub that a dead applier left.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LeftStub {
+    pub(crate) range: LiveRange,
+    fill: u8,
+}
+
+impl Slots {
+    /// Looks at the filling of every executable segment's last page.
+    pub(crate) fn find(mem: &Mem, images: &[Image]) -> Slots {
+        let mut slots = Slots::default();
+        for slack in images.iter().flat_map(Image::slack) {
+            let Ok(bytes) = mem.bytes(slack.start, slack.len() as usize) else { continue };
+            for (index, room) in bytes.chunks_exact(STUB_ROOM as usize).enumerate() {
+                let at = slack.start.plus(index as u64 * STUB_ROOM);
+                let fill = room[room.len() - 1];
+                let uniform = |part: &[u8]| matches!(fill, 0 | 0xcc) && part.iter().all(|&byte| byte == fill);
+                if uniform(room) {
+                    slots.free.push(Slot { at, fill });
+                } else if room.starts_with(&STUB_START) && uniform(&room[STUB_LEN..]) {
+                    slots.left.push(LeftStub { range: at.range(STUB_ROOM), fill });
+                }
+            }
+        }
+        slots
+    }
+
+    /// A place to use, if there is any.
+    pub(crate) fn any(&self) -> Option<Slot> {
+        self.free.first().copied()
+    }
+}
+
+impl LeftStub {
+    /// Puts the filling back; only when no thread can return into the stub.
+    pub(crate) fn wipe(&self, mem: &Mem, tid: i32) -> std::io::Result<()> {
+        mem.write(tid, self.range.start, &[self.fill; STUB_ROOM as usize])
+    }
+}
+
+/// Exact length of a stub.
+const STUB_LEN: usize = 2 + 9 * 10 + 6 + 8;
+
+/// The values with which a stopped thread goes on if nobody interferes: where the stop
+/// interrupted a system call, those that repeat it (`arch_do_signal_or_restart` in the kernel).
+fn resume_values(regs: &Regs) -> Regs {
+    let mut values = *regs;
+    if regs.orig_rax as i64 >= 0 {
+        match regs.rax as i64 {
+            ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND => {
+                values.rax = regs.orig_rax;
+                values.rip = regs.rip.wrapping_sub(SYSCALL_LEN);
+            }
+            ERESTART_RESTARTBLOCK => {
+                values.rax = libc::SYS_restart_syscall as u64;
+                values.rip = regs.rip.wrapping_sub(SYSCALL_LEN);
+            }
+            _ => {}
+        }
+    }
+    values
+}
+
+/// The stub that leads a thread with these registers back.
+fn stub(regs: &Regs) -> Vec<u8> {
+    let back = resume_values(regs);
+    let moves: [([u8; 2], u64); 9] = [
+        ([0x48, 0xb8], back.rax),
+        ([0x48, 0xb9], back.rcx),
+        ([0x48, 0xba], back.rdx),
+        ([0x48, 0xbe], back.rsi),
+        ([0x48, 0xbf], back.rdi),
+        ([0x49, 0xb8], back.r8),
+        ([0x49, 0xb9], back.r9),
+        ([0x49, 0xba], back.r10),
+        ([0x49, 0xbb], back.r11),
+    ];
+    let mut code = vec![0x0f, 0x05];
+    for (opcode, value) in moves {
+        code.extend(opcode);
+        code.extend(value.to_le_bytes());
+    }
+    code.extend([0xff, 0x25, 0, 0, 0, 0]);
+    code.extend(back.rip.to_le_bytes());
+    code
+}
+
+/// Why a call was not made; the thread is as it was.
+#[derive(Debug)]
+pub(crate) enum CallError {
+    /// The kernel refused it, with this errno.
+    Errno(i32),
+    /// This thread cannot do it now.
+    NotNow,
+    /// Nothing can.
+    Fatal(Error),
+}
+
+/// A stopped thread that makes system calls for us until this is dropped.
+pub(crate) struct Remote<'t> {
+    process: &'t Process,
+    task: &'t mut Task,
+    slot: Slot,
+}
+
+impl<'t> Remote<'t> {
+    /// Writes the stub. `NotNow` if this thread must not be used.
+    pub(crate) fn begin(process: &'t Process, task: &'t mut Task, slot: Slot) -> Result<Self, CallError> {
+        if task.signal != 0 || in_rseq_section(process, task) {
+            return Err(CallError::NotNow);
+        }
+        let code = stub(&task.regs);
+        process
+            .mem
+            .write(task.tid, slot.at, &code)
+            .map_err(|error| CallError::Fatal(process.io_error("cannot write the system-call stub", &error)))?;
+        Ok(Remote { process, task, slot })
+    }
+
+    /// The stopped thread.
+    pub(crate) fn tid(&self) -> i32 {
+        self.task.tid
+    }
+
+    /// Makes one system call.
+    pub(crate) fn call(&mut self, number: i64, arguments: [u64; 6]) -> Result<u64, CallError> {
+        let mut regs = self.task.regs;
+        let [rdi, rsi, rdx, r10, r8, r9] = arguments;
+        (regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9) = (rdi, rsi, rdx, r10, r8, r9);
+        regs.rax = number as u64;
+        regs.orig_rax = u64::MAX;
+        regs.rip = self.slot.at.0;
+        let result = self.run(&regs);
+        // Whatever came out: the thread is again what it was before anything else happens.
+        let restored = sys::set_registers(self.task.tid, &self.task.regs);
+        let result = result?;
+        restored.map_err(|error| self.fatal(&error))?;
+        match result as i64 {
+            error @ -4095..=-1 => Err(CallError::Errno(-error as i32)),
+            _ => Ok(result),
+        }
+    }
+
+    fn run(&mut self, regs: &Regs) -> Result<u64, CallError> {
+        let tid = self.task.tid;
+        sys::set_registers(tid, regs).map_err(|error| self.fatal(&error))?;
+        // Stops that are not the step's end are passed over a few times (a stray event),
+        // then the thread is given up.
+        for _ in 0..8 {
+            sys::single_step(tid).map_err(|error| self.fatal(&error))?;
+            let (signal, event) = self.wait()?;
+            let now = sys::registers(tid).map_err(|error| self.fatal(&error))?;
+            let done = now.rip == self.slot.at.0 + SYSCALL_LEN;
+            if event == 0 && signal != libc::SIGTRAP {
+                self.task.signal = signal;
+            }
+            if done {
+                return Ok(now.rax);
+            }
+            if self.task.signal != 0 {
+                return Err(CallError::NotNow);
+            }
+        }
+        Err(CallError::NotNow)
+    }
+
+    fn wait(&self) -> Result<(i32, i32), CallError> {
+        let (tid, began) = (self.task.tid, sys::now_ns());
+        let ended = || CallError::Fatal(process::ended(self.process.pid));
+        let mut tries = 0u32;
+        loop {
+            match sys::wait_stop(tid).map_err(|error| self.fatal(&error))? {
+                Wait::Stopped { signal, event } => return Ok((signal, event)),
+                Wait::Gone => return Err(ended()),
+                Wait::Nothing => {}
+            }
+            tries += 1;
+            if tries.is_multiple_of(8) && sys::wait_end(tid, tid == self.process.pid).unwrap_or(true) {
+                return Err(ended());
+            }
+            if sys::now_ns().saturating_sub(began) > CALL_LIMIT_NS {
+                let text = format!("process {}: a system call made for us does not come back", self.process.pid);
+                return Err(CallError::Fatal(Error::Unusable(text)));
+            }
+            if tries < 8 { std::thread::yield_now() } else { sys::pause_ns(10_000) }
+        }
+    }
+
+    fn fatal(&self, error: &std::io::Error) -> CallError {
+        CallError::Fatal(self.process.io_error("cannot make a system call in it", error))
+    }
+}
+
+impl Drop for Remote<'_> {
+    fn drop(&mut self) {
+        // No thread can be in the stub: it was stepped with its own registers put back,
+        // and no signal was delivered meanwhile.
+        let _ = self.process.mem.write(self.task.tid, self.slot.at, &[self.slot.fill; STUB_LEN]);
+    }
+}
+
+/// Whether the thread is inside a restartable sequence (rseq(2)); moving it away would
+/// abort that as a preemption does not.
+fn in_rseq_section(process: &Process, task: &Task) -> bool {
+    let inside = || -> std::io::Result<bool> {
+        let Some(area) = sys::rseq_area(task.tid)? else { return Ok(false) };
+        let section = process.mem.u64(area.plus(8))?;
+        if section == 0 {
+            return Ok(false);
+        }
+        let descriptor: [u8; 32] = process.mem.array(LiveAddr(section))?;
+        let start = u64_at(&descriptor, 8).unwrap_or(0);
+        let len = u64_at(&descriptor, 16).unwrap_or(0);
+        Ok(task.regs.rip.wrapping_sub(start) < len)
+    };
+    // What cannot be read counts as inside.
+    inside().unwrap_or(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn registers() -> Regs {
+        // A structure of plain numbers, built without unsafe code.
+        Regs {
+            r15: 0,
+            r14: 0,
+            r13: 0,
+            r12: 0,
+            rbp: 0,
+            rbx: 0,
+            r11: 11,
+            r10: 10,
+            r9: 9,
+            r8: 8,
+            rax: 1,
+            rcx: 2,
+            rdx: 3,
+            rsi: 4,
+            rdi: 5,
+            orig_rax: u64::MAX,
+            rip: 0x1000,
+            cs: 0,
+            eflags: 0,
+            rsp: 0,
+            ss: 0,
+            fs_base: 0,
+            gs_base: 0,
+            ds: 0,
+            es: 0,
+            fs: 0,
+            gs: 0,
+        }
+    }
+
+    #[test]
+    fn a_stub_has_the_length_that_is_kept_free_for_it() {
+        assert_eq!(stub(&registers()).len(), STUB_LEN);
+        assert!(STUB_LEN as u64 <= STUB_ROOM);
+        assert!(stub(&registers()).starts_with(&STUB_START));
+    }
+
+    #[test]
+    fn an_interrupted_system_call_is_repeated() {
+        let mut regs = registers();
+        assert_eq!(resume_values(&regs).rip, 0x1000);
+        (regs.orig_rax, regs.rax) = (7, ERESTARTNOHAND as u64);
+        assert_eq!((resume_values(&regs).rip, resume_values(&regs).rax), (0xffe, 7));
+        regs.rax = ERESTART_RESTARTBLOCK as u64;
+        assert_eq!((resume_values(&regs).rip, resume_values(&regs).rax), (0xffe, 219));
+        regs.rax = -4i64 as u64;
+        assert_eq!(resume_values(&regs).rip, 0x1000);
+    }
+}

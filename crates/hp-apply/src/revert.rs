@@ -1,0 +1,176 @@
+//! Taking patches out again: the apply backwards, with nothing but the ledger.
+//!
+//! At a safe point (no thread in the payload's code): entries → thunks, state = 0, original
+//! bytes. Then, if no pointer into the payload is left anywhere, it is unmapped; else it
+//! stays, unused, and a later apply of the same patch takes it up again.
+
+use crate::base_file::check_originals;
+use crate::ledger::Ledger;
+use crate::pointers::{Search, hidden_holder, search_running, search_stopped};
+use crate::remote::Slots;
+use crate::safe_point::{Judge, Watch, Watched};
+use crate::session::{Session, is_base, read_maps};
+use crate::sites::{Leads, Standing, Writer, stranger};
+use crate::stops::{Acted, Stops};
+use crate::unwind::Unwinder;
+use crate::{Done, Error, Measured, Options, stage, sys};
+use std::time::Duration;
+
+/// Longest stop for the last search before unmapping.
+const UNMAP_PAUSE: Duration = Duration::from_millis(10);
+/// Longest search while the program runs.
+const SEARCH_LIMIT: Duration = Duration::from_secs(2);
+/// How often an undo looks for a moment to unmap.
+const UNDO_TRIES: u32 = 10;
+
+/// Takes out one patch, or all of them.
+pub(crate) fn revert(pid: i32, id: Option<&str>, options: &Options) -> Result<Done, Error> {
+    let session = Session::open(pid)?;
+    let wanted: Vec<&Ledger> = session.ledgers.iter().filter(|ledger| id.is_none_or(|id| ledger.id == id)).collect();
+    let mut standing = Vec::new();
+    for ledger in &wanted {
+        standing.push(Standing::read(&session.process, ledger)?);
+    }
+    let unused = |standing: &Standing| !standing.active && standing.all(Leads::Old);
+    let work: Vec<(&Ledger, &Standing)> = wanted.into_iter().zip(&standing).collect();
+    for (ledger, _) in work.iter().filter(|(_, standing)| !unused(standing)) {
+        check(&session, ledger)?;
+    }
+    session.check_relatives()?;
+    let helpers = session.helpers()?;
+    let unwinder = Unwinder::new(&session.process.mem, &session.images, &session.ledgers);
+    let mut stops = Stops::new(&session.process, unwinder, options);
+    if options.dry_run {
+        return rehearse(&mut stops, work.into_iter().filter(|(_, standing)| !unused(standing)).collect());
+    }
+    let mut measured = Measured::default();
+    let mut any = false;
+    for (ledger, standing) in work {
+        if !unused(standing) {
+            let flip = flip_back(&session, &mut stops, ledger, standing.active)?;
+            any = true;
+            measured.flip_pause_ns = measured.flip_pause_ns.max(flip.pause_ns);
+            measured.threads = measured.threads.max(flip.threads);
+            measured.functions += ledger.functions.len() as u32;
+        }
+        if !reclaim(&session, &mut stops, &helpers, ledger, options)? && !unused(standing) {
+            measured.mapped_bytes += ledger.mapping.len();
+        }
+    }
+    measured.stops = stops.tracer.stops;
+    measured.longest_other_pause_ns = stops.tracer.longest_ns;
+    Ok(if any { Done::Reverted(measured) } else { Done::NotApplied })
+}
+
+/// What can be known before anything is written.
+fn check(session: &Session, ledger: &Ledger) -> Result<(), Error> {
+    if !session.images.iter().any(|image| is_base(image, ledger)) {
+        let name = &ledger.name;
+        return Err(Error::Refused(format!("the base of patch {name} is not mapped where it was patched any more")));
+    }
+    let standing = Standing::read(&session.process, ledger)?;
+    let strangers = standing.strangers(ledger);
+    if !strangers.is_empty() {
+        return Err(stranger(&strangers));
+    }
+    check_originals(&session.process, &session.maps, ledger)
+}
+
+fn rehearse(stops: &mut Stops<'_>, work: Vec<(&Ledger, &Standing)>) -> Result<Done, Error> {
+    if work.is_empty() {
+        return Ok(Done::NotApplied);
+    }
+    let mut lines = Vec::new();
+    for (ledger, _) in work {
+        for function in &ledger.functions {
+            lines.push(format!("restore {} at {}", function.name, function.entry()));
+        }
+        let (busy, pause_ns) = stops.look(&new_code(ledger))?;
+        let pause = pause_ns as f64 / 1e6;
+        lines.push(match busy.is_empty() {
+            true => format!("a safe point exists now; stopping and checking took {pause:.3} ms"),
+            false => format!("no safe point now (a stop took {pause:.3} ms): {}", busy.join("; ")),
+        });
+    }
+    Ok(Done::Rehearsed(lines))
+}
+
+fn flip_back(session: &Session, stops: &mut Stops<'_>, ledger: &Ledger, active: bool) -> Result<Acted, Error> {
+    // With state = 0 nobody can be in the new code; the entries are jumps either way.
+    let watch = if active { new_code(ledger) } else { Watch::default() };
+    let process = &session.process;
+    stops.at_safe_point(&watch, true, |stopped| {
+        let writer = Writer { process, tid: stopped.tid(), ledger };
+        writer.untidy(&ledger.functions)?;
+        writer.set_state(false)?;
+        writer.restore(&ledger.functions)
+    })
+}
+
+/// Takes back an apply that has not come into effect: nobody has run the new code, so only
+/// the thunks can be in use.
+pub(crate) fn undo(session: &Session, stops: &mut Stops<'_>, helpers: &[i32], ledger: &Ledger) -> Result<(), Error> {
+    let process = &session.process;
+    let slots = Slots::find(&process.mem, &session.images);
+    let watch = Watch::new(vec![Watched::plain(ledger.code, "the payload")]);
+    for _ in 0..UNDO_TRIES {
+        if let Ok(mut stopped) = stops.tracer.stop_all()? {
+            let standing = Standing::read(process, ledger)?;
+            if standing.active {
+                return Ok(());
+            }
+            Writer { process, tid: stopped.tid(), ledger }.restore(&ledger.functions)?;
+            let maps = read_maps(process)?;
+            let judge = Judge { process, unwinder: &stops.unwinder, maps: &maps };
+            let idle = judge.busy(&stopped.tasks, &watch).is_empty();
+            if idle && stage::unmap(&mut stopped, &slots, helpers, ledger.mapping)? {
+                return Ok(());
+            }
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Ok(())
+}
+
+/// All code of the payload: who is in a thunk may still go to the new code.
+fn new_code(ledger: &Ledger) -> Watch {
+    let mut list = vec![Watched::plain(ledger.code, &format!("patch {}", ledger.name))];
+    // Names for the new functions: each reaches to the next one.
+    let mut starts: Vec<_> = ledger.functions.iter().map(|function| (function.new, &function.name)).collect();
+    starts.sort();
+    for (index, (start, name)) in starts.iter().enumerate() {
+        let end = starts.get(index + 1).map_or(ledger.text.end, |next| next.0);
+        list.insert(0, Watched::plain(crate::addr::LiveRange { start: *start, end }, name));
+    }
+    Watch::new(list)
+}
+
+/// Unmaps a payload that nothing leads to any more; false if it has to stay.
+fn reclaim(
+    session: &Session,
+    stops: &mut Stops<'_>,
+    helpers: &[i32],
+    ledger: &Ledger,
+    options: &Options,
+) -> Result<bool, Error> {
+    let process = &session.process;
+    if hidden_holder(process, ledger).is_some() {
+        return Ok(false);
+    }
+    let deadline = |limit: Duration| sys::now_ns().saturating_add(limit.as_nanos() as u64);
+    if search_running(process, &read_maps(process)?, ledger.mapping, deadline(SEARCH_LIMIT)) != Search::Clean {
+        return Ok(false);
+    }
+    let slots = Slots::find(&process.mem, &session.images);
+    let watch = Watch::new(vec![Watched::plain(ledger.mapping, "the payload")]);
+    let limit = options.max_pause.unwrap_or(UNMAP_PAUSE).min(UNMAP_PAUSE);
+    let Ok(mut stopped) = stops.tracer.stop_all()? else { return Ok(false) };
+    let maps = read_maps(process)?;
+    let judge = Judge { process, unwinder: &stops.unwinder, maps: &maps };
+    let standing = Standing::read(process, ledger)?;
+    let idle = !standing.active && standing.all(Leads::Old) && judge.busy(&stopped.tasks, &watch).is_empty();
+    if !idle || search_stopped(process, &maps, &stopped.tasks, ledger.mapping, deadline(limit)) != Search::Clean {
+        return Ok(false);
+    }
+    stage::unmap(&mut stopped, &slots, helpers, ledger.mapping)
+}

@@ -1,0 +1,235 @@
+//! Whether a stopped target stands at a safe point: no thread is in, or will return into,
+//! the code that is about to change its meaning.
+//!
+//! For each thread the stack in use is searched for words that could be return addresses
+//! into the watched code. None at all, on the thread's own stack: safe, without a walk.
+//! Otherwise a walk decides, but only a *proven* one; an unproven walk leaves the thread
+//! busy. So dead values on a stack cost a walk, never a wrong answer, and a doubt is "busy".
+//!
+//! Limits: stacks that no thread stands on (coroutines parked with `swapcontext`) are not
+//! seen.
+
+use crate::addr::{LiveAddr, LiveRange};
+use crate::bytes::u64_at;
+use crate::maps::Maps;
+use crate::process::{self, Process};
+use crate::sys::Regs;
+use crate::threads::Task;
+use crate::unwind::{Frame, Unwinder, Walk};
+
+/// Bytes below the stack pointer that a function may use (psABI, red zone).
+const RED_ZONE: u64 = 128;
+/// Most of a stack that is searched.
+const MAX_STACK: u64 = 64 << 20;
+const CHUNK: u64 = 1 << 20;
+
+/// Code in which no thread may be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Watched {
+    pub(crate) range: LiveRange,
+    /// What it is called in messages.
+    pub(crate) name: String,
+    /// Where that name starts.
+    pub(crate) origin: LiveAddr,
+    /// Standing exactly at one of these is not being inside: nothing has been executed yet.
+    pub(crate) outside: [LiveAddr; 2],
+}
+
+impl Watched {
+    pub(crate) fn plain(range: LiveRange, name: &str) -> Watched {
+        Watched { range, name: name.to_owned(), origin: range.start, outside: [LiveAddr(0); 2] }
+    }
+
+    fn holds(&self, frame: Frame) -> bool {
+        let LiveRange { start, end } = self.range;
+        match frame.exact {
+            true => self.range.contains(frame.pc) && !self.outside.contains(&frame.pc),
+            // A call at a function's very end returns to its end.
+            false => start < frame.pc && frame.pc <= end,
+        }
+    }
+}
+
+/// All watched code, ready for many look-ups.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Watch {
+    list: Vec<Watched>,
+    /// Hull of all ranges.
+    low: u64,
+    high: u64,
+}
+
+impl Watch {
+    pub(crate) fn new(mut list: Vec<Watched>) -> Watch {
+        list.retain(|watched| !watched.range.is_empty());
+        list.sort_by_key(|watched| watched.range);
+        let low = list.first().map_or(u64::MAX, |first| first.range.start.0);
+        let high = list.iter().map(|watched| watched.range.end.0).max().unwrap_or(0);
+        Watch { list, low, high }
+    }
+
+    /// Whether a word could be a return address, or an interrupted address, in the watched code.
+    fn may_hold(&self, word: u64) -> bool {
+        if word < self.low || word > self.high {
+            return false;
+        }
+        // Ranges do not overlap much: look at the few that start at or below the word.
+        let below = self.list.partition_point(|watched| watched.range.start.0 <= word);
+        self.list[..below]
+            .iter()
+            .rev()
+            .take(8)
+            .any(|watched| word <= watched.range.end.0 && !watched.outside.contains(&LiveAddr(word)))
+    }
+
+    fn find(&self, frame: Frame) -> Option<&Watched> {
+        let near = self.low <= frame.pc.0 && frame.pc.0 <= self.high;
+        near.then(|| self.list.iter().find(|watched| watched.holds(frame))).flatten()
+    }
+}
+
+/// A place for one thread's verdict.
+pub(crate) struct Judge<'a> {
+    pub(crate) process: &'a Process,
+    pub(crate) unwinder: &'a Unwinder<'a>,
+    pub(crate) maps: &'a Maps,
+}
+
+impl Judge<'_> {
+    /// One line for each thread that is in the way; none at a safe point.
+    pub(crate) fn busy(&self, tasks: &[Task], watch: &Watch) -> Vec<String> {
+        tasks.iter().filter_map(|task| self.judge(task, watch)).collect()
+    }
+
+    fn judge(&self, task: &Task, watch: &Watch) -> Option<String> {
+        let regs = &task.regs;
+        if let Some(inside) = watch.find(Frame { pc: LiveAddr(regs.rip), exact: true }) {
+            return Some(self.line(task, &place(inside, LiveAddr(regs.rip))));
+        }
+        let home = self.home(task);
+        let clean = home.is_some_and(|stack| self.is_clean(regs, stack, watch));
+        if clean {
+            return None;
+        }
+        let walk = self.unwinder.walk(regs, self.maps);
+        let found = walk.frames.iter().find_map(|&frame| watch.find(frame).map(|watched| place(watched, frame.pc)));
+        match (found, walk.proven) {
+            (Some(place), _) => Some(self.line(task, &place)),
+            (None, true) => None,
+            (None, false) => Some(self.line(task, &self.doubt(&walk, home))),
+        }
+    }
+
+    /// The used part of the stack that the thread owns, if it stands on it.
+    fn home(&self, task: &Task) -> Option<LiveRange> {
+        let rsp = LiveAddr(task.regs.rsp);
+        let stack = self.maps.at(rsp).filter(|map| map.read && map.write)?;
+        let own = match task.tid == self.process.pid {
+            true => stack.path == "[stack]",
+            false => stack.range.contains(LiveAddr(task.regs.fs_base)) && task.regs.fs_base > rsp.0,
+        };
+        let start = LiveAddr(rsp.0.checked_sub(RED_ZONE)? & !7).max(stack.range.start);
+        let used = LiveRange { start, end: stack.range.end };
+        (own && used.len() <= MAX_STACK).then_some(used)
+    }
+
+    /// Whether no word of the stack could lead into the watched code.
+    fn is_clean(&self, regs: &Regs, stack: LiveRange, watch: &Watch) -> bool {
+        let mut at = stack.start;
+        while at < stack.end {
+            let len = (stack.end.0 - at.0).min(CHUNK);
+            let Ok(bytes) = self.process.mem.bytes(at, len as usize) else { return false };
+            let words = bytes.chunks_exact(8).filter_map(|word| u64_at(word, 0));
+            if words.into_iter().any(|word| watch.may_hold(word)) {
+                return false;
+            }
+            at = at.plus(len);
+        }
+        // A return address that an epilogue or a PLT stub holds in a register.
+        ![regs.rax, regs.rcx, regs.rdx, regs.r11].iter().any(|&word| watch.may_hold(word))
+    }
+
+    fn line(&self, task: &Task, what: &str) -> String {
+        let name = process::thread_comm(self.process.pid, task.tid);
+        let blocked = blocked_in(&task.regs).map_or(String::new(), |call| format!(" (blocked in {call})"));
+        format!("thread {} ({name}) {what}{blocked}", task.tid)
+    }
+
+    fn doubt(&self, walk: &Walk, home: Option<LiveRange>) -> String {
+        let last = walk.frames.last().map_or(LiveAddr(0), |frame| frame.pc);
+        let module = self.maps.at(last).map_or("nowhere", |map| map.path.rsplit('/').next().unwrap_or(""));
+        let module = process::printable(module);
+        let stack = if home.is_none() { ", and it is not on its own stack" } else { "" };
+        format!("cannot be proven to be outside: its stack has no unwind information from {last} in {module} on{stack}")
+    }
+}
+
+fn place(watched: &Watched, pc: LiveAddr) -> String {
+    format!("in {}+{:#x}", watched.name, pc.0.wrapping_sub(watched.origin.0))
+}
+
+/// The system call in which the stop found a thread.
+fn blocked_in(regs: &Regs) -> Option<String> {
+    let interrupted = matches!(regs.rax as i64, -512 | -513 | -514 | -516);
+    if !interrupted || (regs.orig_rax as i64) < 0 {
+        return None;
+    }
+    let number = regs.orig_rax as i64;
+    let name = CALLS.iter().find(|call| call.0 == number).map(|call| call.1.to_owned());
+    Some(name.unwrap_or_else(|| format!("system call {number}")))
+}
+
+/// The calls in which programs usually wait.
+const CALLS: [(i64, &str); 27] = [
+    (libc::SYS_read, "read"),
+    (libc::SYS_write, "write"),
+    (libc::SYS_poll, "poll"),
+    (libc::SYS_ppoll, "ppoll"),
+    (libc::SYS_select, "select"),
+    (libc::SYS_pselect6, "pselect6"),
+    (libc::SYS_pause, "pause"),
+    (libc::SYS_nanosleep, "nanosleep"),
+    (libc::SYS_clock_nanosleep, "clock_nanosleep"),
+    (libc::SYS_accept, "accept"),
+    (libc::SYS_accept4, "accept4"),
+    (libc::SYS_connect, "connect"),
+    (libc::SYS_recvfrom, "recvfrom"),
+    (libc::SYS_recvmsg, "recvmsg"),
+    (libc::SYS_sendto, "sendto"),
+    (libc::SYS_sendmsg, "sendmsg"),
+    (libc::SYS_wait4, "wait4"),
+    (libc::SYS_waitid, "waitid"),
+    (libc::SYS_flock, "flock"),
+    (libc::SYS_futex, "futex"),
+    (libc::SYS_epoll_wait, "epoll_wait"),
+    (libc::SYS_epoll_pwait, "epoll_pwait"),
+    (libc::SYS_readv, "readv"),
+    (libc::SYS_writev, "writev"),
+    (libc::SYS_rt_sigtimedwait, "rt_sigtimedwait"),
+    (libc::SYS_rt_sigsuspend, "rt_sigsuspend"),
+    (libc::SYS_io_getevents, "io_getevents"),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_counts_as_inside() {
+        let range = LiveAddr(0x1000).range(0x10);
+        let mut watched = Watched::plain(range, "f");
+        watched.outside = [LiveAddr(0x1000), LiveAddr(0x1004)];
+        let exact = |pc| watched.holds(Frame { pc: LiveAddr(pc), exact: true });
+        let back = |pc| watched.holds(Frame { pc: LiveAddr(pc), exact: false });
+        assert_eq!([exact(0xfff), exact(0x1000), exact(0x1004), exact(0x1010)], [false; 4]);
+        assert_eq!([exact(0x1001), exact(0x100f), back(0x1001), back(0x1010)], [true; 4]);
+        assert_eq!([back(0x1000), back(0x1011)], [false; 2]);
+    }
+
+    #[test]
+    fn words_that_may_lead_there() {
+        let watch = Watch::new(vec![Watched::plain(LiveAddr(0x1000).range(16), "f")]);
+        assert!(watch.may_hold(0x1010) && watch.may_hold(0x1001));
+        assert!(!watch.may_hold(0x1011) && !watch.may_hold(0xfff));
+    }
+}

@@ -1,0 +1,163 @@
+//! Resolving a patch's imports as the target itself would: the modules in the dynamic
+//! linker's order, first definition wins, so preloaded and interposing libraries count.
+//!
+//! An ifunc's implementation is what the target has already chosen: the resolved slot of
+//! another reference to the same function. Its resolver is never run, so an ifunc that
+//! nobody has bound yet is a refusal.
+//!
+//! Limits: modules come in the order of the link map, which puts libraries that were
+//! opened later, with a local scope too, behind all others.
+
+use crate::Error;
+use crate::addr::{Bias, LinkAddr, LiveAddr};
+use crate::bytes::{u32_at, u64_at};
+use crate::dynamic::{Module, Name, STT_GNU_IFUNC, STT_TLS};
+use crate::image::Image;
+use crate::maps::Maps;
+use crate::process::Process;
+use crate::relocate::Imports;
+use crate::sys::Mem;
+use hp_pack::{Patch, Place, RelocationKind};
+use std::collections::BTreeSet;
+
+const AT_PHDR: u64 = 3;
+const AT_PHNUM: u64 = 5;
+const PT_DYNAMIC: u32 = 2;
+const PT_PHDR: u32 = 6;
+const MAX_MODULES: usize = 10_000;
+const R_X86_64_64: u32 = 1;
+const R_X86_64_GLOB_DAT: u32 = 6;
+const R_X86_64_JUMP_SLOT: u32 = 7;
+const R_X86_64_IRELATIVE: u32 = 37;
+
+/// The target's modules in search order.
+pub(crate) struct Scope<'a> {
+    mem: &'a Mem,
+    maps: &'a Maps,
+    images: &'a [Image],
+    modules: Vec<Module>,
+}
+
+/// Resolves every import of the patch.
+pub(crate) fn resolve(process: &Process, maps: &Maps, images: &[Image], patch: &Patch) -> Result<Imports, Error> {
+    let mut imports = Imports::default();
+    let wanted = wanted(patch);
+    if wanted.is_empty() {
+        return Ok(imports);
+    }
+    let scope = Scope::read(process, maps, images);
+    let mut missing = Vec::new();
+    for (index, as_address) in wanted {
+        let Some(symbol) = patch.symbols.get(index as usize) else { continue };
+        let found = match scope.find(Name::parse(&symbol.name), as_address) {
+            Ok(found) => found,
+            Err(why) => {
+                missing.push(format!("{}: {why}", symbol.name));
+                continue;
+            }
+        };
+        if found.is_none() && !symbol.weak {
+            missing.push(format!("{}: no module of the process defines it", symbol.name));
+        }
+        let table = if as_address { &mut imports.addresses } else { &mut imports.calls };
+        table.insert(index, found.unwrap_or(LiveAddr(0)));
+    }
+    if missing.is_empty() { Ok(imports) } else { Err(Error::Refused(format!("imports: {}", missing.join("; ")))) }
+}
+
+/// The imports that are referred to, and whether by more than calls.
+fn wanted(patch: &Patch) -> Vec<(u32, bool)> {
+    let mut called = BTreeSet::new();
+    let mut taken = BTreeSet::new();
+    for relocation in &patch.relocations {
+        let is_import = patch.symbols.get(relocation.symbol as usize).is_some_and(|s| s.place == Place::Import);
+        if is_import && relocation.kind == RelocationKind::Plt32 {
+            called.insert(relocation.symbol);
+        } else if is_import {
+            taken.insert(relocation.symbol);
+        }
+    }
+    called.union(&taken).map(|&symbol| (symbol, taken.contains(&symbol))).collect()
+}
+
+impl<'a> Scope<'a> {
+    fn read(process: &'a Process, maps: &'a Maps, images: &'a [Image]) -> Scope<'a> {
+        let mem = &process.mem;
+        let modules = linked_modules(process)
+            .filter(|modules| !modules.is_empty())
+            .unwrap_or_else(|| images.iter().filter_map(|i| Module::read(mem, i.bias, i.dynamic?.start)).collect());
+        Scope { mem, maps, images, modules }
+    }
+
+    fn find(&self, name: Name<'_>, as_address: bool) -> Result<Option<LiveAddr>, String> {
+        if self.modules.is_empty() {
+            return Err("the program is static and has no symbols to resolve it with".to_owned());
+        }
+        for module in &self.modules {
+            let Some(found) = module.find(self.mem, name, as_address) else { continue };
+            return match found.kind {
+                STT_TLS => Err("it is a thread-local variable".to_owned()),
+                STT_GNU_IFUNC => self.implementation(module, name, found.value).map(Some),
+                _ => Ok(Some(found.address)),
+            };
+        }
+        Ok(None)
+    }
+
+    /// What the target has bound an ifunc to.
+    fn implementation(&self, owner: &Module, name: Name<'_>, resolver: u64) -> Result<LiveAddr, String> {
+        let inside = |at: LiveAddr| {
+            let image = self.images.iter().find(|image| image.bias == owner.bias);
+            image.is_some_and(|image| image.span.contains(at)) && self.maps.at(at).is_some_and(|map| map.execute)
+        };
+        // The owner's own references go by the resolver's address, those of others by name.
+        let own = owner
+            .each_relocation(self.mem)
+            .into_iter()
+            .filter(|rela| rela.kind == R_X86_64_IRELATIVE && rela.addend == resolver);
+        let named = self.modules.iter().flat_map(|module| {
+            module.each_relocation(self.mem).into_iter().filter(move |rela| {
+                let slot = matches!(rela.kind, R_X86_64_JUMP_SLOT | R_X86_64_GLOB_DAT)
+                    || rela.kind == R_X86_64_64 && rela.addend == 0;
+                slot && module.symbol_is(self.mem, rela.symbol, name)
+            })
+        });
+        own.chain(named)
+            .filter_map(|rela| self.mem.u64(rela.place).ok().map(LiveAddr))
+            .find(|&value| inside(value))
+            .ok_or_else(|| "it is an ifunc that the process has not bound yet".to_owned())
+    }
+}
+
+/// Walks the dynamic linker's list, found through the program headers that the kernel told
+/// the program of; `None` for a static program.
+fn linked_modules(process: &Process) -> Option<Vec<Module>> {
+    let mem = &process.mem;
+    let (bias, dynamic) = program_dynamic(process)?;
+    let program = Module::read(mem, bias, dynamic)?;
+    let mut modules = Vec::new();
+    let mut seen = BTreeSet::new();
+    // struct r_debug: version, then the first struct link_map: l_addr, l_name, l_ld, l_next.
+    let mut link = mem.u64(program.debug.plus(8)).ok()?;
+    while link != 0 && modules.len() < MAX_MODULES && seen.insert(link) {
+        let map: [u8; 32] = mem.array(LiveAddr(link)).ok()?;
+        if let Some(module) = Module::read(mem, Bias(u64_at(&map, 0)?), LiveAddr(u64_at(&map, 16)?)) {
+            modules.push(module);
+        }
+        link = u64_at(&map, 24)?;
+    }
+    Some(modules)
+}
+
+fn program_dynamic(process: &Process) -> Option<(Bias, LiveAddr)> {
+    let auxv = std::fs::read(format!("/proc/{}/auxv", process.pid)).ok()?;
+    let get = |tag| auxv.chunks_exact(16).find(|pair| u64_at(pair, 0) == Some(tag)).and_then(|pair| u64_at(pair, 8));
+    let (table, count) = (LiveAddr(get(AT_PHDR)?), get(AT_PHNUM)?.min(256));
+    let headers = process.mem.bytes(table, count as usize * 56).ok()?;
+    let address = |kind| {
+        headers.chunks_exact(56).find(|header| u32_at(header, 0) == Some(kind)).and_then(|header| u64_at(header, 16))
+    };
+    // Without PT_PHDR the program is position-dependent or static.
+    let bias = Bias(address(PT_PHDR).map_or(0, |own| table.0.wrapping_sub(own)));
+    Some((bias, bias.live(LinkAddr(address(PT_DYNAMIC)?))))
+}

@@ -1,0 +1,110 @@
+//! What is known of a target before anything is done to it.
+
+use crate::Error;
+use crate::addr::LiveRange;
+use crate::bytes::hex;
+use crate::image::{Image, images};
+use crate::ledger::{self, Ledger};
+use crate::maps::Maps;
+use crate::process::{self, Process};
+use crate::sys;
+use std::time::Duration;
+
+/// How often a process that shares the target's memory is looked for again (a `vfork` child soon goes).
+const RELATIVE_TRIES: u32 = 10;
+
+/// A target, read.
+pub(crate) struct Session {
+    pub(crate) process: Process,
+    pub(crate) maps: Maps,
+    pub(crate) images: Vec<Image>,
+    pub(crate) ledgers: Vec<Ledger>,
+}
+
+impl Session {
+    /// Opens a process for patching.
+    pub(crate) fn open(pid: i32) -> Result<Session, Error> {
+        Session::of(Process::open(pid)?)
+    }
+
+    /// Opens a process for looking only.
+    pub(crate) fn open_read(pid: i32) -> Result<Session, Error> {
+        Session::of(Process::open_read(pid)?)
+    }
+
+    fn of(process: Process) -> Result<Session, Error> {
+        let maps = read_maps(&process)?;
+        if maps.is_empty() {
+            return Err(process::ended(process.pid));
+        }
+        let images = images(&process.mem, &maps);
+        let ledgers = ledger::find(&process.mem, &maps);
+        Ok(Session { process, maps, images, ledgers })
+    }
+
+    /// The one image with this build ID.
+    pub(crate) fn base(&self, build_id: &[u8]) -> Result<&Image, Error> {
+        let pid = self.process.pid;
+        let mut found = self.images.iter().filter(|image| image.build_id.as_deref() == Some(build_id));
+        match (found.next(), found.next()) {
+            (Some(image), None) => Ok(image),
+            (None, _) => {
+                Err(Error::Refused(format!("process {pid} does not run the base with build ID {}", hex(build_id))))
+            }
+            (Some(_), Some(_)) => Err(Error::Refused(format!(
+                "process {pid} maps the base with build ID {} more than once",
+                hex(build_id)
+            ))),
+        }
+    }
+
+    /// Refuses a target some other process shares the memory of: its threads would not be stopped.
+    pub(crate) fn check_relatives(&self) -> Result<(), Error> {
+        let pid = self.process.pid;
+        for attempt in 0..RELATIVE_TRIES {
+            let relative = process::all_pids()
+                .unwrap_or_default()
+                .into_iter()
+                .find(|&other| other != pid && sys::same_memory(pid, other) == Some(true));
+            match relative {
+                None => return Ok(()),
+                Some(other) if attempt + 1 == RELATIVE_TRIES => {
+                    return Err(Error::Refused(format!(
+                        "process {pid} shares its memory with process {other} ({})",
+                        process::comm(other)
+                    )));
+                }
+                Some(_) => std::thread::sleep(Duration::from_millis(5)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Threads that may make a system call for us: those without a seccomp filter.
+    pub(crate) fn helpers(&self) -> Result<Vec<i32>, Error> {
+        let pid = self.process.pid;
+        let mut threads = process::threads(pid);
+        // The main thread first: some kernels let only its tracer write to the memory.
+        threads.sort_unstable_by_key(|&tid| (tid != pid, tid));
+        let all = threads.len();
+        threads.retain(|&tid| process::thread_seccomp(pid, tid) == Some(0));
+        if threads.is_empty() && all > 0 {
+            return Err(Error::Refused(format!(
+                "process {pid} has a seccomp filter, which may forbid the system calls that loading a patch needs; \
+                 such processes are not supported yet"
+            )));
+        }
+        Ok(threads)
+    }
+}
+
+/// The maps as they are now.
+pub(crate) fn read_maps(process: &Process) -> Result<Maps, Error> {
+    Maps::of(process.pid).map_err(|error| process.io_error("cannot read its memory map", &error))
+}
+
+/// Whether an image still lies where a ledger says that its base lies.
+pub(crate) fn is_base(image: &Image, ledger: &Ledger) -> bool {
+    let same = |a: LiveRange, b: LiveRange| a.start == b.start;
+    same(image.span, ledger.base) && image.build_id.as_deref() == Some(ledger.build_id.as_slice())
+}

@@ -1,0 +1,133 @@
+//! The entries of replaced functions and the state byte: what they are, and each step that
+//! changes them.
+//!
+//! The steps, in the order of an apply: *arm* (entry → thunk), *activate* (state = 1: all
+//! functions switch at once), *tidy* (entry → new code). A revert goes *untidy*,
+//! *deactivate*, *restore*. After any prefix of either the program is wholly old or wholly
+//! new, and which of the two is the state byte alone. Every step passes over what is done
+//! already, so an interrupted sequence is finished by running it again.
+//!
+//! All threads must be stopped while a step runs, none of them inside the overwritten bytes.
+
+use crate::Error;
+use crate::addr::PAGE;
+use crate::ledger::{Ledger, Replaced, SITE};
+use crate::process::Process;
+
+/// Where an entry leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Leads {
+    /// It has its original bytes.
+    Old,
+    Thunk,
+    New,
+    /// Somebody else wrote there.
+    Elsewhere,
+}
+
+/// The state of one patch, read from memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Standing {
+    pub(crate) active: bool,
+    pub(crate) entries: Vec<Leads>,
+}
+
+impl Standing {
+    pub(crate) fn read(process: &Process, ledger: &Ledger) -> Result<Standing, Error> {
+        let read = || -> std::io::Result<Standing> {
+            let state: [u8; 1] = process.mem.array(ledger.state)?;
+            let entries = ledger.functions.iter().map(|function| leads(process, function)).collect::<Result<_, _>>()?;
+            Ok(Standing { active: state != [0], entries })
+        };
+        read().map_err(|error| process.io_error("cannot read the patched entries", &error))
+    }
+
+    pub(crate) fn all(&self, leads: Leads) -> bool {
+        self.entries.iter().all(|&entry| entry == leads)
+    }
+
+    /// Names of functions whose entries neither we nor the base wrote.
+    pub(crate) fn strangers<'l>(&self, ledger: &'l Ledger) -> Vec<&'l str> {
+        let pairs = self.entries.iter().zip(&ledger.functions);
+        pairs.filter(|(leads, _)| **leads == Leads::Elsewhere).map(|(_, function)| function.name.as_str()).collect()
+    }
+}
+
+fn leads(process: &Process, function: &Replaced) -> std::io::Result<Leads> {
+    let bytes: [u8; SITE] = process.mem.array(function.site)?;
+    Ok(match bytes {
+        bytes if bytes == function.site_bytes => Leads::Old,
+        bytes if bytes == function.jump_to(function.thunk) => Leads::Thunk,
+        bytes if bytes == function.jump_to(function.new) => Leads::New,
+        _ => Leads::Elsewhere,
+    })
+}
+
+/// Whether the jump fits into one page, so that one write is one write.
+pub(crate) fn is_in_one_page(function: &Replaced) -> bool {
+    function.site.0 % PAGE <= PAGE - SITE as u64
+}
+
+/// Writes entries while everything stands; `tid` is one of the stopped threads.
+pub(crate) struct Writer<'a> {
+    pub(crate) process: &'a Process,
+    pub(crate) tid: i32,
+    pub(crate) ledger: &'a Ledger,
+}
+
+impl Writer<'_> {
+    /// Entry → thunk, for entries that lead to old code.
+    pub(crate) fn arm(&self, functions: &[Replaced]) -> Result<(), Error> {
+        self.redirect(functions, &[Leads::Old], |function| function.jump_to(function.thunk))
+    }
+
+    /// Entry → new code, for entries that lead to the thunk.
+    pub(crate) fn tidy(&self, functions: &[Replaced]) -> Result<(), Error> {
+        self.redirect(functions, &[Leads::Thunk], |function| function.jump_to(function.new))
+    }
+
+    /// Entry → thunk, for entries that lead to new code.
+    pub(crate) fn untidy(&self, functions: &[Replaced]) -> Result<(), Error> {
+        self.redirect(functions, &[Leads::New], |function| function.jump_to(function.thunk))
+    }
+
+    /// Original bytes, for entries that lead to the thunk.
+    pub(crate) fn restore(&self, functions: &[Replaced]) -> Result<(), Error> {
+        self.redirect(functions, &[Leads::Thunk], |function| function.site_bytes)
+    }
+
+    /// Old (false) or new (true) for all functions at once.
+    pub(crate) fn set_state(&self, active: bool) -> Result<(), Error> {
+        self.write(self.ledger.state, &[u8::from(active)])
+    }
+
+    fn redirect(
+        &self,
+        functions: &[Replaced],
+        from: &[Leads],
+        bytes: impl Fn(&Replaced) -> [u8; SITE],
+    ) -> Result<(), Error> {
+        for function in functions {
+            let leads = leads(self.process, function)
+                .map_err(|error| self.process.io_error("cannot read a patched entry", &error))?;
+            match leads {
+                Leads::Elsewhere => return Err(stranger(&[&function.name])),
+                leads if from.contains(&leads) => self.write(function.site, &bytes(function))?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&self, at: crate::addr::LiveAddr, bytes: &[u8]) -> Result<(), Error> {
+        self.process
+            .mem
+            .write(self.tid, at, bytes)
+            .map_err(|error| self.process.io_error("cannot write to its memory", &error))
+    }
+}
+
+/// That somebody else has written over entries.
+pub(crate) fn stranger(names: &[&str]) -> Error {
+    Error::Refused(format!("somebody else has changed the entry of {}", names.join(", ")))
+}

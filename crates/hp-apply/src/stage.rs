@@ -1,0 +1,161 @@
+//! Bringing a payload into a target, and taking its mapping away again.
+//!
+//! One thread stands for a moment and maps the memory; then the contents are written, and
+//! last of all the ledger. Until its checksum fits, the mapping is nothing to anybody.
+
+use crate::Error;
+use crate::addr::{LiveAddr, LiveRange};
+use crate::layout::Layout;
+use crate::process::Process;
+use crate::remote::{CallError, Remote, Slot, Slots};
+use crate::session::read_maps;
+use crate::threads::{Stopped, Tracer};
+use crate::{place, process};
+use std::time::{Duration, Instant};
+
+const PROT_READ: u64 = libc::PROT_READ as u64;
+const NO_FILE: u64 = u64::MAX;
+const MAP_NEW: u64 = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE) as u64;
+const MAP_OVER: u64 = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED) as u64;
+const BACKOFF: Duration = Duration::from_millis(2);
+/// How often a hole that somebody else took first is looked for again.
+const PLACE_TRIES: u32 = 5;
+
+/// What is put where.
+pub(crate) struct Load<'a> {
+    pub(crate) layout: &'a Layout,
+    /// Everything but the ledger.
+    pub(crate) content: &'a [u8],
+    pub(crate) ledger: &'a [u8],
+}
+
+/// Reserves a mapping near the base and fills it. `make` gives the content and the ledger
+/// for an address.
+pub(crate) fn load(
+    tracer: &mut Tracer<'_>,
+    helpers: &[i32],
+    slots: &Slots,
+    base: LiveRange,
+    layout: &Layout,
+    deadline: Instant,
+    make: impl Fn(LiveAddr) -> Result<(Vec<u8>, Vec<u8>), Error>,
+) -> Result<LiveAddr, Error> {
+    let target = tracer.process;
+    let slot = slots.any().ok_or_else(no_slot)?;
+    let mut taken = 0;
+    'place: loop {
+        let at = place::find(&read_maps(target)?, base, layout.size)?;
+        let (content, ledger) = make(at)?;
+        loop {
+            for &tid in helpers {
+                let Some(mut stopped) = tracer.stop_one(tid)? else { continue };
+                match load_by(&mut stopped, slot, at, &Load { layout, content: &content, ledger: &ledger }) {
+                    Ok(()) => return Ok(at),
+                    Err(CallError::NotNow) => {}
+                    Err(CallError::Errno(libc::EEXIST)) if taken < PLACE_TRIES => {
+                        taken += 1;
+                        continue 'place;
+                    }
+                    Err(CallError::Errno(errno)) => return Err(refused_call(target.pid, errno)),
+                    Err(CallError::Fatal(error)) => return Err(error),
+                }
+            }
+            if !target.is_same() {
+                return Err(process::ended(target.pid));
+            }
+            if Instant::now() >= deadline {
+                return Err(Error::Busy(vec!["no thread can map memory for the patch now".to_owned()]));
+            }
+            std::thread::sleep(BACKOFF);
+        }
+    }
+}
+
+fn load_by(stopped: &mut Stopped<'_, '_>, slot: Slot, at: LiveAddr, load: &Load<'_>) -> Result<(), CallError> {
+    let (process, task) = stopped.first();
+    let mut remote = Remote::begin(process, task, slot)?;
+    map(&mut remote, at, load.layout)?;
+    let filled = fill(process, remote.tid(), at, load);
+    if filled.is_err() {
+        // Nothing leads there yet: take it back rather than leave it.
+        let _ = unmap_by(&mut remote, at.range(load.layout.size));
+    }
+    filled.map_err(CallError::Fatal)
+}
+
+fn map(remote: &mut Remote<'_>, at: LiveAddr, layout: &Layout) -> Result<(), CallError> {
+    let got = remote.call(libc::SYS_mmap, [at.0, layout.size, PROT_READ, MAP_NEW, NO_FILE, 0])?;
+    if got != at.0 {
+        // Kernels before 4.17 take the address as a hint only.
+        let _ = unmap_by(remote, LiveAddr(got).range(layout.size));
+        return Err(CallError::Errno(libc::EEXIST));
+    }
+    // The parts are mapped anew over the reserved range instead of changing its protection:
+    // that is allowed where gaining execute permission later is not (PR_SET_MDWE).
+    let end = layout.variables.0;
+    let parts = [
+        (layout.code.0, end, libc::PROT_READ | libc::PROT_EXEC),
+        (end, layout.size, libc::PROT_READ | libc::PROT_WRITE),
+    ];
+    for (start, end, access) in parts.into_iter().filter(|part| part.0 < part.1) {
+        let arguments = [at.0 + start, end - start, access as u64, MAP_OVER, NO_FILE, 0];
+        if let Err(error) = remote.call(libc::SYS_mmap, arguments) {
+            let _ = unmap_by(remote, at.range(layout.size));
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+/// Writes everything, the ledger last.
+pub(crate) fn fill(process: &Process, tid: i32, at: LiveAddr, load: &Load<'_>) -> Result<(), Error> {
+    let Layout { constants, code, variables, state, .. } = *load.layout;
+    for (start, end) in [(constants.0, state + 1), code, variables] {
+        let bytes = load.content.get(start as usize..end as usize).unwrap_or_default();
+        // Fresh memory is zero already.
+        if bytes.iter().any(|&byte| byte != 0) {
+            write(process, tid, at.plus(start), bytes)?;
+        }
+    }
+    write(process, tid, at, load.ledger)
+}
+
+fn write(process: &Process, tid: i32, at: LiveAddr, bytes: &[u8]) -> Result<(), Error> {
+    process.mem.write(tid, at, bytes).map_err(|error| process.io_error("cannot write the patch into it", &error))
+}
+
+/// Has one of the stopped threads unmap a payload. False if none can now.
+pub(crate) fn unmap(
+    stopped: &mut Stopped<'_, '_>,
+    slots: &Slots,
+    helpers: &[i32],
+    payload: LiveRange,
+) -> Result<bool, Error> {
+    let Some(slot) = slots.any() else { return Ok(false) };
+    for (process, task) in stopped.each().filter(|(_, task)| helpers.contains(&task.tid)) {
+        let result = Remote::begin(process, task, slot).and_then(|mut remote| unmap_by(&mut remote, payload));
+        match result {
+            Ok(()) => return Ok(true),
+            Err(CallError::NotNow | CallError::Errno(_)) => {}
+            Err(CallError::Fatal(error)) => return Err(error),
+        }
+    }
+    Ok(false)
+}
+
+fn unmap_by(remote: &mut Remote<'_>, range: LiveRange) -> Result<(), CallError> {
+    remote.call(libc::SYS_munmap, [range.start.0, range.len(), 0, 0, 0, 0]).map(drop)
+}
+
+fn refused_call(pid: i32, errno: i32) -> Error {
+    let why = match errno {
+        libc::ENOMEM => "it has no memory left to map (address-space or overcommit limit)".to_owned(),
+        libc::EACCES | libc::EPERM => "a security policy forbids it to map executable memory".to_owned(),
+        _ => std::io::Error::from_raw_os_error(errno).to_string(),
+    };
+    Error::Refused(format!("process {pid} cannot map memory for the patch: {why}"))
+}
+
+fn no_slot() -> Error {
+    Error::Refused("no executable segment of the process has room for the system-call stub".to_owned())
+}

@@ -1,0 +1,92 @@
+//! What is in effect in a process, and which processes there are, read from them alone.
+
+use crate::Error;
+use crate::addr::LiveRange;
+use crate::bytes::sha256;
+use crate::image::images;
+use crate::ledger::{self, Ledger};
+use crate::maps::Maps;
+use crate::process::{self, Process};
+use crate::session::{Session, is_base};
+use crate::sites::{Leads, Standing};
+use crate::sys::Mem;
+use crate::{LedgerEntry, PatchedFunction, Phase};
+
+/// Every patch of one process.
+pub(crate) fn status(pid: i32) -> Result<Vec<LedgerEntry>, Error> {
+    let session = Session::open_read(pid)?;
+    session.ledgers.iter().map(|ledger| entry(&session, ledger)).collect()
+}
+
+fn entry(session: &Session, ledger: &Ledger) -> Result<LedgerEntry, Error> {
+    let standing = Standing::read(&session.process, ledger)?;
+    let base = session.images.iter().find(|image| is_base(image, ledger));
+    Ok(LedgerEntry {
+        id: ledger.id.clone(),
+        name: ledger.name.clone(),
+        build_id: ledger.build_id_hex(),
+        base_path: base.map(|image| image.path.clone()).unwrap_or_default(),
+        phase: if standing.active { Phase::Active } else { Phase::Inactive },
+        applied_at: ledger.applied_at,
+        uid: ledger.uid,
+        counter: ledger.counter,
+        functions: ledger
+            .functions
+            .iter()
+            .map(|function| PatchedFunction {
+                name: function.name.clone(),
+                old_address: function.entry().0,
+                new_address: function.new.0,
+            })
+            .collect(),
+        damage: damage(&session.process, ledger, &standing, base.is_some()),
+    })
+}
+
+fn damage(process: &Process, ledger: &Ledger, standing: &Standing, base_is_there: bool) -> Vec<String> {
+    let mut lines = Vec::new();
+    if !base_is_there {
+        lines.push("the base is not mapped where it was patched any more".to_owned());
+    }
+    for name in standing.strangers(ledger) {
+        lines.push(format!("somebody else has changed the entry of {name}"));
+    }
+    for (function, _) in
+        ledger.functions.iter().zip(&standing.entries).filter(|(_, leads)| standing.active && **leads == Leads::Old)
+    {
+        lines.push(format!("{} runs its old code although the patch is in effect", function.name));
+    }
+    for (what, range, digest) in
+        [("code", ledger.code, ledger.code_digest), ("constants", ledger.constants, ledger.constants_digest)]
+    {
+        if digest_of(process, range) != Some(digest) {
+            lines.push(format!("the patch's {what} in memory are not what was loaded"));
+        }
+    }
+    lines
+}
+
+fn digest_of(process: &Process, range: LiveRange) -> Option<[u8; 32]> {
+    process.mem.bytes(range.start, range.len() as usize).ok().map(|bytes| sha256(&bytes))
+}
+
+/// All processes that map an image with this build ID, as far as rights allow to see.
+pub(crate) fn targets_of(build_id: &[u8]) -> Result<Vec<i32>, Error> {
+    all(|mem, maps| images(mem, maps).iter().any(|image| image.build_id.as_deref() == Some(build_id)))
+}
+
+/// All processes that hold a ledger.
+pub(crate) fn patched_processes() -> Result<Vec<i32>, Error> {
+    all(|mem, maps| !ledger::find(mem, maps).is_empty())
+}
+
+fn all(matches: impl Fn(&Mem, &Maps) -> bool) -> Result<Vec<i32>, Error> {
+    let pids = process::all_pids().map_err(|error| Error::Unusable(format!("cannot read /proc: {error}")))?;
+    Ok(pids
+        .into_iter()
+        .filter(|&pid| match (Maps::of(pid), Mem::open_read(pid)) {
+            (Ok(maps), Ok(mem)) => matches(&mem, &maps),
+            _ => false,
+        })
+        .collect())
+}

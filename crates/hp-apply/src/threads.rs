@@ -1,0 +1,271 @@
+//! Stopping and releasing the tasks of a target.
+//!
+//! All threads are first seized, which does not disturb them, and only then interrupted,
+//! so the stop is no longer than it must be. When all known threads stand, the list is
+//! read again: a thread that was being born while its maker ran is found then, and a
+//! standing thread makes no more of them.
+//!
+//! A stop by `PTRACE_INTERRUPT` is invisible to the parent and leaves group stops and
+//! pending signals as they are: a signal that was about to be delivered is delivered at
+//! release, a thread of a stopped process falls back into its group stop when detached.
+//!
+//! A thread that does not stop in time (`vfork` parent, uninterruptible sleep) cannot be
+//! detached while it runs. It is remembered, and comes free at the latest when the
+//! engine's own thread, its tracer, ends: the kernel then detaches everything. The same
+//! happens if the applier is killed.
+
+use crate::Error;
+use crate::process::{self, Process};
+use crate::sys::{self, Regs, Wait};
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+/// Longest wait for threads to stop.
+const STOP_LIMIT: Duration = Duration::from_millis(100);
+/// How often the list of threads is read again before a storm of births counts as busy.
+const MAX_ROUNDS: u32 = 64;
+
+/// A stopped thread.
+pub(crate) struct Task {
+    pub(crate) tid: i32,
+    /// Signal to deliver when it goes on.
+    pub(crate) signal: i32,
+    pub(crate) regs: Regs,
+}
+
+/// Threads that this thread of ours traces.
+pub(crate) struct Tracer<'p> {
+    pub(crate) process: &'p Process,
+    /// Seized, but not stopped in time: still ours.
+    running: BTreeSet<i32>,
+    /// Stops so far.
+    pub(crate) stops: u32,
+    /// Longest of them.
+    pub(crate) longest_ns: u64,
+}
+
+/// Why a stop did not come about although the process lives.
+pub(crate) struct NotNow(pub(crate) String);
+
+/// A stop in force; ends with [`Stopped::release`] or when dropped.
+pub(crate) struct Stopped<'t, 'p> {
+    tracer: &'t mut Tracer<'p>,
+    pub(crate) tasks: Vec<Task>,
+    began_ns: u64,
+    counted: bool,
+}
+
+enum Stop {
+    Stopped(Box<Task>),
+    Gone,
+    Late,
+}
+
+impl<'p> Tracer<'p> {
+    pub(crate) fn new(process: &'p Process) -> Self {
+        Tracer { process, running: BTreeSet::new(), stops: 0, longest_ns: 0 }
+    }
+
+    /// Stops every thread.
+    pub(crate) fn stop_all(&mut self) -> Result<Result<Stopped<'_, 'p>, NotNow>, Error> {
+        let pid = self.process.pid;
+        let mut known = BTreeSet::new();
+        let mut fresh = self.seize_new(&mut known)?;
+        loop {
+            let more = self.seize_new(&mut known)?;
+            if more.is_empty() {
+                break;
+            }
+            fresh.extend(more);
+        }
+        let mut stopped = self.begin();
+        for _ in 0..MAX_ROUNDS {
+            if fresh.is_empty() {
+                break;
+            }
+            if let Err(late) = stopped.stop(&fresh)? {
+                return Ok(Err(late));
+            }
+            fresh = stopped.tracer.seize_new(&mut known)?;
+        }
+        if !fresh.is_empty() {
+            return Ok(Err(NotNow(format!("process {pid} makes new threads faster than they can be stopped"))));
+        }
+        if stopped.tasks.is_empty() || !stopped.tracer.process.is_same() {
+            return Err(process::ended(pid));
+        }
+        Ok(Ok(stopped))
+    }
+
+    /// Stops one thread.
+    pub(crate) fn stop_one(&mut self, tid: i32) -> Result<Option<Stopped<'_, 'p>>, Error> {
+        if !self.seize(tid)? {
+            return Ok(None);
+        }
+        let mut stopped = self.begin();
+        let _ = stopped.stop(&[tid])?;
+        Ok((!stopped.tasks.is_empty()).then_some(stopped))
+    }
+
+    fn begin(&mut self) -> Stopped<'_, 'p> {
+        Stopped { tracer: self, tasks: Vec::new(), began_ns: sys::now_ns(), counted: true }
+    }
+
+    /// Seizes the threads that are not in `known` and adds them to it.
+    fn seize_new(&mut self, known: &mut BTreeSet<i32>) -> Result<Vec<i32>, Error> {
+        let mut fresh = Vec::new();
+        for tid in process::threads(self.process.pid) {
+            if known.insert(tid) && self.seize(tid)? {
+                fresh.push(tid);
+            }
+        }
+        Ok(fresh)
+    }
+
+    /// False if the thread has ended.
+    fn seize(&mut self, tid: i32) -> Result<bool, Error> {
+        if self.running.contains(&tid) {
+            return Ok(true);
+        }
+        let pid = self.process.pid;
+        match sys::seize(tid) {
+            Ok(()) => {
+                self.running.insert(tid);
+                Ok(true)
+            }
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(false),
+            Err(_) if matches!(process::thread_state(pid, tid), None | Some('Z' | 'X')) => Ok(false),
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => Err(self.refused_to_trace()),
+            Err(error) => Err(self.process.io_error("cannot trace it", &error)),
+        }
+    }
+
+    fn refused_to_trace(&self) -> Error {
+        match Process::open_read(self.process.pid) {
+            // Says who traces it, or that it is a zombie by now.
+            Err(error) => error,
+            Ok(_) => Error::Unusable(process::not_permitted(self.process.pid, &self.process.status)),
+        }
+    }
+
+    /// Waits until an interrupted thread stands.
+    fn wait(&mut self, tid: i32, deadline_ns: u64) -> Result<Stop, Error> {
+        let mut tries = 0u32;
+        loop {
+            match sys::wait_stop(tid).map_err(|error| self.process.io_error("cannot wait for it", &error))? {
+                Wait::Stopped { signal, event } => return self.stopped(tid, signal, event),
+                Wait::Gone => return Ok(self.gone(tid)),
+                Wait::Nothing => {}
+            }
+            tries += 1;
+            if tries.is_multiple_of(8) && sys::wait_end(tid, tid == self.process.pid).unwrap_or(true) {
+                return Ok(self.gone(tid));
+            }
+            if sys::now_ns() > deadline_ns {
+                return Ok(Stop::Late);
+            }
+            if tries < 4 { std::thread::yield_now() } else { sys::pause_ns(20_000) }
+        }
+    }
+
+    fn gone(&mut self, tid: i32) -> Stop {
+        self.running.remove(&tid);
+        Stop::Gone
+    }
+
+    fn stopped(&mut self, tid: i32, signal: i32, event: i32) -> Result<Stop, Error> {
+        self.running.remove(&tid);
+        let regs = match sys::registers(tid) {
+            Ok(regs) => regs,
+            // Killed while it stood.
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(Stop::Gone),
+            Err(error) => return Err(self.process.io_error("cannot read registers", &error)),
+        };
+        let signal = if event == 0 { signal } else { 0 };
+        Ok(Stop::Stopped(Box::new(Task { tid, signal, regs })))
+    }
+}
+
+impl Stopped<'_, '_> {
+    fn stop(&mut self, tids: &[i32]) -> Result<Result<(), NotNow>, Error> {
+        let mut waiting = Vec::with_capacity(tids.len());
+        for &tid in tids {
+            match sys::interrupt(tid) {
+                Ok(()) => waiting.push(tid),
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => drop(self.tracer.gone(tid)),
+                Err(error) => return Err(self.tracer.process.io_error("cannot stop it", &error)),
+            }
+        }
+        // Every thread is collected even when one is late: one that stands must be released.
+        let deadline_ns = sys::now_ns() + STOP_LIMIT.as_nanos() as u64;
+        let mut late = None;
+        for tid in waiting {
+            match self.tracer.wait(tid, deadline_ns)? {
+                Stop::Stopped(task) => self.tasks.push(*task),
+                Stop::Gone => {}
+                Stop::Late => late = late.or(Some(tid)),
+            }
+        }
+        let Some(tid) = late else { return Ok(Ok(())) };
+        let pid = self.tracer.process.pid;
+        let state = process::thread_state(pid, tid).unwrap_or('?');
+        let name = process::thread_comm(pid, tid);
+        Ok(Err(NotNow(format!("thread {tid} ({name}) does not stop (state {state}: vfork or uninterruptible sleep)"))))
+    }
+
+    /// The process and its first stopped thread.
+    pub(crate) fn first(&mut self) -> (&Process, &mut Task) {
+        let process = self.tracer.process;
+        // A stop without a thread is never handed out.
+        (process, self.tasks.first_mut().expect("a stop holds at least one thread"))
+    }
+
+    /// The process with each stopped thread.
+    pub(crate) fn each(&mut self) -> impl Iterator<Item = (&Process, &mut Task)> {
+        let process = self.tracer.process;
+        self.tasks.iter_mut().map(move |task| (process, task))
+    }
+
+    /// A stopped thread through which memory can be written: the main one where it stands.
+    pub(crate) fn tid(&self) -> i32 {
+        let main = self.tracer.process.pid;
+        match self.tasks.first() {
+            Some(first) if self.tasks.iter().all(|task| task.tid != main) => first.tid,
+            _ => main,
+        }
+    }
+
+    /// How long the threads have been standing.
+    pub(crate) fn elapsed_ns(&self) -> u64 {
+        sys::now_ns().saturating_sub(self.began_ns)
+    }
+
+    /// Lets all threads go on; gives the length of the stop. `special`: do not count it
+    /// among the others, the caller reports it apart.
+    pub(crate) fn release(mut self, special: bool) -> u64 {
+        self.counted = !special;
+        self.let_go()
+    }
+
+    fn let_go(&mut self) -> u64 {
+        if self.tasks.is_empty() {
+            return 0;
+        }
+        for task in self.tasks.drain(..) {
+            // An error means that the thread was killed meanwhile: nothing is left to release.
+            let _ = sys::detach(task.tid, task.signal);
+        }
+        let pause = self.elapsed_ns();
+        self.tracer.stops += 1;
+        if self.counted {
+            self.tracer.longest_ns = self.tracer.longest_ns.max(pause);
+        }
+        pause
+    }
+}
+
+impl Drop for Stopped<'_, '_> {
+    fn drop(&mut self) {
+        self.let_go();
+    }
+}
