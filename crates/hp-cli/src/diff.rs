@@ -22,6 +22,11 @@ pub(crate) fn run(args: &DiffArgs) -> anyhow::Result<Exit> {
     if args.output.is_none() && !args.json && io::stdout().is_terminal() {
         bail!("refusing to write a patch to a terminal; use -o FILE or > FILE");
     }
+    if let Some(output) = &args.output
+        && [&args.old, &args.new].into_iter().any(|input| same_file(input, output))
+    {
+        bail!("{} is one of the builds; write the patch to another file", clean(&output.display().to_string()));
+    }
     let name = args.name.clone().unwrap_or_else(|| default_name(&args.old));
     let options = Options {
         allow: args.allow.clone(),
@@ -39,11 +44,16 @@ pub(crate) fn run(args: &DiffArgs) -> anyhow::Result<Exit> {
         let written = write(&report, exit, args.output.as_deref(), false)?;
         print_json(&json(&report, exit, written.as_ref()))?;
     } else {
-        print_report(&name, &report)?;
+        // The patch matters, whether somebody reads the report or not.
+        let _ = print_report(&name, &report);
         let written = write(&report, exit, args.output.as_deref(), true)?;
-        print_verdict(&report, exit, written.as_ref())?;
+        let _ = print_verdict(&report, exit, written.as_ref());
     }
     Ok(exit)
+}
+
+fn same_file(a: &Path, b: &Path) -> bool {
+    matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
 }
 
 fn default_name(old: &Path) -> String {
@@ -56,7 +66,8 @@ fn write(report: &Report, exit: Exit, output: Option<&Path>, stdout: bool) -> an
     let bytes = hp_pack::write(patch).map_err(|e| anyhow!("{e}; this is a bug in hp, please report it"))?;
     match output {
         Some(path) => {
-            write_file(path, &bytes).map_err(|e| anyhow!("cannot write {}: {}", path.display(), io_reason(&e)))?;
+            write_file(path, &bytes)
+                .map_err(|e| anyhow!("cannot write {}: {}", clean(&path.display().to_string()), io_reason(&e)))?;
         }
         None if stdout => {
             let mut out = io::stdout().lock();

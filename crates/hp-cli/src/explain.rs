@@ -48,7 +48,7 @@ fn find(text: &str) -> anyhow::Result<Code> {
     if let Ok(code) = text.parse() {
         return Ok(code);
     }
-    let near: Vec<&str> = Code::ALL.iter().map(|code| code.as_str()).filter(|code| distance(code, text) <= 1).collect();
+    let near: Vec<&str> = Code::ALL.iter().map(|code| code.as_str()).filter(|code| is_near(code, text)).collect();
     let text = clean(text);
     if near.is_empty() {
         bail!("{text} is not a finding code; `hp explain` lists all of them");
@@ -56,11 +56,10 @@ fn find(text: &str) -> anyhow::Result<Code> {
     bail!("{text} is not a finding code; near it: {}", near.join(", "));
 }
 
-/// In how many characters two codes of the same length differ.
-fn distance(code: &str, text: &str) -> usize {
+/// True if both begin alike, as codes of one subject do, or differ in one character.
+fn is_near(code: &str, text: &str) -> bool {
     let text = text.to_ascii_uppercase();
-    if code.len() != text.len() {
-        return usize::MAX;
-    }
-    code.bytes().zip(text.bytes()).filter(|(a, b)| a != b).count()
+    let same_subject = code.get(..4) == text.get(..4);
+    let differing = code.bytes().zip(text.bytes()).filter(|(a, b)| a != b).count();
+    same_subject || code.len() == text.len() && differing == 1
 }
