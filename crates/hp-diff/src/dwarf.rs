@@ -1,0 +1,132 @@
+//! Opening the DWARF of a build: one place that knows how debug sections lie in a file.
+//!
+//! Sections may be compressed (`SHF_COMPRESSED` or the older `.zdebug_*`), of either byte order, and in a
+//! relocatable object they still wait for their relocations: there a name is the string at offset 0 until the
+//! relocation is applied, so reading such sections as they lie would make every type equal to every other.
+//!
+//! Not handled: split DWARF (`.dwo`, `.dwp`) and supplementary files (`.gnu_debugaltlink`). Readers report them.
+
+use gimli::{DwarfSections, RunTimeEndian, SectionId};
+use object::{CompressionFormat, Object, ObjectKind, ObjectSection, ObjectSymbol, RelocationKind, RelocationTarget};
+use std::borrow::Cow;
+
+/// How the rest of the crate reads DWARF: slices of the sections, so names borrow from them.
+pub(crate) type Reader<'d> = gimli::EndianSlice<'d, RunTimeEndian>;
+
+/// What types, variables and functions need; location and range lists stay untouched (and compressed).
+pub(crate) const DESCRIPTIONS: &[SectionId] = &[
+    SectionId::DebugAbbrev,
+    SectionId::DebugAddr,
+    SectionId::DebugInfo,
+    SectionId::DebugLine,
+    SectionId::DebugLineStr,
+    SectionId::DebugStr,
+    SectionId::DebugStrOffsets,
+    SectionId::DebugTypes,
+];
+
+/// The debug sections of one build, decompressed and relocated. [`Sections::dwarf`] borrows a reader from it.
+pub(crate) struct Sections<'data> {
+    sections: DwarfSections<Cow<'data, [u8]>>,
+    endian: RunTimeEndian,
+    relocatable: bool,
+}
+
+impl<'data> Sections<'data> {
+    /// Loads those of the `wanted` sections that the file has; `None` if it has no `.debug_info`.
+    ///
+    /// # Errors
+    /// A message naming the section that could not be read, decompressed or relocated.
+    pub(crate) fn load(file: &object::File<'data>, wanted: &[SectionId]) -> Result<Option<Self>, String> {
+        if file.section_by_name(".debug_info").is_none_or(|s| s.size() == 0) {
+            return Ok(None);
+        }
+        let endian = if file.is_little_endian() { RunTimeEndian::Little } else { RunTimeEndian::Big };
+        let sections = DwarfSections::load(|id| {
+            if wanted.contains(&id) { content(file, id.name()) } else { Ok(Cow::Borrowed(&[][..])) }
+        })?;
+        Ok(Some(Sections { sections, endian, relocatable: file.kind() == ObjectKind::Relocatable }))
+    }
+
+    /// A reader over the loaded sections.
+    pub(crate) fn dwarf(&self) -> gimli::Dwarf<Reader<'_>> {
+        self.sections.borrow(|bytes| Reader::new(bytes, self.endian))
+    }
+
+    /// True for an object file that was not linked: its addresses are offsets in sections.
+    pub(crate) fn relocatable(&self) -> bool {
+        self.relocatable
+    }
+
+    /// True if both builds describe their types with the very same bytes.
+    pub(crate) fn same_descriptions(&self, other: &Sections<'_>) -> bool {
+        let (old, new) = (self.dwarf(), other.dwarf());
+        let same = |a: Reader<'_>, b: Reader<'_>| a.slice() == b.slice();
+        use gimli::Section;
+        !self.relocatable
+            && !other.relocatable
+            && self.endian == other.endian
+            && same(*old.debug_info.reader(), *new.debug_info.reader())
+            && same(*old.debug_types.reader(), *new.debug_types.reader())
+            && same(*old.debug_abbrev.reader(), *new.debug_abbrev.reader())
+            && same(*old.debug_str.reader(), *new.debug_str.reader())
+            && same(*old.debug_line_str.reader(), *new.debug_line_str.reader())
+            && same(*old.debug_str_offsets.reader(), *new.debug_str_offsets.reader())
+    }
+}
+
+/// One section's bytes as the linker would have left them; empty if the file has no such section.
+fn content<'data>(file: &object::File<'data>, name: &str) -> Result<Cow<'data, [u8]>, String> {
+    let Some(section) = file.section_by_name(name) else { return Ok(Cow::Borrowed(&[])) };
+    let failed = |e: object::Error| format!("section {name} cannot be read: {e}");
+    let compressed = section.compressed_data().map_err(failed)?;
+    // The header's word alone must not make us allocate: no more than the format can pack into so many bytes.
+    let densest = match compressed.format {
+        CompressionFormat::Zlib => 1032,
+        _ => 1 << 16,
+    };
+    if compressed.format != CompressionFormat::None
+        && compressed.uncompressed_size / densest > compressed.data.len() as u64 + 1
+    {
+        return Err(format!("section {name} claims {} bytes, more than it can hold", compressed.uncompressed_size));
+    }
+    let mut bytes = compressed.decompress().map_err(failed)?;
+    if file.kind() == ObjectKind::Relocatable {
+        relocate(file, &section, bytes.to_mut()).map_err(|what| format!("section {name}: {what}"))?;
+    }
+    Ok(bytes)
+}
+
+/// Applies a relocatable object's absolute relocations, all that debug sections use on x86-64 and aarch64.
+fn relocate(file: &object::File<'_>, section: &object::Section<'_, '_>, bytes: &mut [u8]) -> Result<(), String> {
+    for (offset, relocation) in section.relocations() {
+        let base = match relocation.target() {
+            RelocationTarget::Symbol(index) => match file.symbol_by_index(index) {
+                Ok(symbol) => symbol.address(),
+                Err(e) => return Err(format!("relocation at {offset:#x}: {e}")),
+            },
+            _ => 0,
+        };
+        let width = match relocation.size() {
+            32 => 4,
+            64 => 8,
+            _ => 0,
+        };
+        let field = usize::try_from(offset).ok().and_then(|at| bytes.get_mut(at..at.checked_add(width)?));
+        match (relocation.kind(), field) {
+            (RelocationKind::None, _) => {}
+            (RelocationKind::Absolute, Some(field)) if width != 0 && !relocation.has_implicit_addend() => {
+                let value = base.wrapping_add_signed(relocation.addend());
+                if file.is_little_endian() {
+                    field.copy_from_slice(&value.to_le_bytes()[..width]);
+                } else {
+                    field.copy_from_slice(&value.to_be_bytes()[8 - width..]);
+                }
+            }
+            // Thread-local offsets and the like: they say where a variable lies, never what a type is.
+            (_, Some(_)) => {}
+            (_, None) => return Err(format!("relocation at {offset:#x} lies outside of it")),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,134 @@
+//! Variables with static storage that are declared inside a function, and which function that is.
+//!
+//! The symbol table has them as `counter.0`, with a number that changes from build to build; DWARF knows the name and
+//! the owner. A function that was inlined everywhere has only an abstract description, and GCC puts the addresses there.
+
+use super::parse::{Id, NONE, Tree};
+use crate::dwarf::{DESCRIPTIONS, Reader, Sections};
+use gimli::constants as dw;
+
+/// A static local variable.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct StaticLocal {
+    /// Link-time address.
+    pub(crate) address: u64,
+    /// Source file of the unit, without directories.
+    pub(crate) unit: String,
+    /// The function that declares it: linkage name if it has one, else plain name.
+    pub(crate) function: String,
+    /// Name in the source. Blocks of one function may have several of one name.
+    pub(crate) name: String,
+    /// Size in bytes; `None` if its type does not say.
+    pub(crate) size: Option<u64>,
+}
+
+/// All static locals, by address; empty where the DWARF is missing or malformed ([`super::compare`] reports that).
+pub(crate) fn static_locals(file: &object::File<'_>) -> Vec<StaticLocal> {
+    let Ok(Some(sections)) = Sections::load(file, DESCRIPTIONS) else { return Vec::new() };
+    let Ok(tree) = Tree::parse(&sections) else { return Vec::new() };
+    if sections.relocatable() {
+        return Vec::new(); // nothing has an address yet
+    }
+    let mut found = Vec::new();
+    for unit in 0..tree.units.len() {
+        for (i, node) in tree.units[unit].nodes.iter().enumerate() {
+            if node.tag == dw::DW_TAG_variable {
+                found.extend(static_local(&tree, (unit as u32, i as u32)));
+            }
+        }
+    }
+    found.sort();
+    // An inline function's variable is described again in each unit that has the function.
+    found.dedup_by(|b, a| (a.address, &a.name, &a.function) == (b.address, &b.name, &b.function));
+    found
+}
+
+fn static_local(tree: &Tree<'_>, id: Id) -> Option<StaticLocal> {
+    let node = tree.node(id);
+    let owner = std::iter::successors(tree.parent(id), |&id| tree.parent(id))
+        .take_while(|&id| tree.node(id).tag != dw::DW_TAG_namespace)
+        .find(|&id| tree.node(id).tag == dw::DW_TAG_subprogram)?;
+    let (owner, function) = function_name(tree, owner)?;
+    let (name, ty) = match node.origin {
+        NONE => (node.name.to_vec(), node.ty),
+        origin => declaration(tree, origin)?,
+    };
+    Some(StaticLocal {
+        address: node.place,
+        unit: String::from_utf8_lossy(tree.unit(owner).file()).into_owned(),
+        function,
+        name: String::from_utf8_lossy(&name).into_owned(),
+        size: size(tree, ty),
+    })
+    .filter(|local| !local.name.is_empty())
+}
+
+/// Follows a concrete function to its abstract one, and a definition to its declaration.
+fn function_name(tree: &Tree<'_>, owner: Id) -> Option<(Id, String)> {
+    let chain = std::iter::successors(Some(owner), |&id| tree.find(tree.node(id).origin)).take(8);
+    let mut plain = None;
+    for id in chain {
+        let name = tree.node(id).name;
+        if let Some(linkage) = tree.side(id) {
+            return Some((owner_unit(tree, owner), String::from_utf8_lossy(linkage).into_owned()));
+        }
+        if plain.is_none() && !name.is_empty() {
+            plain = Some(String::from_utf8_lossy(name).into_owned());
+        }
+    }
+    Some((owner_unit(tree, owner), plain?))
+}
+
+/// The abstract function's unit is the source file, also where link-time optimisation moved the code elsewhere.
+fn owner_unit(tree: &Tree<'_>, owner: Id) -> Id {
+    tree.find(tree.node(owner).origin).unwrap_or(owner)
+}
+
+/// Name and type of the variable that a concrete one comes from. It has no address itself, so the tree does not have it.
+fn declaration(tree: &Tree<'_>, mut origin: u64) -> Option<(Vec<u8>, u64)> {
+    let mut name: Option<Vec<u8>> = None;
+    for _ in 0..8 {
+        let (unit, offset) = tree.locate(origin)?;
+        let entry = unit.die.entry(offset).ok()?;
+        name = name.or_else(|| tree.string(unit, entry.attr_value(dw::DW_AT_name)?).map(<[u8]>::to_vec));
+        let follow = |at| target(unit.base, entry.attr_value(at)?);
+        if let Some(ty) = follow(dw::DW_AT_type) {
+            return Some((name?, ty));
+        }
+        origin = follow(dw::DW_AT_abstract_origin).or_else(|| follow(dw::DW_AT_specification))?;
+    }
+    None
+}
+
+fn target(base: u64, value: gimli::AttributeValue<Reader<'_>>) -> Option<u64> {
+    match value {
+        gimli::AttributeValue::UnitRef(offset) => Some(base.saturating_add(offset.0 as u64)),
+        gimli::AttributeValue::DebugInfoRef(offset) => Some(offset.0 as u64),
+        _ => None,
+    }
+}
+
+/// Size in bytes, through typedefs, qualifiers and arrays.
+fn size(tree: &Tree<'_>, mut ty: u64) -> Option<u64> {
+    let mut count: u64 = 1;
+    for _ in 0..32 {
+        let id = tree.find(ty)?;
+        let node = tree.node(id);
+        match node.tag {
+            _ if node.size != NONE => return count.checked_mul(node.size),
+            dw::DW_TAG_pointer_type | dw::DW_TAG_reference_type | dw::DW_TAG_rvalue_reference_type => {
+                return count.checked_mul(u64::from(tree.unit(id).die.header.address_size()));
+            }
+            dw::DW_TAG_array_type => {
+                for (_, bound) in tree.children(id) {
+                    count = count.checked_mul(Some(bound.value).filter(|&n| n != NONE)?)?;
+                }
+            }
+            // A declaration in one unit may be defined in another: unknown here.
+            _ if node.ty == NONE => return tree.find(node.origin).map(|id| tree.node(id).size).filter(|&s| s != NONE),
+            _ => {}
+        }
+        ty = node.ty;
+    }
+    None
+}
