@@ -58,6 +58,10 @@ pub(crate) fn data(old: &Build<'_>, new: &Build<'_>, pairs: &Correlation, change
         };
         findings.push(Finding::new(Code::InitialValueChanged, x.name(), message));
     }
+    for &o in &changes.label_variables {
+        let message = "this variable holds the address of a label inside a changed function".to_owned();
+        findings.push(Finding::new(Code::IntoFunction, old.map.objects[o].name(), message));
+    }
     for &o in &changes.constants {
         let object = &old.map.objects[o];
         let name = object.name();

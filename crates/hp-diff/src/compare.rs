@@ -293,14 +293,58 @@ pub(crate) struct Changes {
     pub constants: FxHashSet<ObjectId>,
     /// Old writable objects whose initial content or size differs.
     pub variables: Vec<(ObjectId, ObjectId)>,
+    /// Old writable objects that hold the address of a label inside a changed function.
+    pub label_variables: Vec<ObjectId>,
 }
 
 /// Compares all pairs.
+///
+/// A constant that leads to a changed constant is changed, and so is one that holds the
+/// address of a label inside a changed function (computed `goto`); functions that refer
+/// to a changed constant are changed. So this repeats until nothing new is found.
 pub(crate) fn compare(old: &Build<'_>, new: &Build<'_>, pairs: &Correlation) -> Changes {
-    let object_pairs: Vec<(ObjectId, ObjectId)> = pairs.objects.iter().collect();
     let mut constants = FxHashSet::default();
+    loop {
+        let mut changes = compare_once(old, new, pairs, constants);
+        let labels = label_tables(old, &changes);
+        let before = changes.constants.len();
+        changes.constants.extend(labels.iter().copied().filter(|o| old.map.objects[*o].constant));
+        if changes.constants.len() == before {
+            changes.label_variables = labels.into_iter().filter(|o| !old.map.objects[*o].constant).collect();
+            return changes;
+        }
+        constants = changes.constants;
+    }
+}
+
+/// Old objects that hold the address of a label inside a function that changed.
+fn label_tables(old: &Build<'_>, changes: &Changes) -> Vec<ObjectId> {
+    let changed: FxHashSet<FunctionId> = changes.functions.iter().map(|c| c.0).collect();
+    let is_label = |a: u64| {
+        old.map.function_at(a).is_some_and(|(f, range, offset)| (range, offset) != (0, 0) && changed.contains(&f))
+    };
+    let words = old.image.words.iter().filter(|(_, w)| matches!(w, Word::Address(a) if is_label(*a)));
+    let mut found: Vec<ObjectId> = words.filter_map(|(at, _)| old.map.object_at(*at)).collect();
+    if old.image.fixed_address {
+        found.extend(old.map.objects.iter().enumerate().filter_map(|(id, object)| {
+            let bytes = old.image.bytes(object.address.next_multiple_of(8), object.size & !7)?;
+            let mut words = bytes.chunks_exact(8).filter_map(|w| w.try_into().ok().map(u64::from_le_bytes));
+            words.any(is_label).then_some(id)
+        }));
+    }
+    found.sort_unstable();
+    found.dedup();
+    found
+}
+
+fn compare_once(
+    old: &Build<'_>,
+    new: &Build<'_>,
+    pairs: &Correlation,
+    mut constants: FxHashSet<ObjectId>,
+) -> Changes {
+    let object_pairs: Vec<(ObjectId, ObjectId)> = pairs.objects.iter().collect();
     let mut variables;
-    // A constant that leads to a changed constant is changed: repeat until nothing new is found.
     loop {
         let judge = Judge::new(old, new, pairs).with_changed_constants(constants.clone());
         let differing: Vec<(ObjectId, ObjectId)> =

@@ -94,6 +94,8 @@ pub(crate) struct Image<'a> {
     pub exported: rustc_hash::FxHashSet<&'a str>,
     /// Names (`name@VERSION`) that it imports.
     pub imported: Vec<String>,
+    /// Those of them that may stay unresolved.
+    pub weak: rustc_hash::FxHashSet<String>,
     /// Every dynamic relocation, by address.
     pub words: BTreeMap<u64, Word>,
     /// PLT stub address to GOT slot address.
@@ -158,6 +160,7 @@ impl<'a> Image<'a> {
             symbols: symbols(&elf).map_err(malformed)?,
             exported: elf.dynamic_symbols().filter(|s| s.is_definition()).filter_map(|s| s.name().ok()).collect(),
             imported: Vec::new(),
+            weak: Default::default(),
             words: BTreeMap::new(),
             stubs: BTreeMap::new(),
             resolvers: elf
@@ -215,7 +218,11 @@ impl<'a> Image<'a> {
         };
         for (index, symbol) in dynsyms.enumerate() {
             if symbol.st_shndx(endian) == elf::SHN_UNDEF {
-                self.imported.push(name_of(index)?);
+                let name = name_of(index)?;
+                if symbol.st_bind() == elf::STB_WEAK {
+                    self.weak.insert(name.clone());
+                }
+                self.imported.push(name);
             }
         }
         for section in table.iter() {

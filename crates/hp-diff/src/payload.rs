@@ -168,8 +168,8 @@ impl<'p, 'a> Payload<'p, 'a> {
         if let Some(known) = self.import_symbols.get(name) {
             return *known;
         }
-        let symbol =
-            self.symbol(Symbol { name: name.into(), kind, place: Place::Import, value: 0, size: 0, weak: false });
+        let weak = self.new.image.weak.contains(name);
+        let symbol = self.symbol(Symbol { name: name.into(), kind, place: Place::Import, value: 0, size: 0, weak });
         self.import_symbols.insert(name.into(), symbol);
         symbol
     }
@@ -395,6 +395,10 @@ impl<'p, 'a> Payload<'p, 'a> {
         let (old, new) = (self.old, self.new);
         match new.map.resolve_address(&new.image, address, usage) {
             Target::Function(g, 0, 0) => Ok((self.function(g, usage), 0)),
+            // A label in a table of a computed `goto`.
+            Target::Function(g, range, offset) if within.is_none() && self.function_symbols.contains_key(&g) => {
+                Ok((self.function_symbols[&g][range], offset as i64))
+            }
             Target::Function(..) => Err(Problem(Code::IntoFunction, "a label inside another function".into())),
             Target::Object(p, offset) => {
                 if usage == Use::Address {
@@ -402,7 +406,7 @@ impl<'p, 'a> Payload<'p, 'a> {
                 }
                 self.object(p).map(|symbol| (symbol, offset))
             }
-            Target::Literal => self.literal(address, usage).map(|symbol| (symbol.0, symbol.1)),
+            Target::Literal => self.literal(within, address, usage).map(|symbol| (symbol.0, symbol.1)),
             Target::Marker(name) => match old.map.marker_address(name) {
                 Some(address) => Ok((self.base_symbol(name, SymbolKind::Other, address, 0), 0)),
                 None => Err(Problem(Code::UnknownReference, "the old build has no such symbol".into())),
@@ -499,6 +503,9 @@ impl<'p, 'a> Payload<'p, 'a> {
             self.object_symbols.insert(p, symbol);
             return Ok(symbol);
         };
+        if object.constant {
+            self.check_copyable(None, object.address, bytes)?;
+        }
         let fields = self.fields(object.address, bytes);
         let kind = match (object.constant, fields.is_empty()) {
             (true, true) => SectionKind::Rodata,
@@ -615,7 +622,7 @@ impl<'p, 'a> Payload<'p, 'a> {
     }
 
     /// Binds a literal: to an equal one of the old build, else to a copy.
-    fn literal(&mut self, address: u64, usage: Use) -> Result<Bound, Problem> {
+    fn literal(&mut self, within: Option<FunctionId>, address: u64, usage: Use) -> Result<Bound, Problem> {
         let new = self.new;
         let width = match usage {
             Use::Access(n) => n,
@@ -636,6 +643,9 @@ impl<'p, 'a> Payload<'p, 'a> {
             return Err(Problem(Code::UnknownReference, "it reaches beyond the constants".into()));
         };
         let fields = self.fields(address, bytes);
+        if usage == Use::Address && !is_string(content) {
+            self.check_copyable(within, address, bytes)?;
+        }
         if usage == Use::Address
             && fields.is_empty()
             && let Some(same) = self.old_literals.get(content)
@@ -654,6 +664,35 @@ impl<'p, 'a> Payload<'p, 'a> {
         self.literal_symbols.insert((address, width), symbol);
         self.relocate_fields(kind, at, fields)?;
         Ok((symbol, 0))
+    }
+
+    /// Data that is not text may be a table whose entries count from where it lies: a jump
+    /// table that was not recognised, or distances to strings. A copy of it would lead
+    /// elsewhere.
+    fn check_copyable(&self, within: Option<FunctionId>, address: u64, bytes: &[u8]) -> Result<(), Problem> {
+        let new = self.new;
+        let computed = within.is_some_and(|id| new.code[id].ranges.iter().any(|c| c.computed_jumps));
+        let entries: Vec<i32> =
+            bytes.chunks_exact(4).map(|c| i32::from_le_bytes(c.try_into().unwrap_or_default())).collect();
+        let leads_somewhere = |distance: &&i32| {
+            let target = address.wrapping_add_signed(i64::from(**distance));
+            match new.map.resolve_address(&new.image, target, Use::Address) {
+                Target::Function(..) => true,
+                Target::Object(_, offset) => offset == 0,
+                Target::Literal => {
+                    !(address..address + bytes.len() as u64).contains(&target)
+                        && new.image.bytes(target.wrapping_sub(1), 1) == Some(&[0])
+                        && new.image.bytes(target, 1).is_some_and(|b| b != [0])
+                }
+                _ => false,
+            }
+        };
+        let used = entries.iter().filter(|e| **e != 0);
+        let (all, hits) = (used.clone().count(), used.filter(leads_somewhere).count());
+        if all > 1 && (hits == all || computed && hits > 0) {
+            return Err(Problem(Code::UnknownReference, "it looks like a table of distances from its own place".into()));
+        }
+        Ok(())
     }
 
     fn jump_table(&mut self, id: FunctionId, table: &JumpTable) -> u32 {
@@ -791,6 +830,11 @@ impl Bind {
 
 /// Why a reference could not be bound.
 struct Problem(Code, String);
+
+/// Text with a terminator.
+fn is_string(content: &[u8]) -> bool {
+    content.split_last().is_some_and(|(end, text)| *end == 0 && !text.contains(&0) && std::str::from_utf8(text).is_ok())
+}
 
 /// Size of `jmp rel32`.
 const ISLAND: u64 = 5;
