@@ -23,6 +23,8 @@ enum What {
     Patch {
         id: String,
         name: Option<String>,
+        /// Build ID of its base, if the patch file is at hand: no other process can have it.
+        base: Option<Vec<u8>>,
     },
     /// The first digits of an ID.
     Prefix(String),
@@ -38,7 +40,11 @@ pub(crate) fn run(args: &RevertArgs) -> anyhow::Result<Exit> {
         return reporter.finish();
     }
     let all = named.is_none();
-    let pids = named.map_or_else(hp_apply::patched_processes, Ok)?;
+    let pids = match (named, &what) {
+        (Some(named), _) => named,
+        (None, What::Patch { base: Some(base), .. }) => hp_apply::targets_of(base)?,
+        (None, _) => hp_apply::patched_processes()?,
+    };
     // What a process has is asked only where that decides something.
     let held: Vec<(i32, Result<Vec<LedgerEntry>, Error>)> = match &what {
         _ if all => pids.into_iter().map(|pid| (pid, hp_apply::status(pid))).filter(still_there).collect(),
@@ -68,7 +74,7 @@ impl What {
     fn subject(&self) -> Subject {
         match self {
             What::Everything => Subject::default(),
-            What::Patch { id, name } => Subject { id: Some(id.clone()), name: name.clone() },
+            What::Patch { id, name, .. } => Subject { id: Some(id.clone()), name: name.clone() },
             What::Prefix(digits) => Subject { id: Some(digits.clone()), name: None },
         }
     }
@@ -86,7 +92,7 @@ impl What {
 fn what(word: &Path) -> anyhow::Result<What> {
     if word.exists() {
         let file = PatchFile::read(word)?;
-        return Ok(What::Patch { id: file.id, name: Some(file.patch.name) });
+        return Ok(What::Patch { id: file.id, name: Some(file.patch.name), base: Some(file.patch.base.build_id) });
     }
     let digits = word.to_string_lossy().to_ascii_lowercase();
     let right_length = (MIN_DIGITS..=ID_DIGITS).contains(&digits.len());
@@ -96,7 +102,11 @@ fn what(word: &Path) -> anyhow::Result<What> {
             clean(&word.display().to_string())
         );
     }
-    Ok(if digits.len() == ID_DIGITS { What::Patch { id: digits, name: None } } else { What::Prefix(digits) })
+    Ok(if digits.len() == ID_DIGITS {
+        What::Patch { id: digits, name: None, base: None }
+    } else {
+        What::Prefix(digits)
+    })
 }
 
 /// Completes an ID from what the targets have.
@@ -110,7 +120,7 @@ fn whole(what: What, held: &[(i32, Result<Vec<LedgerEntry>, Error>)]) -> anyhow:
         bail!("{digits} is the beginning of several patch IDs; give more digits: {}", ids.join(", "));
     }
     match matching.first() {
-        Some(patch) => Ok(What::Patch { id: patch.id.clone(), name: Some(patch.name.clone()) }),
+        Some(patch) => Ok(What::Patch { id: patch.id.clone(), name: Some(patch.name.clone()), base: None }),
         None => Ok(what),
     }
 }
