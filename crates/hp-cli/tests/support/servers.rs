@@ -38,6 +38,17 @@ impl Server {
     }
 }
 
+impl Drop for Server {
+    /// A failed test is easier to understand with the server's last words.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = self.log();
+            let lines: Vec<&str> = log.lines().collect();
+            eprintln!("the end of the server's log:\n{}", lines[lines.len().saturating_sub(10)..].join("\n"));
+        }
+    }
+}
+
 /// A port that was free a moment ago.
 fn free_port() -> u16 {
     let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port is free");

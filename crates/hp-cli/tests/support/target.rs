@@ -38,7 +38,9 @@ int main(int argc, char **argv)
     char line[32];
     pthread_t thread;
 
+    /* No buffers: a target that waits must not allocate when a test looks at its mappings. */
     setvbuf(stdout, NULL, _IONBF, 0);
+    setvbuf(stdin, NULL, _IONBF, 0);
     for (int i = argc > 2 ? atoi(argv[2]) : 0; i > 0; i--)
         pthread_create(&thread, NULL, idle, NULL);
     puts("ready");
