@@ -4,14 +4,16 @@
 use std::collections::BTreeMap;
 
 use object::SymbolKind;
+use rustc_hash::FxHashSet;
 
 use crate::arch;
 use crate::build::Build;
 use crate::compare::Changes;
 use crate::correlate::Correlation;
-use crate::entity::Map;
+use crate::entity::{FunctionId, Map};
 use crate::finding::{Code, Finding};
 use crate::image::{Image, Word};
+use crate::layout;
 
 /// Facts that forbid comparing or patching these images at all.
 pub(crate) fn images(old: &Image<'_>, new: &Image<'_>) -> Vec<Finding> {
@@ -114,6 +116,26 @@ pub(crate) fn data(old: &Build<'_>, new: &Build<'_>, pairs: &Correlation, change
         }
     }
     findings
+}
+
+/// Changed or new functions that the debug information of their build does not describe:
+/// the types that they use were not compared.
+pub(crate) fn undescribed(
+    old: &Build<'_>,
+    new: &Build<'_>,
+    changes: &Changes,
+    copied: &FxHashSet<FunctionId>,
+) -> Vec<Finding> {
+    let (before, now) = (layout::described_code(&old.image.file), layout::described_code(&new.image.file));
+    let replaced = changes.functions.iter().map(|c| (&old.map.functions[c.0], &before));
+    let functions = replaced.chain(copied.iter().map(|g| (&new.map.functions[*g], &now)));
+    let without =
+        functions.filter(|(f, described)| !f.is_compiler_runtime() && !layout::contains(described, f.address()));
+    let mut names: Vec<String> = without.map(|(f, _)| f.qualified_name()).collect();
+    names.sort();
+    names.dedup();
+    let message = "no debug information describes this function, so the types that it uses were not compared";
+    names.into_iter().map(|name| Finding::new(Code::LayoutUnproven, name, message)).collect()
 }
 
 /// A global name that was part of one function and is now part of another one.

@@ -109,10 +109,7 @@ impl<'j, 'a> Judge<'j, 'a> {
             let names = self.new.map.markers_at(b.target);
             verdict = self.old.map.markers_at(a.target).iter().any(|n| names.contains(n)).into();
         }
-        // A number in the range of the image that leads nowhere is just a number.
-        let number = a.encoding != Encoding::PcRelative
-            && self.old.map.resolve(&self.old.image, a) == Target::Unknown
-            && self.new.map.resolve(&self.new.image, b) == Target::Unknown;
+        let number = is_number(self.old, pair.0, a) && is_number(self.new, pair.1, b);
         if number { (a.target == b.target).into() } else { verdict }
     }
 
@@ -277,6 +274,18 @@ impl<'j, 'a> Judge<'j, 'a> {
     }
 }
 
+/// True for a field in position-dependent code that is no address though its value lies in
+/// the image: it leads nowhere, or into the middle of another function, where no
+/// compiler takes addresses.
+pub(crate) fn is_number(build: &Build<'_>, function: FunctionId, site: &Site) -> bool {
+    site.encoding != Encoding::PcRelative
+        && match build.map.resolve(&build.image, site) {
+            Target::Unknown => true,
+            Target::Function(f, range, offset) => f != function && (range, offset) != (0, 0),
+            _ => false,
+        }
+}
+
 /// True if `address` leads to an entity.
 fn is_known(build: &Build<'_>, address: u64) -> bool {
     build.map.resolve_address(&build.image, address, Use::Address) != Target::Unknown
@@ -337,12 +346,7 @@ fn label_tables(old: &Build<'_>, changes: &Changes) -> Vec<ObjectId> {
     found
 }
 
-fn compare_once(
-    old: &Build<'_>,
-    new: &Build<'_>,
-    pairs: &Correlation,
-    mut constants: FxHashSet<ObjectId>,
-) -> Changes {
+fn compare_once(old: &Build<'_>, new: &Build<'_>, pairs: &Correlation, mut constants: FxHashSet<ObjectId>) -> Changes {
     let object_pairs: Vec<(ObjectId, ObjectId)> = pairs.objects.iter().collect();
     let mut variables;
     loop {

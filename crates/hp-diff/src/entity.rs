@@ -60,6 +60,24 @@ impl Function<'_> {
         self.ranges.iter().map(|r| r.bytes.len() as u64).sum()
     }
 
+    /// Code that the compiler brings along; it knows no type of the program. Arithmetic of
+    /// libgcc is hidden in the image and follows a naming scheme (GCC internals, "The GCC
+    /// low-level runtime library"): `__udivti3`, two underscores, operation, machine
+    /// modes, number of operands.
+    pub(crate) fn is_compiler_runtime(&self) -> bool {
+        const MODES: [&str; 10] = ["si", "di", "ti", "hf", "sf", "df", "xf", "tf", "sc", "dc"];
+        let arithmetic = |name: &str| {
+            let stem = name.strip_prefix("__")?.strip_suffix(['2', '3', '4'])?;
+            let plain = stem.bytes().all(|b| b.is_ascii_lowercase());
+            (plain && MODES.iter().any(|m| stem.ends_with(m))).then_some(())
+        };
+        match self.file {
+            "crtstuff.c" | "libgcc2.c" => true,
+            "" => self.local && arithmetic(self.name()).is_some(),
+            _ => false,
+        }
+    }
+
     /// The name with its file where the name alone may not be unique.
     pub(crate) fn qualified_name(&self) -> String {
         if self.local && !self.file.is_empty() { format!("{}:{}", self.file, self.name()) } else { self.name().into() }
@@ -163,7 +181,7 @@ impl<'a> Map<'a> {
                 let zero = image.bytes(address, size).is_none_or(|b| b.iter().all(|x| *x == 0));
                 let empty = zero && image.words.range(address..address + size).next().is_none();
                 // The end of an object is not the start of another one, if nothing is there.
-                if !known && !(empty && self.ending_at(address).is_some()) {
+                if !(known || empty && self.ending_at(address).is_some()) {
                     found.push((address, size));
                 }
             }

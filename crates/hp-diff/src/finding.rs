@@ -115,6 +115,10 @@ codes! {
         "Without rows in .eh_frame it cannot be proven that no thread is inside the function.";
     ResolverChanged = "HP0310", Error, "a resolver of indirect functions changed",
         "The resolver has run already and its choice is in use.";
+    LayoutChanged = "HP0401", Error, "a type's layout changed",
+        "Objects of this type that live in the running process have the old layout; code with the new layout would read and write the wrong bytes. Restart the program, or change the fix so that the type keeps its layout.";
+    LayoutUnproven = "HP0402", Error, "layouts could not be compared",
+        "At least one build has no debug information, so nothing shows that types kept their layout. Build with -g; if you know that no type changed, accept with --allow HP0402.";
     EntryTooShort = "HP0501", Error, "the function is too short to be redirected",
         "The 5-byte jump does not fit before the next function.";
     BranchIntoEntry = "HP0502", Error, "something leads into the redirected bytes",
@@ -127,10 +131,6 @@ codes! {
         "The first instructions must run elsewhere while the patch is armed.";
     Coroutines = "HP0506", Error, "the program switches stacks by itself",
         "It imports makecontext or swapcontext: frames of replaced functions may be parked where no thread's stack shows them. If the replaced functions never switch, accept with --allow HP0506.";
-    LayoutChanged = "HP0401", Error, "a type's layout changed",
-        "Objects of this type that live in the running process have the old layout; code with the new layout would read and write the wrong bytes. Restart the program, or change the fix so that the type keeps its layout.";
-    LayoutUnproven = "HP0402", Error, "layouts could not be compared",
-        "At least one build has no debug information, so nothing shows that types kept their layout. Build with -g; if you know that no type changed, accept with --allow HP0402.";
 }
 
 impl Code {

@@ -15,9 +15,10 @@
 //!   of an anonymous enumeration go by their own names;
 //! - `const`, `volatile` and member order within a union change nothing.
 //!
-//! Limits: all types are compared, not only those that a patched function can reach; what a value means is out of reach. Code
-//! without debug information in a build that otherwise has some is not noticed here.
+//! Limits: all types are compared, not only those that a patched function can reach; what a value means is out of reach.
+//! Code without debug information in a build that otherwise has some is found by `coverage`.
 
+mod coverage;
 mod define;
 mod diff;
 mod parse;
@@ -30,6 +31,7 @@ use crate::finding::{Code, Finding};
 use define::Definitions;
 use parse::Tree;
 
+pub(crate) use coverage::{contains, described_code};
 pub(crate) use statics::{StaticLocal, static_locals};
 
 /// Compares all type layouts of two builds. The findings are sorted.

@@ -144,6 +144,9 @@ pub fn diff(old: &Path, new: &Path, options: &Options) -> Result<Report, Error> 
     if !changes.functions.is_empty() {
         let made = assemble::patch(&old, &new, &pairs, &changes, options);
         findings.extend(made.findings);
+        if findings.iter().all(|f| f.code != Code::LayoutUnproven) {
+            findings.extend(check::undescribed(&old, &new, &changes, &made.copied));
+        }
         copied = made.copied;
         patch = Some(made.patch);
     }

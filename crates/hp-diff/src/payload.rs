@@ -15,7 +15,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::arch::{Encoding, JumpTable, Site, Use};
 use crate::build::Build;
-use crate::compare::{Changes, Judge, Verdict, describe};
+use crate::compare::{Changes, Judge, Verdict, describe, is_number};
 use crate::correlate::{Correlation, numbered_stem};
 use crate::entity::{CodeRange, FunctionId, ObjectId, Target};
 use crate::finding::{Code, Finding};
@@ -349,8 +349,10 @@ impl<'p, 'a> Payload<'p, 'a> {
     fn is_address(&mut self, id: FunctionId, site: &Site, at: u64) -> bool {
         let new = self.new;
         let name = new.map.functions[id].qualified_name();
+        if is_number(new, id, site) {
+            return false;
+        }
         let is_start = match new.map.resolve(&new.image, site) {
-            Target::Unknown => return false,
             Target::Function(_, _, offset) => offset == 0,
             Target::Object(_, offset) => offset == 0,
             Target::Literal => {
@@ -690,7 +692,10 @@ impl<'p, 'a> Payload<'p, 'a> {
         let used = entries.iter().filter(|e| **e != 0);
         let (all, hits) = (used.clone().count(), used.filter(leads_somewhere).count());
         if all > 1 && (hits == all || computed && hits > 0) {
-            return Err(Problem(Code::UnknownReference, "it looks like a table of distances from its own place".into()));
+            return Err(Problem(
+                Code::UnknownReference,
+                "it looks like a table of distances from its own place".into(),
+            ));
         }
         Ok(())
     }
