@@ -150,7 +150,7 @@ fn live(case: &Case, targets: &mut [Target], image: &Path, patch: &Path) -> Resu
     let original: Vec<String> = targets.iter().map(Target::maps).collect::<Result<_, _>>()?;
     for cycle in 1..=case.cycles {
         let compare = cycle == 1 || !case.stateful;
-        command("apply", patch, targets)?;
+        command("apply", cycle, patch, targets)?;
         for target in &mut *targets {
             if compare {
                 target.probe(&case.after, &format!("patched, cycle {cycle}"))?;
@@ -161,7 +161,7 @@ fn live(case: &Case, targets: &mut [Target], image: &Path, patch: &Path) -> Resu
         if cycle == 1 {
             listed(case, targets)?;
         }
-        command("revert", patch, targets)?;
+        command("revert", cycle, patch, targets)?;
         for (index, target) in targets.iter_mut().enumerate() {
             if compare {
                 target.probe(&case.reverted, &format!("reverted, cycle {cycle}"))?;
@@ -189,14 +189,17 @@ fn unmapped(before: &str, now: &str) -> Result<(), String> {
 }
 
 /// Applies or reverts in the one program, or by `--all` where there are several.
-fn command(verb: &str, patch: &Path, targets: &[Target]) -> Result<(), String> {
+fn command(verb: &str, cycle: u32, patch: &Path, targets: &mut [Target]) -> Result<(), String> {
     let mut command = hp();
     command.arg(verb).arg(patch);
     match targets {
         [one] => command.args(["--pid", &one.pid().to_string()]),
         _ => command.arg("--all"),
     };
-    run(&mut command)?.expect(0, &format!("hp {verb}")).map(|_| ())
+    run(&mut command)?.expect(0, &format!("hp {verb}, cycle {cycle}")).map(drop).map_err(|error| {
+        let ends: Vec<String> = targets.iter_mut().filter_map(Target::ended).collect();
+        if ends.is_empty() { error + "  the program runs on\n" } else { error + &ends.join("\n") }
+    })
 }
 
 /// `hp status` shows the patch in each process, in effect and undamaged, with every changed function.

@@ -146,13 +146,16 @@ impl Target {
     }
 
     fn autopsy(&mut self) -> String {
-        sleep(Duration::from_millis(50));
-        let state = match self.child.try_wait() {
-            Ok(Some(status)) => format!("the program ended: {status}"),
-            _ => format!("no answer in {} s", ANSWER_LIMIT.as_secs()),
-        };
+        let state = self.ended().unwrap_or_else(|| format!("no answer in {} s", ANSWER_LIMIT.as_secs()));
         let errors = fs::read_to_string(&self.errors).unwrap_or_default();
         format!("{state} ({}) {}", self.program.display(), errors.trim())
+    }
+
+    /// How the program ended, if it did.
+    pub(crate) fn ended(&mut self) -> Option<String> {
+        sleep(Duration::from_millis(50));
+        let status = self.child.try_wait().ok()??;
+        Some(format!("the program (process {}) ended: {status}", self.pid()))
     }
 
     /// The process's mappings, without what moves by itself.
