@@ -14,11 +14,12 @@ use crate::remote::Slots;
 use crate::safe_point::{Judge, Watch, Watched};
 use crate::session::{Session, is_base, read_maps};
 use crate::sites::{Leads, Standing, Writer, is_in_one_page, stranger};
-use crate::stops::{Acted, Stops};
+use crate::stops::{Acted, Stops, site_bytes, site_watch};
 use crate::threads::Stopped;
 use crate::unwind::Unwinder;
 use crate::{Done, Error, Measured, Options, place, revert, scope, stage, sys};
 use hp_pack::{Entry, FunctionRecord, Patch, Role, SectionKind};
+use std::ops::Range;
 use std::time::Instant;
 
 /// How many entries are written in one stop; beyond that they get stops of their own.
@@ -45,11 +46,14 @@ pub(crate) fn apply(pid: i32, patch: &Patch, id: &str, options: &Options) -> Res
         }
     }
     plan.check_bytes(found)?;
-    session.check_relatives()?;
+    session.check_relatives(options.timeout)?;
     let helpers = session.helpers()?;
     let imports = scope::resolve(&session.process, &session.maps, &session.images, patch)?;
     let unwinder = Unwinder::new(&session.process.mem, &session.images, &session.ledgers);
-    let stops = Stops::new(&session.process, unwinder, options);
+    let mut stops = Stops::new(&session.process, unwinder, options);
+    for ledger in &session.ledgers {
+        stops.learn(ledger);
+    }
     let slots = Slots::find(&session.process.mem, &session.images);
     let work = Work { plan, imports, slots, helpers, options };
     match options.dry_run {
@@ -147,6 +151,7 @@ impl<'a> Plan<'a> {
             code_digest: digest(layout.code),
             text: layout.live(at, SectionKind::Text),
             thunks: layout.live(at, SectionKind::Thunks),
+            gates: part(layout.gates),
             variables: part(layout.variables),
             eh_frame: layout.live(at, SectionKind::EhFrame),
             state: at.plus(layout.state),
@@ -308,9 +313,9 @@ impl Work<'_> {
         };
         let batches = ledger.functions.len() > BATCH;
         if batches && !standing.active {
-            for functions in ledger.functions.chunks(BATCH) {
-                stops.at_safe_point(&site_watch(functions), false, |stopped| {
-                    writer(stopped, process, ledger).arm(functions)
+            for (which, functions) in chunks(ledger) {
+                stops.at_safe_point(&site_watch(functions), false, None, |stopped| {
+                    writer(stopped, process, ledger).arm(which.clone())
                 })?;
             }
         }
@@ -319,9 +324,9 @@ impl Work<'_> {
         let flip = self.flip(stops, &watch, ledger, batches)?;
         (measured.flip_pause_ns, measured.threads) = (flip.pause_ns, flip.threads);
         if batches {
-            for functions in ledger.functions.chunks(BATCH) {
-                stops.at_safe_point(&Watch::default(), false, |stopped| {
-                    writer(stopped, process, ledger).tidy(functions)
+            for (which, _) in chunks(ledger) {
+                stops.at_safe_point(&Watch::default(), false, None, |stopped| {
+                    writer(stopped, process, ledger).tidy(which.clone())
                 })?;
             }
         }
@@ -364,7 +369,7 @@ impl Work<'_> {
         content.get_mut(start as usize..end as usize).unwrap_or_default().fill(0);
         let bytes = ledger.bytes()?;
         let process = &plan.session.process;
-        stops.at_safe_point(&Watch::default(), false, |stopped| {
+        stops.at_safe_point(&Watch::default(), false, None, |stopped| {
             let load = stage::Load { layout: &plan.layout, content: &content, ledger: &bytes };
             stage::fill(process, stopped.tid(), old.mapping.start, &load)
         })?;
@@ -375,7 +380,7 @@ impl Work<'_> {
         let process = &self.plan.session.process;
         let left = Watch::new(self.slots.left.iter().map(|stub| Watched::plain(stub.range, "stub")).collect());
         let unwinder = Unwinder::new(&process.mem, &self.plan.session.images, &self.plan.session.ledgers);
-        stops.at_safe_point(watch, true, |stopped| {
+        stops.at_safe_point(watch, true, Some(ledger), |stopped| {
             let standing = Standing::read(process, ledger)?;
             let strangers = standing.strangers(ledger);
             if !strangers.is_empty() {
@@ -383,15 +388,15 @@ impl Work<'_> {
             }
             let writer = writer(stopped, process, ledger);
             if !standing.active {
-                writer.arm(&ledger.functions)?;
+                writer.arm(0..ledger.functions.len())?;
                 writer.set_state(true)?;
             }
             if !batches {
-                writer.tidy(&ledger.functions)?;
+                writer.tidy(0..ledger.functions.len())?;
             }
             if !self.slots.left.is_empty() {
                 let maps = read_maps(process)?;
-                let judge = Judge { process, unwinder: &unwinder, maps: &maps };
+                let judge = Judge { process, unwinder: &unwinder, maps: &maps, gates: &[] };
                 if judge.busy(&stopped.tasks, &left).is_empty() {
                     for stub in &self.slots.left {
                         let _ = stub.wipe(&process.mem, stopped.tid());
@@ -403,22 +408,16 @@ impl Work<'_> {
     }
 }
 
+/// The functions in batches, with their numbers.
+fn chunks(ledger: &Ledger) -> impl Iterator<Item = (Range<usize>, &[Replaced])> {
+    ledger.functions.chunks(BATCH).enumerate().map(|(index, functions)| {
+        let start = index * BATCH;
+        (start..start + functions.len(), functions)
+    })
+}
+
 fn writer<'a>(stopped: &Stopped<'_, '_>, process: &'a crate::process::Process, ledger: &'a Ledger) -> Writer<'a> {
     Writer { process, tid: stopped.tid(), ledger }
-}
-
-/// The bytes that jumps overwrite: nobody may stand or return between them.
-fn site_watch(functions: &[Replaced]) -> Watch {
-    Watch::new(functions.iter().map(site_bytes).collect())
-}
-
-fn site_bytes(function: &Replaced) -> Watched {
-    Watched {
-        range: function.site.plus(1).range(SITE as u64 - 1),
-        name: function.name.clone(),
-        origin: function.entry(),
-        outside: [LiveAddr(0); 2],
-    }
 }
 
 /// Old code: the replaced functions and the thunks.
@@ -427,8 +426,9 @@ fn flip_watch(ledger: &Ledger) -> Watch {
     for function in &ledger.functions {
         list.push(site_bytes(function));
         for (index, old) in function.old.iter().enumerate() {
+            let (name, origin) = (function.name.clone(), function.entry());
             let outside = if index == 0 { [function.entry(), function.site] } else { [LiveAddr(0); 2] };
-            list.push(Watched { range: old.range, name: function.name.clone(), origin: function.entry(), outside });
+            list.push(Watched { range: old.range, name, origin, outside, vague: false });
         }
     }
     Watch::new(list)

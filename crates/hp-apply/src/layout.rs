@@ -1,13 +1,14 @@
 //! Where each part of a payload lies in its one mapping:
 //!
-//! `[ledger][constants, unwind rows, pointer slots, state byte] r--` `[code, thunks, import stubs] r-x` `[variables] rw-`
+//! `[ledger][constants, unwind rows, pointer slots, state byte] r--` `[code, thunks, import stubs, gates] r-x` `[variables] rw-`
 //!
 //! Offsets are from the start of the mapping; they depend on the patch alone, not on the
 //! address, so a mapping found in a target can be compared with the patch.
 
 use crate::Error;
 use crate::addr::{LiveAddr, LiveRange, page_ceil};
-use hp_pack::{Patch, Place, RelocationKind, SectionKind};
+use crate::gate::GATE_SIZE;
+use hp_pack::{Patch, Place, RelocationKind, Role, SectionKind};
 use std::collections::BTreeMap;
 
 /// Size of one import stub: `jmp *slot(%rip)` and two bytes of filling.
@@ -26,6 +27,8 @@ pub(crate) struct Layout {
     /// Start of the constants, which end where the code begins or earlier.
     pub(crate) constants: (u64, u64),
     pub(crate) code: (u64, u64),
+    /// At the end of the code: one gate for each replaced entry, in order.
+    pub(crate) gates: (u64, u64),
     pub(crate) variables: (u64, u64),
     pub(crate) state: u64,
     pub(crate) size: u64,
@@ -65,6 +68,10 @@ impl Layout {
             layout.stubs.insert(symbol, at);
             at = at.checked_add(STUB_SIZE)?;
         }
+        layout.gates.0 = at;
+        let entries = patch.functions.iter().filter(|record| matches!(record.role, Role::Entry(_))).count() as u64;
+        at = at.checked_add(entries.checked_mul(GATE_SIZE)?)?;
+        layout.gates.1 = at;
         layout.code.1 = at;
         at = page_ceil(at)?;
         layout.variables.0 = at;

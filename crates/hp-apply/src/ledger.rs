@@ -13,6 +13,7 @@
 use crate::Error;
 use crate::addr::{LiveAddr, LiveRange, PAGE};
 use crate::bytes::{array, hex, sha256, u32_at, u64_at};
+use crate::gate::{GATE_SIZE, Gates};
 use crate::maps::Maps;
 use crate::sys::Mem;
 
@@ -68,6 +69,8 @@ pub(crate) struct Ledger {
     pub(crate) code_digest: [u8; 32],
     pub(crate) text: LiveRange,
     pub(crate) thunks: LiveRange,
+    /// One gate for each function, at the end of the code.
+    pub(crate) gates: LiveRange,
     pub(crate) variables: LiveRange,
     pub(crate) eh_frame: LiveRange,
     pub(crate) state: LiveAddr,
@@ -104,9 +107,17 @@ impl Ledger {
         out.extend(self.counter.to_le_bytes());
         out.extend(self.uid.to_le_bytes());
         out.extend(self.applied_at.to_le_bytes());
-        for range in
-            [self.base, self.mapping, self.constants, self.code, self.text, self.thunks, self.variables, self.eh_frame]
-        {
+        for range in [
+            self.base,
+            self.mapping,
+            self.constants,
+            self.code,
+            self.text,
+            self.thunks,
+            self.gates,
+            self.variables,
+            self.eh_frame,
+        ] {
             put_range(&mut out, range);
         }
         out.extend(self.state.0.to_le_bytes());
@@ -155,7 +166,7 @@ impl Ledger {
         let id = !self.id.is_empty() && self.id.len() <= 64 && self.id.bytes().all(|byte| byte.is_ascii_hexdigit());
         let aligned = |address: LiveAddr| address.0.is_multiple_of(PAGE);
         let inner = LiveRange { start: at.plus(len), end: self.mapping.end };
-        let parts = [self.constants, self.code, self.text, self.thunks, self.variables, self.eh_frame];
+        let parts = [self.constants, self.code, self.text, self.thunks, self.gates, self.variables, self.eh_frame];
         let held = |outer: LiveRange, part: LiveRange| part == LiveRange::default() || outer.covers(part);
         id && (1..=255).contains(&self.name.len())
             && (1..=64).contains(&self.build_id.len())
@@ -169,6 +180,8 @@ impl Ledger {
             && parts.iter().all(|&part| held(inner, part))
             && held(self.code, self.text)
             && held(self.code, self.thunks)
+            && held(self.code, self.gates)
+            && self.gates.len() == self.functions.len() as u64 * GATE_SIZE
             && inner.contains(self.state)
             && !self.code.contains(self.state)
             && self.functions.iter().all(|function| self.is_sound_function(function))
@@ -183,6 +196,15 @@ impl Ledger {
             && matches!(offset, 0 | 4)
             && self.thunks.contains(function.thunk)
             && self.text.contains(function.new)
+    }
+
+    /// Address of the gate of function number `index`.
+    pub(crate) fn gate(&self, index: usize) -> LiveAddr {
+        self.gates.start.plus(index as u64 * GATE_SIZE)
+    }
+
+    pub(crate) fn gates(&self) -> Gates {
+        Gates { range: self.gates, entries: self.functions.iter().map(|function| function.site).collect() }
     }
 
     pub(crate) fn build_id_hex(&self) -> String {
@@ -298,6 +320,7 @@ impl<'a> Reader<'a> {
             code: self.range()?,
             text: self.range()?,
             thunks: self.range()?,
+            gates: self.range()?,
             variables: self.range()?,
             eh_frame: self.range()?,
             state: self.address()?,
@@ -350,6 +373,7 @@ mod tests {
             code: at.plus(0x2000).range(0x100),
             text: at.plus(0x2000).range(0x80),
             thunks: at.plus(0x2080).range(0x40),
+            gates: at.plus(0x20c0).range(GATE_SIZE),
             variables: at.plus(0x3000).range(8),
             eh_frame: LiveRange::default(),
             state: at.plus(0x1080),

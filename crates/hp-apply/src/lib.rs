@@ -10,7 +10,7 @@
 //! The way of a patch, a module each: `session` (what is known of the target: `process`,
 //! `maps`, `image`, `ledger`) → `scope` (imports) → `layout`, `place`, `relocate` (the
 //! payload's bytes) → `stage` (into the target, by `remote` system calls) → `stops`
-//! (`threads`, `safe_point`, `unwind`) → `sites` (the entries). All system calls are in `sys`.
+//! (`threads`, `safe_point`, `unwind`, `gate`) → `sites` (the entries). All system calls are in `sys`.
 //!
 //! *Not* for judging whether a patch is right for its base: that is the diff's work; and
 //! not for stacks that no thread stands on (parked coroutines), which it does not see.
@@ -22,6 +22,7 @@ mod apply;
 mod base_file;
 mod bytes;
 mod dynamic;
+mod gate;
 mod image;
 mod layout;
 mod ledger;

@@ -143,16 +143,18 @@ impl Process {
         Ok(process)
     }
 
-    /// Whether the number still stands for the process that was opened.
+    /// Whether the number still stands for the process that was opened, and it lives.
     pub(crate) fn is_same(&self) -> bool {
-        start_time(self.pid) == Some(self.start_time)
+        let lives = !matches!(thread_state(self.pid, self.pid), None | Some('Z' | 'X'));
+        lives && start_time(self.pid) == Some(self.start_time)
     }
 
     /// An error while reading or writing the target, in words.
     pub(crate) fn io_error(&self, what: &str, error: &io::Error) -> Error {
         match error.raw_os_error() {
             Some(libc::ESRCH) => ended(self.pid),
-            _ if !self.is_same() => ended(self.pid),
+            // The memory of a process that has exited reads as an empty file.
+            _ if !self.is_same() || error.kind() == io::ErrorKind::UnexpectedEof => ended(self.pid),
             _ => Error::Unusable(format!("process {}: {what}: {error}", self.pid)),
         }
     }

@@ -2,8 +2,9 @@
 
 use crate::Error;
 use crate::addr::{Bias, LinkAddr, LiveAddr};
+use crate::gate;
 use crate::layout::Layout;
-use hp_pack::{Patch, Place, Relocation, RelocationKind, SectionKind};
+use hp_pack::{Patch, Place, Relocation, RelocationKind, Role, SectionKind};
 use std::collections::BTreeMap;
 
 /// Live addresses of the imports, by symbol.
@@ -49,6 +50,11 @@ impl Payload<'_> {
             code.extend([0xcc, 0xcc]);
             put(&mut image, offset, &code)?;
         }
+        for (index, thunk) in self.thunks().enumerate() {
+            let offset = self.layout.gates.0 + index as u64 * gate::GATE_SIZE;
+            let code = gate::code(self.base.plus(offset), thunk?).ok_or_else(inconsistent)?;
+            put(&mut image, offset, &code)?;
+        }
         for relocation in &self.patch.relocations {
             let (section, size) = self.layout.section(relocation.section);
             if relocation.offset.checked_add(relocation.kind.width()).is_none_or(|end| end > size) {
@@ -68,6 +74,13 @@ impl Payload<'_> {
             Place::Payload(kind) => Ok(self.base.plus(self.layout.section(kind).0).plus(found.value)),
             Place::Import => self.imports.addresses.get(&symbol).copied().ok_or_else(inconsistent),
         }
+    }
+
+    fn thunks(&self) -> impl Iterator<Item = Result<LiveAddr, Error>> + '_ {
+        self.patch.functions.iter().filter_map(|record| match &record.role {
+            Role::Entry(entry) => Some(self.value(entry.thunk_symbol)),
+            Role::Fragment(_) => None,
+        })
     }
 
     fn field(&self, relocation: &Relocation, place: LiveAddr) -> Result<Vec<u8>, Error> {

@@ -6,8 +6,14 @@
 //! that was changed, then a jump to where the thread was. No stack, no flags, no `ret`
 //! (shadow stacks), no `rt_sigreturn` (restart blocks). A system call that the stop
 //! interrupted is repeated by the stub's values exactly as the kernel would repeat it.
-//! While the applier lives it steps over the `syscall` alone and puts all registers
-//! back itself, so the rest of the stub never runs.
+//! While the applier lives it stops the thread at the end of the call and puts all
+//! registers back itself, so the rest of the stub never runs.
+//!
+//! The thread is stopped by system-call tracing, not by single steps: a step that is under
+//! way when the applier dies becomes a `SIGTRAP` with nobody to take it, which kills the
+//! target. The stop at a call's end does not take part in the kernel's restart of
+//! interrupted calls, so before the original registers go back the thread is led into an
+//! interrupt stop, which does.
 //!
 //! The stub lies in the unused rest of the last page of some executable segment, where it
 //! replaces uniform filling and is replaced by it again. A stub that a dead applier left
@@ -21,7 +27,7 @@ use crate::addr::{LiveAddr, LiveRange};
 use crate::bytes::u64_at;
 use crate::image::Image;
 use crate::process::{self, Process};
-use crate::sys::{self, Mem, Regs, Wait};
+use crate::sys::{self, Mem, Regs, StopKind, Wait};
 use crate::threads::Task;
 
 /// Room for one stub: 2 + 9 × 10 + 6 + 8 bytes, rounded up.
@@ -187,9 +193,9 @@ impl<'t> Remote<'t> {
         regs.rip = self.slot.at.0;
         let result = self.run(&regs);
         // Whatever came out: the thread is again what it was before anything else happens.
-        let restored = sys::set_registers(self.task.tid, &self.task.regs);
+        let restored = self.restore();
         let result = result?;
-        restored.map_err(|error| self.fatal(&error))?;
+        restored?;
         match result as i64 {
             error @ -4095..=-1 => Err(CallError::Errno(-error as i32)),
             _ => Ok(result),
@@ -199,45 +205,57 @@ impl<'t> Remote<'t> {
     fn run(&mut self, regs: &Regs) -> Result<u64, CallError> {
         let tid = self.task.tid;
         sys::set_registers(tid, regs).map_err(|error| self.fatal(&error))?;
-        // Stops that are not the step's end are passed over a few times (a stray event),
-        // then the thread is given up.
+        // Into the call, and to its end; an interrupt that was still pending is passed over.
+        let mut ends = 0;
         for _ in 0..8 {
-            sys::single_step(tid).map_err(|error| self.fatal(&error))?;
-            let (signal, event) = self.wait()?;
-            let now = sys::registers(tid).map_err(|error| self.fatal(&error))?;
-            let done = now.rip == self.slot.at.0 + SYSCALL_LEN;
-            if event == 0 && signal != libc::SIGTRAP {
-                self.task.signal = signal;
+            sys::go_to_syscall(tid, 0).map_err(|error| self.fatal(&error))?;
+            match self.wait()? {
+                StopKind::SystemCall => ends += 1,
+                StopKind::Interrupt => {}
+                StopKind::Signal(signal) => {
+                    self.task.signal = signal;
+                    return Err(CallError::NotNow);
+                }
             }
-            if done {
-                return Ok(now.rax);
-            }
-            if self.task.signal != 0 {
-                return Err(CallError::NotNow);
+            if ends == 2 {
+                return Ok(sys::registers(tid).map_err(|error| self.fatal(&error))?.rax);
             }
         }
         Err(CallError::NotNow)
     }
 
-    fn wait(&self) -> Result<(i32, i32), CallError> {
+    /// Leads the thread to a stop from which the kernel goes on as from the first one, and
+    /// puts its registers back there.
+    fn restore(&mut self) -> Result<(), CallError> {
+        let tid = self.task.tid;
+        // About to take a signal is such a stop already.
+        if self.task.signal == 0 {
+            sys::interrupt(tid).and_then(|()| sys::go_on(tid)).map_err(|error| self.fatal(&error))?;
+            if let StopKind::Signal(signal) = self.wait()? {
+                self.task.signal = signal;
+            }
+        }
+        sys::set_registers(tid, &self.task.regs).map_err(|error| self.fatal(&error))
+    }
+
+    fn wait(&self) -> Result<StopKind, CallError> {
         let (tid, began) = (self.task.tid, sys::now_ns());
         let ended = || CallError::Fatal(process::ended(self.process.pid));
         let mut tries = 0u32;
         loop {
-            match sys::wait_stop(tid).map_err(|error| self.fatal(&error))? {
-                Wait::Stopped { signal, event } => return Ok((signal, event)),
+            match sys::wait(tid, tid == self.process.pid).map_err(|error| self.fatal(&error))? {
+                Wait::Stopped(kind) => return Ok(kind),
                 Wait::Gone => return Err(ended()),
                 Wait::Nothing => {}
             }
             tries += 1;
-            if tries.is_multiple_of(8) && sys::wait_end(tid, tid == self.process.pid).unwrap_or(true) {
-                return Err(ended());
-            }
             if sys::now_ns().saturating_sub(began) > CALL_LIMIT_NS {
                 let text = format!("process {}: a system call made for us does not come back", self.process.pid);
                 return Err(CallError::Fatal(Error::Unusable(text)));
             }
-            if tries < 8 { std::thread::yield_now() } else { sys::pause_ns(10_000) }
+            if tries > 2 {
+                sys::pause_ns(5_000);
+            }
         }
     }
 

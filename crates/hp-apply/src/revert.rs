@@ -4,6 +4,7 @@
 //! bytes. Then, if no pointer into the payload is left anywhere, it is unmapped; else it
 //! stays, unused, and a later apply of the same patch takes it up again.
 
+use crate::addr::LiveRange;
 use crate::base_file::check_originals;
 use crate::ledger::Ledger;
 use crate::pointers::{Search, hidden_holder, search_running, search_stopped};
@@ -20,6 +21,8 @@ use std::time::Duration;
 const UNMAP_PAUSE: Duration = Duration::from_millis(10);
 /// Longest search while the program runs.
 const SEARCH_LIMIT: Duration = Duration::from_secs(2);
+/// How often a moment is looked for at which a payload can be unmapped.
+const RECLAIM_TRIES: u64 = 5;
 /// How often an undo looks for a moment to unmap.
 const UNDO_TRIES: u32 = 10;
 
@@ -36,10 +39,13 @@ pub(crate) fn revert(pid: i32, id: Option<&str>, options: &Options) -> Result<Do
     for (ledger, _) in work.iter().filter(|(_, standing)| !unused(standing)) {
         check(&session, ledger)?;
     }
-    session.check_relatives()?;
+    session.check_relatives(options.timeout)?;
     let helpers = session.helpers()?;
     let unwinder = Unwinder::new(&session.process.mem, &session.images, &session.ledgers);
     let mut stops = Stops::new(&session.process, unwinder, options);
+    for ledger in &session.ledgers {
+        stops.learn(ledger);
+    }
     if options.dry_run {
         return rehearse(&mut stops, work.into_iter().filter(|(_, standing)| !unused(standing)).collect());
     }
@@ -99,11 +105,11 @@ fn flip_back(session: &Session, stops: &mut Stops<'_>, ledger: &Ledger, active: 
     // With state = 0 nobody can be in the new code; the entries are jumps either way.
     let watch = if active { new_code(ledger) } else { Watch::default() };
     let process = &session.process;
-    stops.at_safe_point(&watch, true, |stopped| {
+    stops.at_safe_point(&watch, true, Some(ledger), |stopped| {
         let writer = Writer { process, tid: stopped.tid(), ledger };
-        writer.untidy(&ledger.functions)?;
+        writer.untidy()?;
         writer.set_state(false)?;
-        writer.restore(&ledger.functions)
+        writer.restore()
     })
 }
 
@@ -119,9 +125,9 @@ pub(crate) fn undo(session: &Session, stops: &mut Stops<'_>, helpers: &[i32], le
             if standing.active {
                 return Ok(());
             }
-            Writer { process, tid: stopped.tid(), ledger }.restore(&ledger.functions)?;
+            Writer { process, tid: stopped.tid(), ledger }.restore()?;
             let maps = read_maps(process)?;
-            let judge = Judge { process, unwinder: &stops.unwinder, maps: &maps };
+            let judge = Judge { process, unwinder: &stops.unwinder, maps: &maps, gates: &[] };
             let idle = judge.busy(&stopped.tasks, &watch).is_empty();
             if idle && stage::unmap(&mut stopped, &slots, helpers, ledger.mapping)? {
                 return Ok(());
@@ -132,15 +138,16 @@ pub(crate) fn undo(session: &Session, stops: &mut Stops<'_>, helpers: &[i32], le
     Ok(())
 }
 
-/// All code of the payload: who is in a thunk may still go to the new code.
+/// All code of the payload but the gates: who is in a thunk may still go to the new code.
 fn new_code(ledger: &Ledger) -> Watch {
-    let mut list = vec![Watched::plain(ledger.code, &format!("patch {}", ledger.name))];
+    let code = LiveRange { start: ledger.code.start, end: ledger.gates.start };
+    let mut list = vec![Watched::plain(code, &format!("patch {}", ledger.name))];
     // Names for the new functions: each reaches to the next one.
     let mut starts: Vec<_> = ledger.functions.iter().map(|function| (function.new, &function.name)).collect();
     starts.sort();
     for (index, (start, name)) in starts.iter().enumerate() {
         let end = starts.get(index + 1).map_or(ledger.text.end, |next| next.0);
-        list.insert(0, Watched::plain(crate::addr::LiveRange { start: *start, end }, name));
+        list.push(Watched { vague: false, ..Watched::plain(LiveRange { start: *start, end }, name) });
     }
     Watch::new(list)
 }
@@ -164,13 +171,19 @@ fn reclaim(
     let slots = Slots::find(&process.mem, &session.images);
     let watch = Watch::new(vec![Watched::plain(ledger.mapping, "the payload")]);
     let limit = options.max_pause.unwrap_or(UNMAP_PAUSE).min(UNMAP_PAUSE);
-    let Ok(mut stopped) = stops.tracer.stop_all()? else { return Ok(false) };
-    let maps = read_maps(process)?;
-    let judge = Judge { process, unwinder: &stops.unwinder, maps: &maps };
-    let standing = Standing::read(process, ledger)?;
-    let idle = !standing.active && standing.all(Leads::Old) && judge.busy(&stopped.tasks, &watch).is_empty();
-    if !idle || search_stopped(process, &maps, &stopped.tasks, ledger.mapping, deadline(limit)) != Search::Clean {
-        return Ok(false);
+    for attempt in 0..RECLAIM_TRIES {
+        std::thread::sleep(Duration::from_millis(attempt));
+        let Ok(mut stopped) = stops.tracer.stop_all()? else { continue };
+        let maps = read_maps(process)?;
+        let judge = Judge { process, unwinder: &stops.unwinder, maps: &maps, gates: &[] };
+        let standing = Standing::read(process, ledger)?;
+        let idle = !standing.active && standing.all(Leads::Old) && judge.busy(&stopped.tasks, &watch).is_empty();
+        if !idle || search_stopped(process, &maps, &stopped.tasks, ledger.mapping, deadline(limit)) != Search::Clean {
+            continue;
+        }
+        if stage::unmap(&mut stopped, &slots, helpers, ledger.mapping)? {
+            return Ok(true);
+        }
     }
-    stage::unmap(&mut stopped, &slots, helpers, ledger.mapping)
+    Ok(false)
 }

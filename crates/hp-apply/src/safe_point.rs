@@ -11,6 +11,7 @@
 
 use crate::addr::{LiveAddr, LiveRange};
 use crate::bytes::u64_at;
+use crate::gate::Gates;
 use crate::maps::Maps;
 use crate::process::{self, Process};
 use crate::sys::Regs;
@@ -33,11 +34,13 @@ pub(crate) struct Watched {
     pub(crate) origin: LiveAddr,
     /// Standing exactly at one of these is not being inside: nothing has been executed yet.
     pub(crate) outside: [LiveAddr; 2],
+    /// The name is only that of a larger whole; a better one in an outer frame is preferred.
+    pub(crate) vague: bool,
 }
 
 impl Watched {
     pub(crate) fn plain(range: LiveRange, name: &str) -> Watched {
-        Watched { range, name: name.to_owned(), origin: range.start, outside: [LiveAddr(0); 2] }
+        Watched { range, name: name.to_owned(), origin: range.start, outside: [LiveAddr(0); 2], vague: true }
     }
 
     fn holds(&self, frame: Frame) -> bool {
@@ -53,7 +56,8 @@ impl Watched {
 /// All watched code, ready for many look-ups.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Watch {
-    list: Vec<Watched>,
+    /// By start, with the highest end so far.
+    list: Vec<(Watched, u64)>,
     /// Hull of all ranges.
     low: u64,
     high: u64,
@@ -65,6 +69,14 @@ impl Watch {
         list.sort_by_key(|watched| watched.range);
         let low = list.first().map_or(u64::MAX, |first| first.range.start.0);
         let high = list.iter().map(|watched| watched.range.end.0).max().unwrap_or(0);
+        let mut reach = 0;
+        let list = list
+            .into_iter()
+            .map(|watched| {
+                reach = reach.max(watched.range.end.0);
+                (watched, reach)
+            })
+            .collect();
         Watch { list, low, high }
     }
 
@@ -73,18 +85,19 @@ impl Watch {
         if word < self.low || word > self.high {
             return false;
         }
-        // Ranges do not overlap much: look at the few that start at or below the word.
-        let below = self.list.partition_point(|watched| watched.range.start.0 <= word);
-        self.list[..below]
-            .iter()
-            .rev()
-            .take(8)
-            .any(|watched| word <= watched.range.end.0 && !watched.outside.contains(&LiveAddr(word)))
+        self.at_or_below(word).any(|watched| word <= watched.range.end.0 && !watched.outside.contains(&LiveAddr(word)))
+    }
+
+    /// All ranges that start at or below a word and may reach it.
+    fn at_or_below(&self, word: u64) -> impl Iterator<Item = &Watched> {
+        let below = self.list.partition_point(|(watched, _)| watched.range.start.0 <= word);
+        let reaching = self.list[..below].iter().rev().take_while(move |(_, reach)| *reach >= word);
+        reaching.map(|(watched, _)| watched)
     }
 
     fn find(&self, frame: Frame) -> Option<&Watched> {
         let near = self.low <= frame.pc.0 && frame.pc.0 <= self.high;
-        near.then(|| self.list.iter().find(|watched| watched.holds(frame))).flatten()
+        near.then(|| self.at_or_below(frame.pc.0).find(|watched| watched.holds(frame))).flatten()
     }
 }
 
@@ -93,6 +106,7 @@ pub(crate) struct Judge<'a> {
     pub(crate) process: &'a Process,
     pub(crate) unwinder: &'a Unwinder<'a>,
     pub(crate) maps: &'a Maps,
+    pub(crate) gates: &'a [Gates],
 }
 
 impl Judge<'_> {
@@ -101,33 +115,48 @@ impl Judge<'_> {
         tasks.iter().filter_map(|task| self.judge(task, watch)).collect()
     }
 
-    fn judge(&self, task: &Task, watch: &Watch) -> Option<String> {
-        let regs = &task.regs;
-        if let Some(inside) = watch.find(Frame { pc: LiveAddr(regs.rip), exact: true }) {
+    /// Whether any of these threads waits inside the kernel: it will not leave by itself.
+    pub(crate) fn any_blocked(&self, tasks: &[Task], watch: &Watch) -> bool {
+        tasks.iter().any(|task| blocked_in(&task.regs).is_some() && self.judge(task, watch).is_some())
+    }
+
+    /// What is in the way of this thread's being outside.
+    pub(crate) fn judge(&self, task: &Task, watch: &Watch) -> Option<String> {
+        let regs = &self.without_gate(&task.regs);
+        let innermost = watch.find(Frame { pc: LiveAddr(regs.rip), exact: true });
+        if let Some(inside) = innermost.filter(|inside| !inside.vague) {
             return Some(self.line(task, &place(inside, LiveAddr(regs.rip))));
         }
-        let home = self.home(task);
+        let home = self.home(task.tid, regs);
         let clean = home.is_some_and(|stack| self.is_clean(regs, stack, watch));
-        if clean {
+        if clean && innermost.is_none() {
             return None;
         }
         let walk = self.unwinder.walk(regs, self.maps);
-        let found = walk.frames.iter().find_map(|&frame| watch.find(frame).map(|watched| place(watched, frame.pc)));
-        match (found, walk.proven) {
-            (Some(place), _) => Some(self.line(task, &place)),
+        let found: Vec<(&Watched, LiveAddr)> =
+            walk.frames.iter().filter_map(|&frame| watch.find(frame).map(|watched| (watched, frame.pc))).collect();
+        let named = found.iter().find(|(watched, _)| !watched.vague).or(found.first());
+        match (named, walk.proven) {
+            (Some((watched, pc)), _) => Some(self.line(task, &place(watched, *pc))),
             (None, true) => None,
             (None, false) => Some(self.line(task, &self.doubt(&walk, home))),
         }
     }
 
+    /// A thread in a gate stands, to us, at the entry that led it there.
+    fn without_gate(&self, regs: &Regs) -> Regs {
+        let undone = self.gates.iter().find_map(|gates| gates.undone(LiveAddr(regs.rip)));
+        let (rip, pushed) = undone.unwrap_or((LiveAddr(regs.rip), 0));
+        Regs { rip: rip.0, rsp: regs.rsp.wrapping_add(pushed), ..*regs }
+    }
+
     /// The used part of the stack that the thread owns, if it stands on it.
-    fn home(&self, task: &Task) -> Option<LiveRange> {
-        let rsp = LiveAddr(task.regs.rsp);
+    fn home(&self, tid: i32, regs: &Regs) -> Option<LiveRange> {
+        let rsp = LiveAddr(regs.rsp);
         let stack = self.maps.at(rsp).filter(|map| map.read && map.write)?;
-        let own = match task.tid == self.process.pid {
-            true => stack.path == "[stack]",
-            false => stack.range.contains(LiveAddr(task.regs.fs_base)) && task.regs.fs_base > rsp.0,
-        };
+        let main = tid == self.process.pid && stack.path == "[stack]";
+        // The thread control block lies at the upper end of a thread's stack.
+        let own = main || stack.range.contains(LiveAddr(regs.fs_base)) && regs.fs_base > rsp.0;
         let start = LiveAddr(rsp.0.checked_sub(RED_ZONE)? & !7).max(stack.range.start);
         let used = LiveRange { start, end: stack.range.end };
         (own && used.len() <= MAX_STACK).then_some(used)

@@ -8,10 +8,7 @@ use crate::ledger::{self, Ledger};
 use crate::maps::Maps;
 use crate::process::{self, Process};
 use crate::sys;
-use std::time::Duration;
-
-/// How often a process that shares the target's memory is looked for again (a `vfork` child soon goes).
-const RELATIVE_TRIES: u32 = 10;
+use std::time::{Duration, Instant};
 
 /// A target, read.
 pub(crate) struct Session {
@@ -34,9 +31,6 @@ impl Session {
 
     fn of(process: Process) -> Result<Session, Error> {
         let maps = read_maps(&process)?;
-        if maps.is_empty() {
-            return Err(process::ended(process.pid));
-        }
         let images = images(&process.mem, &maps);
         let ledgers = ledger::find(&process.mem, &maps);
         Ok(Session { process, maps, images, ledgers })
@@ -58,26 +52,28 @@ impl Session {
         }
     }
 
-    /// Refuses a target some other process shares the memory of: its threads would not be stopped.
-    pub(crate) fn check_relatives(&self) -> Result<(), Error> {
-        let pid = self.process.pid;
-        for attempt in 0..RELATIVE_TRIES {
+    /// Waits while another process shares the target's memory: its threads would not be
+    /// stopped. A `vfork` child soon goes; whoever stays is in the way.
+    pub(crate) fn check_relatives(&self, timeout: Duration) -> Result<(), Error> {
+        let (pid, began) = (self.process.pid, Instant::now());
+        loop {
             let relative = process::all_pids()
                 .unwrap_or_default()
                 .into_iter()
                 .find(|&other| other != pid && sys::same_memory(pid, other) == Some(true));
-            match relative {
-                None => return Ok(()),
-                Some(other) if attempt + 1 == RELATIVE_TRIES => {
-                    return Err(Error::Refused(format!(
-                        "process {pid} shares its memory with process {other} ({})",
-                        process::comm(other)
-                    )));
-                }
-                Some(_) => std::thread::sleep(Duration::from_millis(5)),
+            let Some(other) = relative else { return Ok(()) };
+            // A process on its way out has no memory any more, like every kernel thread.
+            if !self.process.is_same() || std::fs::read_link(format!("/proc/{other}/exe")).is_err() {
+                return if self.process.is_same() { Ok(()) } else { Err(process::ended(pid)) };
             }
+            if began.elapsed() >= timeout {
+                let name = process::comm(other);
+                return Err(Error::Busy(vec![format!(
+                    "process {other} ({name}) shares its memory with process {pid}"
+                )]));
+            }
+            std::thread::sleep(Duration::from_millis(5));
         }
-        Ok(())
     }
 
     /// Threads that may make a system call for us: those without a seccomp filter.
@@ -100,7 +96,9 @@ impl Session {
 
 /// The maps as they are now.
 pub(crate) fn read_maps(process: &Process) -> Result<Maps, Error> {
-    Maps::of(process.pid).map_err(|error| process.io_error("cannot read its memory map", &error))
+    let maps = Maps::of(process.pid).map_err(|error| process.io_error("cannot read its memory map", &error))?;
+    // A process that is ending has no memory any more.
+    if maps.is_empty() { Err(process::ended(process.pid)) } else { Ok(maps) }
 }
 
 /// Whether an image still lies where a ledger says that its base lies.

@@ -7,12 +7,15 @@
 //! new, and which of the two is the state byte alone. Every step passes over what is done
 //! already, so an interrupted sequence is finished by running it again.
 //!
+//! In between, *close* leads entries to their gates and *open* leads them back: see `gate`.
+//!
 //! All threads must be stopped while a step runs, none of them inside the overwritten bytes.
 
 use crate::Error;
 use crate::addr::PAGE;
 use crate::ledger::{Ledger, Replaced, SITE};
 use crate::process::Process;
+use std::ops::Range;
 
 /// Where an entry leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +23,8 @@ pub(crate) enum Leads {
     /// It has its original bytes.
     Old,
     Thunk,
+    /// The gate, which leads on to the thunk.
+    Gate,
     New,
     /// Somebody else wrote there.
     Elsewhere,
@@ -36,7 +41,8 @@ impl Standing {
     pub(crate) fn read(process: &Process, ledger: &Ledger) -> Result<Standing, Error> {
         let read = || -> std::io::Result<Standing> {
             let state: [u8; 1] = process.mem.array(ledger.state)?;
-            let entries = ledger.functions.iter().map(|function| leads(process, function)).collect::<Result<_, _>>()?;
+            let entries =
+                (0..ledger.functions.len()).map(|index| leads(process, ledger, index)).collect::<Result<_, _>>()?;
             Ok(Standing { active: state != [0], entries })
         };
         read().map_err(|error| process.io_error("cannot read the patched entries", &error))
@@ -53,12 +59,14 @@ impl Standing {
     }
 }
 
-fn leads(process: &Process, function: &Replaced) -> std::io::Result<Leads> {
+fn leads(process: &Process, ledger: &Ledger, index: usize) -> std::io::Result<Leads> {
+    let Some(function) = ledger.functions.get(index) else { return Ok(Leads::Elsewhere) };
     let bytes: [u8; SITE] = process.mem.array(function.site)?;
     Ok(match bytes {
         bytes if bytes == function.site_bytes => Leads::Old,
-        bytes if bytes == function.jump_to(function.thunk) => Leads::Thunk,
         bytes if bytes == function.jump_to(function.new) => Leads::New,
+        bytes if bytes == function.jump_to(function.thunk) => Leads::Thunk,
+        bytes if bytes == function.jump_to(ledger.gate(index)) => Leads::Gate,
         _ => Leads::Elsewhere,
     })
 }
@@ -76,24 +84,39 @@ pub(crate) struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    /// Entry → thunk, for entries that lead to old code.
-    pub(crate) fn arm(&self, functions: &[Replaced]) -> Result<(), Error> {
-        self.redirect(functions, &[Leads::Old], |function| function.jump_to(function.thunk))
+    /// Entry → thunk, for those of these functions that lead to old code.
+    pub(crate) fn arm(&self, which: Range<usize>) -> Result<(), Error> {
+        self.redirect(which, &[Leads::Old], |_, function| function.jump_to(function.thunk))
     }
 
-    /// Entry → new code, for entries that lead to the thunk.
-    pub(crate) fn tidy(&self, functions: &[Replaced]) -> Result<(), Error> {
-        self.redirect(functions, &[Leads::Thunk], |function| function.jump_to(function.new))
+    /// Entry → gate, wherever it leads: the thunk behind the gate decides as before.
+    pub(crate) fn close(&self) -> Result<(), Error> {
+        self.redirect(self.every(), &[Leads::Old, Leads::Thunk, Leads::New], |index, function| {
+            function.jump_to(self.ledger.gate(index))
+        })
     }
 
-    /// Entry → thunk, for entries that lead to new code.
-    pub(crate) fn untidy(&self, functions: &[Replaced]) -> Result<(), Error> {
-        self.redirect(functions, &[Leads::New], |function| function.jump_to(function.thunk))
+    /// Entry → new code, for those that lead to the thunk.
+    pub(crate) fn tidy(&self, which: Range<usize>) -> Result<(), Error> {
+        self.redirect(which, &[Leads::Thunk, Leads::Gate], |_, function| function.jump_to(function.new))
     }
 
-    /// Original bytes, for entries that lead to the thunk.
-    pub(crate) fn restore(&self, functions: &[Replaced]) -> Result<(), Error> {
-        self.redirect(functions, &[Leads::Thunk], |function| function.site_bytes)
+    /// Entry → thunk, for all that lead to new code.
+    pub(crate) fn untidy(&self) -> Result<(), Error> {
+        self.redirect(self.every(), &[Leads::New], |_, function| function.jump_to(function.thunk))
+    }
+
+    /// Original bytes, for all that lead to the thunk.
+    pub(crate) fn restore(&self) -> Result<(), Error> {
+        self.redirect(self.every(), &[Leads::Thunk, Leads::Gate], |_, function| function.site_bytes)
+    }
+
+    /// Undoes a [`close`](Self::close): entries lead where the state says that they should.
+    pub(crate) fn open(&self) -> Result<(), Error> {
+        let standing = Standing::read(self.process, self.ledger)?;
+        self.redirect(self.every(), &[Leads::Gate], |_, function| {
+            if standing.active { function.jump_to(function.new) } else { function.jump_to(function.thunk) }
+        })
     }
 
     /// Old (false) or new (true) for all functions at once.
@@ -101,18 +124,23 @@ impl Writer<'_> {
         self.write(self.ledger.state, &[u8::from(active)])
     }
 
+    fn every(&self) -> Range<usize> {
+        0..self.ledger.functions.len()
+    }
+
     fn redirect(
         &self,
-        functions: &[Replaced],
+        which: Range<usize>,
         from: &[Leads],
-        bytes: impl Fn(&Replaced) -> [u8; SITE],
+        bytes: impl Fn(usize, &Replaced) -> [u8; SITE],
     ) -> Result<(), Error> {
-        for function in functions {
-            let leads = leads(self.process, function)
+        for index in which {
+            let Some(function) = self.ledger.functions.get(index) else { continue };
+            let leads = leads(self.process, self.ledger, index)
                 .map_err(|error| self.process.io_error("cannot read a patched entry", &error))?;
             match leads {
                 Leads::Elsewhere => return Err(stranger(&[&function.name])),
-                leads if from.contains(&leads) => self.write(function.site, &bytes(function))?,
+                leads if from.contains(&leads) => self.write(function.site, &bytes(index, function))?,
                 _ => {}
             }
         }

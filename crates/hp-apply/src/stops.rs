@@ -1,10 +1,13 @@
 //! Waiting for a safe point: stop, look, act or let go and try again later.
 
 use crate::Error;
-use crate::ledger::Ledger;
+use crate::addr::LiveAddr;
+use crate::gate::Gates;
+use crate::ledger::{Ledger, Replaced, SITE};
 use crate::process::Process;
-use crate::safe_point::{Judge, Watch};
+use crate::safe_point::{Judge, Watch, Watched};
 use crate::session::read_maps;
+use crate::sites::Writer;
 use crate::threads::{NotNow, Stopped, Tracer};
 use crate::unwind::Unwinder;
 use crate::{Options, sys};
@@ -14,13 +17,30 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(1);
 const LONGEST_BACKOFF: Duration = Duration::from_millis(50);
 /// How many stops may exceed `--max-pause` before the attempt is given up.
 const PAUSE_TRIES: u32 = 3;
+/// Ordinary stops before gates are used,
+const PLAIN_TRIES: u32 = 3;
+/// unless so many threads are inside that chance will not find them all outside.
+const MANY_BUSY: usize = 4;
+const FIRST_HOLD: Duration = Duration::from_millis(20);
+const LONGEST_HOLD: Duration = Duration::from_millis(80);
 
 /// Stops a target as often as needed within the user's limits.
 pub(crate) struct Stops<'p> {
     pub(crate) tracer: Tracer<'p>,
     pub(crate) unwinder: Unwinder<'p>,
+    pub(crate) gates: Vec<Gates>,
     max_pause: Option<Duration>,
     deadline: Instant,
+}
+
+/// How far the search for a safe point has come.
+struct Attempt {
+    tries: u32,
+    too_long: u32,
+    /// Entries lead to gates.
+    closed: bool,
+    /// How long threads outside may be held while those inside go on.
+    hold: Duration,
 }
 
 /// What a stop for acting cost.
@@ -34,64 +54,112 @@ impl<'p> Stops<'p> {
         // A timeout beyond what the clock can count is no timeout that anybody lives to see.
         let now = Instant::now();
         let deadline = now.checked_add(options.timeout).unwrap_or(now + Duration::from_secs(1 << 30));
-        Stops { tracer: Tracer::new(process), unwinder, max_pause: options.max_pause, deadline }
+        let tracer = Tracer::new(process);
+        Stops { tracer, unwinder, gates: Vec::new(), max_pause: options.max_pause, deadline }
     }
 
     pub(crate) fn process(&self) -> &'p Process {
         self.tracer.process
     }
 
-    /// Knows the unwind rows of a payload from now on.
+    /// Knows the unwind rows and the gates of a payload from now on.
     pub(crate) fn learn(&mut self, ledger: &Ledger) {
         self.unwinder.add(ledger);
+        self.gates.push(ledger.gates());
     }
 
     /// Stops everything and acts at the first safe point. `special`: the caller reports
-    /// this stop apart from the others.
+    /// this stop apart from the others. `gated`: the patch whose gates may be used when
+    /// ordinary stops do not find a safe point.
     pub(crate) fn at_safe_point(
         &mut self,
         watch: &Watch,
         special: bool,
+        gated: Option<&Ledger>,
         mut act: impl FnMut(&mut Stopped<'_, '_>) -> Result<(), Error>,
     ) -> Result<Acted, Error> {
-        let process = self.process();
+        let mut attempt = Attempt { tries: 0, too_long: 0, closed: false, hold: FIRST_HOLD };
         let mut backoff = FIRST_BACKOFF;
-        let mut too_long = 0;
         loop {
-            let in_the_way = match self.tracer.stop_all()? {
-                Err(NotNow(line)) => vec![line],
-                Ok(mut stopped) => {
-                    let maps = read_maps(process)?;
-                    let judge = Judge { process, unwinder: &self.unwinder, maps: &maps };
-                    let busy = judge.busy(&stopped.tasks, watch);
-                    let elapsed = Duration::from_nanos(stopped.elapsed_ns());
-                    match self.max_pause {
-                        _ if !busy.is_empty() => {}
-                        Some(most) if elapsed > most => {
-                            too_long += 1;
-                            stopped.release(false);
-                            if too_long >= PAUSE_TRIES {
-                                return Err(too_long_error(elapsed, most));
-                            }
-                            continue;
-                        }
-                        _ => {
-                            let threads = stopped.tasks.len() as u32;
-                            act(&mut stopped)?;
-                            let pause_ns = stopped.release(special);
-                            return Ok(Acted { pause_ns, threads });
-                        }
-                    }
-                    stopped.release(false);
-                    busy
-                }
+            let in_the_way = match self.attempt(watch, special, gated, &mut attempt, &mut act)? {
+                Ok(acted) => return Ok(acted),
+                Err(lines) => lines,
             };
             let now = Instant::now();
             if now >= self.deadline {
+                self.open_gates(&mut attempt, gated);
                 return Err(Error::Busy(in_the_way));
             }
             std::thread::sleep(jittered(backoff).min(self.deadline - now));
             backoff = (backoff * 2).min(LONGEST_BACKOFF);
+        }
+    }
+
+    fn attempt(
+        &mut self,
+        watch: &Watch,
+        special: bool,
+        gated: Option<&Ledger>,
+        attempt: &mut Attempt,
+        act: &mut impl FnMut(&mut Stopped<'_, '_>) -> Result<(), Error>,
+    ) -> Result<Result<Acted, Vec<String>>, Error> {
+        let (process, max_pause) = (self.process(), self.max_pause);
+        let mut stopped = match self.tracer.stop_all()? {
+            Err(NotNow(line)) => return Ok(Err(vec![line])),
+            Ok(stopped) => stopped,
+        };
+        let maps = read_maps(process)?;
+        let judge = Judge { process, unwinder: &self.unwinder, maps: &maps, gates: &self.gates };
+        if let Some(ledger) = gated.filter(|_| attempt.closed) {
+            Writer { process, tid: stopped.tid(), ledger }.open()?;
+            attempt.closed = false;
+        }
+        attempt.tries += 1;
+        let mut busy = judge.busy(&stopped.tasks, watch);
+        let hopeless = attempt.tries > PLAIN_TRIES || busy.len() >= MANY_BUSY;
+        let gates = gated.filter(|_| hopeless && !judge.any_blocked(&stopped.tasks, watch));
+        if let Some(ledger) = gates.filter(|_| !busy.is_empty())
+            && judge.busy(&stopped.tasks, &site_watch(&ledger.functions)).is_empty()
+        {
+            Writer { process, tid: stopped.tid(), ledger }.close()?;
+            attempt.closed = true;
+            let hold = max_pause.map_or(attempt.hold, |most| most.min(attempt.hold));
+            attempt.hold = (attempt.hold * 2).min(LONGEST_HOLD);
+            let deadline_ns = sys::now_ns().saturating_add(hold.as_nanos() as u64);
+            if stopped.converge(deadline_ns, |task| judge.judge(task, watch).is_some())? {
+                busy = judge.busy(&stopped.tasks, watch);
+            }
+        }
+        if !busy.is_empty() {
+            stopped.release(false);
+            return Ok(Err(busy));
+        }
+        let elapsed = Duration::from_nanos(stopped.elapsed_ns());
+        if let Some(most) = max_pause.filter(|most| elapsed > *most) {
+            stopped.release(false);
+            attempt.too_long += 1;
+            if attempt.too_long < PAUSE_TRIES {
+                return Ok(Err(vec![too_long(elapsed, most)]));
+            }
+            self.open_gates(attempt, gated);
+            return Err(Error::Refused(format!("{}; nothing was changed", too_long(elapsed, most))));
+        }
+        let threads = stopped.tasks.len() as u32;
+        act(&mut stopped)?;
+        Ok(Ok(Acted { pause_ns: stopped.release(special), threads }))
+    }
+
+    /// Leads the entries past the gates again. Gates that stay change nothing but speed.
+    fn open_gates(&mut self, attempt: &mut Attempt, gated: Option<&Ledger>) {
+        let process = self.process();
+        let Some(ledger) = gated else { return };
+        for _ in 0..PLAIN_TRIES {
+            if !attempt.closed {
+                return;
+            }
+            if let Ok(Ok(stopped)) = self.tracer.stop_all() {
+                attempt.closed = Writer { process, tid: stopped.tid(), ledger }.open().is_err();
+            }
         }
     }
 
@@ -103,15 +171,30 @@ impl<'p> Stops<'p> {
             Ok(stopped) => stopped,
         };
         let maps = read_maps(process)?;
-        let judge = Judge { process, unwinder: &self.unwinder, maps: &maps };
+        let judge = Judge { process, unwinder: &self.unwinder, maps: &maps, gates: &self.gates };
         let busy = judge.busy(&stopped.tasks, watch);
         Ok((busy, stopped.release(false)))
     }
 }
 
-fn too_long_error(elapsed: Duration, most: Duration) -> Error {
+fn too_long(elapsed: Duration, most: Duration) -> String {
     let (elapsed, most) = (elapsed.as_secs_f64() * 1e3, most.as_secs_f64() * 1e3);
-    Error::Refused(format!("stopping the process takes {elapsed:.3} ms, allowed are {most:.3} ms; nothing was changed"))
+    format!("stopping the process takes {elapsed:.3} ms, allowed are {most:.3} ms")
+}
+
+/// The bytes that jumps overwrite: nobody may stand or return between them.
+pub(crate) fn site_watch(functions: &[Replaced]) -> Watch {
+    Watch::new(functions.iter().map(site_bytes).collect())
+}
+
+pub(crate) fn site_bytes(function: &Replaced) -> Watched {
+    Watched {
+        range: function.site.plus(1).range(SITE as u64 - 1),
+        name: function.name.clone(),
+        origin: function.entry(),
+        outside: [LiveAddr(0); 2],
+        vague: false,
+    }
 }
 
 /// Between half and all of a time, so that two appliers or a periodic target do not stay in step.

@@ -68,8 +68,10 @@ fn ptrace(request: u64, tid: i32, addr: u64, data: u64) -> io::Result<i64> {
     if result == -1 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
+/// Traces a thread without stopping it. System-call stops will carry bit 7 in their
+/// signal: such a stop is no signal to anybody, also if we die in it.
 pub(crate) fn seize(tid: i32) -> io::Result<()> {
-    changing(|| ptrace(PTRACE_SEIZE, tid, 0, 0)).map(drop)
+    changing(|| ptrace(PTRACE_SEIZE, tid, 0, libc::PTRACE_O_TRACESYSGOOD as u64)).map(drop)
 }
 
 pub(crate) fn interrupt(tid: i32) -> io::Result<()> {
@@ -80,8 +82,14 @@ pub(crate) fn detach(tid: i32, signal: i32) -> io::Result<()> {
     changing(|| ptrace(u64::from(libc::PTRACE_DETACH), tid, 0, signal as u64)).map(drop)
 }
 
-pub(crate) fn single_step(tid: i32) -> io::Result<()> {
-    changing(|| ptrace(u64::from(libc::PTRACE_SINGLESTEP), tid, 0, 0)).map(drop)
+/// Lets a stopped thread go on to its next system-call stop, a signal or an interrupt.
+pub(crate) fn go_to_syscall(tid: i32, signal: i32) -> io::Result<()> {
+    changing(|| ptrace(u64::from(libc::PTRACE_SYSCALL), tid, 0, signal as u64)).map(drop)
+}
+
+/// Lets a stopped thread go on.
+pub(crate) fn go_on(tid: i32) -> io::Result<()> {
+    changing(|| ptrace(u64::from(libc::PTRACE_CONT), tid, 0, 0)).map(drop)
 }
 
 pub(crate) fn registers(tid: i32) -> io::Result<Regs> {
@@ -120,13 +128,24 @@ fn poke(tid: i32, at: LiveAddr, word: u64) -> io::Result<()> {
     changing(|| ptrace(u64::from(libc::PTRACE_POKEDATA), tid, at.0, word)).map(drop)
 }
 
+/// Why a traced thread stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum StopKind {
+    /// Interrupted by us, or with its whole process by a stop signal.
+    Interrupt,
+    /// At the beginning or end of a system call.
+    SystemCall,
+    /// About to take this signal.
+    Signal(i32),
+}
+
 /// What a wait for one thread found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wait {
     /// Nothing new yet.
     Nothing,
-    /// Stopped, with the signal and the ptrace event number (0: about to get the signal).
-    Stopped { signal: i32, event: i32 },
+    /// Stopped.
+    Stopped(StopKind),
     /// The thread is no more.
     Gone,
 }
@@ -147,23 +166,28 @@ fn wait_id(tid: i32, options: i32) -> io::Result<Option<(i32, i32)>> {
     Ok((pid != 0).then_some((code, status)))
 }
 
-/// Looks, without blocking, whether a traced thread has stopped. Never reaps the exit of
-/// a thread-group leader, which belongs to the parent.
-pub(crate) fn wait_stop(tid: i32) -> io::Result<Wait> {
-    match wait_id(tid, libc::WSTOPPED) {
-        Ok(Some((_, status))) => Ok(Wait::Stopped { signal: status & 0xff, event: status >> 8 }),
+/// Looks, without blocking, whether a traced thread has stopped or ended. Never reaps the
+/// end of a thread-group leader, which belongs to the parent.
+///
+/// A stop is looked at without consuming it: the kernel then still knows which signal the
+/// thread was about to take, and delivers it if we die before we let it go on.
+pub(crate) fn wait(tid: i32, is_leader: bool) -> io::Result<Wait> {
+    match wait_id(tid, libc::WSTOPPED | libc::WEXITED | libc::WNOWAIT) {
+        Ok(Some((libc::CLD_TRAPPED | libc::CLD_STOPPED, status))) => {
+            Ok(Wait::Stopped(match (status & 0xff, status >> 8) {
+                (signal, 0) if signal & 0x80 != 0 => StopKind::SystemCall,
+                (signal, 0) => StopKind::Signal(signal),
+                _ => StopKind::Interrupt,
+            }))
+        }
+        Ok(Some(_)) => {
+            if !is_leader {
+                let _ = wait_id(tid, libc::WEXITED);
+            }
+            Ok(Wait::Gone)
+        }
         Ok(None) => Ok(Wait::Nothing),
         Err(error) if error.raw_os_error() == Some(libc::ECHILD) => Ok(Wait::Gone),
-        Err(error) => Err(error),
-    }
-}
-
-/// Whether a traced thread has ended; takes notice of the end of a thread that is not the leader.
-pub(crate) fn wait_end(tid: i32, is_leader: bool) -> io::Result<bool> {
-    let keep = if is_leader { libc::WNOWAIT } else { 0 };
-    match wait_id(tid, libc::WEXITED | keep) {
-        Ok(found) => Ok(found.is_some()),
-        Err(error) if error.raw_os_error() == Some(libc::ECHILD) => Ok(true),
         Err(error) => Err(error),
     }
 }
@@ -265,6 +289,38 @@ pub(crate) fn epoch_seconds() -> u64 {
 pub(crate) fn user_id() -> u32 {
     // SAFETY: getuid(2) cannot fail and touches no memory.
     unsafe { libc::getuid() }
+}
+
+/// How a thread of ours is scheduled.
+pub(crate) struct Priority(i32);
+
+impl Priority {
+    /// Asks for the processor before all ordinary threads, until dropped: for letting many
+    /// threads go. Else each of them takes the processor from us, and the last one waits for
+    /// all. Not for waiting: we would keep the processor from those that we wait for.
+    /// Without the right to do so nothing happens.
+    pub(crate) fn raise() -> Priority {
+        // SAFETY: takes plain numbers only; 0 is the calling thread.
+        let before = unsafe { libc::sched_getscheduler(0) };
+        if before == libc::SCHED_OTHER {
+            set_scheduler(libc::SCHED_RR | libc::SCHED_RESET_ON_FORK, 1);
+        }
+        Priority(before)
+    }
+}
+
+impl Drop for Priority {
+    fn drop(&mut self) {
+        if self.0 == libc::SCHED_OTHER {
+            set_scheduler(libc::SCHED_OTHER, 0);
+        }
+    }
+}
+
+fn set_scheduler(policy: i32, priority: i32) {
+    let parameters = libc::sched_param { sched_priority: priority };
+    // SAFETY: `parameters` is read during the call; 0 is the calling thread.
+    unsafe { libc::sched_setscheduler(0, policy, &parameters) };
 }
 
 /// Gives the processor away for about this long.

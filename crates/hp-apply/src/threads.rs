@@ -16,12 +16,14 @@
 
 use crate::Error;
 use crate::process::{self, Process};
-use crate::sys::{self, Regs, Wait};
+use crate::sys::{self, Priority, Regs, StopKind, Wait};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// Longest wait for threads to stop.
 const STOP_LIMIT: Duration = Duration::from_millis(100);
+/// Longest wait beyond that for threads which wait for a processor.
+const STARVED_LIMIT: Duration = Duration::from_secs(1);
 /// How often the list of threads is read again before a storm of births counts as busy.
 const MAX_ROUNDS: u32 = 64;
 
@@ -152,19 +154,24 @@ impl<'p> Tracer<'p> {
     fn wait(&mut self, tid: i32, deadline_ns: u64) -> Result<Stop, Error> {
         let mut tries = 0u32;
         loop {
-            match sys::wait_stop(tid).map_err(|error| self.process.io_error("cannot wait for it", &error))? {
-                Wait::Stopped { signal, event } => return self.stopped(tid, signal, event),
+            match sys::wait(tid, tid == self.process.pid)
+                .map_err(|error| self.process.io_error("cannot wait for it", &error))?
+            {
+                Wait::Stopped(kind) => return self.stopped(tid, kind),
                 Wait::Gone => return Ok(self.gone(tid)),
                 Wait::Nothing => {}
             }
             tries += 1;
-            if tries.is_multiple_of(8) && sys::wait_end(tid, tid == self.process.pid).unwrap_or(true) {
-                return Ok(self.gone(tid));
-            }
             if sys::now_ns() > deadline_ns {
-                return Ok(Stop::Late);
+                // One that only waits for a processor will stop; the others may never.
+                let starved = process::thread_state(self.process.pid, tid) == Some('R');
+                if !starved || sys::now_ns() > deadline_ns + STARVED_LIMIT.as_nanos() as u64 {
+                    return Ok(Stop::Late);
+                }
             }
-            if tries < 4 { std::thread::yield_now() } else { sys::pause_ns(20_000) }
+            if tries > 2 {
+                sys::pause_ns(10_000);
+            }
         }
     }
 
@@ -173,7 +180,7 @@ impl<'p> Tracer<'p> {
         Stop::Gone
     }
 
-    fn stopped(&mut self, tid: i32, signal: i32, event: i32) -> Result<Stop, Error> {
+    fn stopped(&mut self, tid: i32, kind: StopKind) -> Result<Stop, Error> {
         self.running.remove(&tid);
         let regs = match sys::registers(tid) {
             Ok(regs) => regs,
@@ -181,7 +188,7 @@ impl<'p> Tracer<'p> {
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(Stop::Gone),
             Err(error) => return Err(self.process.io_error("cannot read registers", &error)),
         };
-        let signal = if event == 0 { signal } else { 0 };
+        let signal = if let StopKind::Signal(signal) = kind { signal } else { 0 };
         Ok(Stop::Stopped(Box::new(Task { tid, signal, regs })))
     }
 }
@@ -235,6 +242,77 @@ impl Stopped<'_, '_> {
         }
     }
 
+    /// Lets the threads for which `is_busy` go on until each stands at a system call, or is
+    /// interrupted, where it is not busy any more; the others keep standing. Threads that
+    /// are born meanwhile are stopped too. True if that came about before the deadline;
+    /// else all threads stand somewhere.
+    pub(crate) fn converge(&mut self, deadline_ns: u64, is_busy: impl Fn(&Task) -> bool) -> Result<bool, Error> {
+        let mut known: BTreeSet<i32> = process::threads(self.tracer.process.pid).into_iter().collect();
+        known.retain(|tid| self.tasks.iter().any(|task| task.tid == *tid));
+        loop {
+            let (busy, standing) = std::mem::take(&mut self.tasks).into_iter().partition(|task| is_busy(task));
+            self.tasks = standing;
+            if !self.run(busy, deadline_ns, &is_busy)? {
+                return Ok(false);
+            }
+            let fresh = self.tracer.seize_new(&mut known)?;
+            if fresh.is_empty() && !self.tasks.iter().any(&is_busy) {
+                return Ok(true);
+            }
+            if self.stop(&fresh)?.is_err() || sys::now_ns() > deadline_ns {
+                return Ok(false);
+            }
+        }
+    }
+
+    fn run(&mut self, busy: Vec<Task>, deadline_ns: u64, is_busy: impl Fn(&Task) -> bool) -> Result<bool, Error> {
+        let mut running: Vec<i32> = Vec::with_capacity(busy.len());
+        for task in busy {
+            if sys::go_to_syscall(task.tid, task.signal).is_ok() {
+                self.tracer.running.insert(task.tid);
+                running.push(task.tid);
+            }
+        }
+        while !running.is_empty() && sys::now_ns() < deadline_ns {
+            let before = running.len();
+            for tid in std::mem::take(&mut running) {
+                if !self.look_at(tid, &is_busy)? {
+                    running.push(tid);
+                }
+            }
+            if running.len() == before {
+                sys::pause_ns(5_000);
+            }
+        }
+        // What still runs is stopped where it is; the caller releases everything.
+        let late = !running.is_empty();
+        Ok(self.stop(&running)?.is_ok() && !late)
+    }
+
+    /// True if a running thread stands now where it is not busy, or has ended.
+    fn look_at(&mut self, tid: i32, is_busy: impl Fn(&Task) -> bool) -> Result<bool, Error> {
+        let wait = sys::wait(tid, tid == self.tracer.process.pid);
+        let kind = match wait.map_err(|error| self.tracer.process.io_error("cannot wait for it", &error))? {
+            Wait::Stopped(kind) => kind,
+            Wait::Gone => {
+                self.tracer.gone(tid);
+                return Ok(true);
+            }
+            Wait::Nothing => return Ok(false),
+        };
+        let Stop::Stopped(task) = self.tracer.stopped(tid, kind)? else { return Ok(true) };
+        // A signal is taken first: its handler must not wait for us.
+        if task.signal == 0 && !is_busy(&task) {
+            self.tasks.push(*task);
+            return Ok(true);
+        }
+        if sys::go_to_syscall(tid, task.signal).is_err() {
+            return Ok(true);
+        }
+        self.tracer.running.insert(tid);
+        Ok(false)
+    }
+
     /// How long the threads have been standing.
     pub(crate) fn elapsed_ns(&self) -> u64 {
         sys::now_ns().saturating_sub(self.began_ns)
@@ -251,6 +329,7 @@ impl Stopped<'_, '_> {
         if self.tasks.is_empty() {
             return 0;
         }
+        let _priority = Priority::raise();
         for task in self.tasks.drain(..) {
             // An error means that the thread was killed meanwhile: nothing is left to release.
             let _ = sys::detach(task.tid, task.signal);

@@ -1,0 +1,486 @@
+//! Threads: many, busy ones, blocked ones, ones on odd stacks; and processes in odd states.
+
+mod common;
+use common::*;
+use hp_apply::{Done, Error, Phase, apply_patch, revert, status};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// 64 threads call `work` without pause and check what it gives. A line asks for the counts.
+const HAMMER: &str = r#"
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <stdatomic.h>
+static atomic_long old_results, new_results, wrong, births;
+static atomic_int stop;
+__attribute__((noinline,noclone)) long inner(long x) { __asm__ volatile(".byte 0x0f,0x1f,0x44,0,0"); return x + 1; }
+__attribute__((noinline,noclone)) long work(long x) {
+    __asm__ volatile(".byte 0x0f,0x1f,0x44,0,0");
+    char buffer[64];
+    snprintf(buffer, sizeof buffer, "%ld", x);
+    long parsed = strtol(buffer, 0, 10);
+    // Both functions switch together: old plus old, or new plus new.
+    return parsed * 10 + inner(0);
+}
+static void *hammer(void *arg) {
+    long x = (long)arg;
+    while (!stop) {
+        long result = work(x);
+        if (result == x * 10 + 1) old_results++;
+        else if (result == x * 20 + 2) new_results++;
+        else wrong++;
+        x = (x + 1) & 0xffff;
+    }
+    return 0;
+}
+static void *nothing(void *arg) { births++; return (void *)work((long)arg); }
+static void *breeder(void *arg) {
+    while (!stop) {
+        pthread_t thread;
+        if (pthread_create(&thread, 0, nothing, arg) == 0) pthread_join(thread, 0);
+    }
+    return 0;
+}
+int main(int argc, char **argv) {
+    int count = atoi(argv[1]), breeders = atoi(argv[2]);
+    for (int i = 0; i < count + breeders; i++) {
+        pthread_t thread;
+        pthread_create(&thread, 0, i < count ? hammer : breeder, (void *)(long)i);
+    }
+    puts("ready"); fflush(stdout);
+    char line[100];
+    while (fgets(line, sizeof line, stdin)) {
+        printf("%ld %ld %ld %ld\n", atomic_exchange(&old_results, 0), atomic_exchange(&new_results, 0), (long)wrong, (long)births);
+        fflush(stdout);
+    }
+    return 0;
+}
+"#;
+
+const HAMMER_NEW: &str = r#"
+#include <stdio.h>
+#include <stdlib.h>
+long inner(long x) { return x + 2; }
+long work(long x) {
+    char buffer[64];
+    snprintf(buffer, sizeof buffer, "%ld", x * 2);
+    return strtol(buffer, 0, 10) * 10 + inner(0);
+}
+"#;
+
+fn counts(target: &mut Process) -> [i64; 4] {
+    let line = target.ask("");
+    let numbers: Vec<i64> = line.split(' ').map(|n| n.parse().unwrap()).collect();
+    numbers.try_into().unwrap()
+}
+
+fn hammer(threads: &str, breeders: &str, cycles: u32) {
+    let program = Program::build(HAMMER, &[]);
+    let mut target = program.spawn(&[threads, breeders]);
+    let patch = program.patch(HAMMER_NEW, &["work", "inner"]);
+    let mut longest = 0;
+    // A thread may have left the function before the flip and count what it got after it.
+    let limit = 100;
+    for round in 0..cycles {
+        let m = applied(apply_patch(target.pid(), &patch, ID, &options()));
+        longest = longest.max(m.flip_pause_ns);
+        if round % 20 == 0 {
+            counts(&mut target);
+            std::thread::sleep(Duration::from_millis(20));
+            let [old, new, wrong, _] = counts(&mut target);
+            assert!(old <= limit && new > limit && wrong == 0, "round {round}: {old} old, {new} new, {wrong} wrong");
+        }
+        let m = reverted(revert(target.pid(), Some(ID), &options()));
+        longest = longest.max(m.flip_pause_ns);
+        if round % 20 == 0 {
+            counts(&mut target);
+            std::thread::sleep(Duration::from_millis(20));
+            let [old, new, wrong, _] = counts(&mut target);
+            assert!(old > limit && new <= limit && wrong == 0, "round {round}: {old} old, {new} new, {wrong} wrong");
+        }
+    }
+    eprintln!("longest flip pause: {longest} ns");
+    assert_eq!(counts(&mut target)[2], 0);
+    target.assert_free();
+}
+
+#[test]
+fn sixty_four_threads_hammer_while_it_comes_and_goes_200_times() {
+    hammer("64", "0", 200);
+}
+
+#[test]
+fn threads_are_born_and_die_all_the_while() {
+    hammer("2", "4", 100);
+}
+
+/// Each command is a thread that blocks somewhere and says how it came out.
+const BLOCKER: &str = r#"
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <pthread.h>
+#include <semaphore.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/prctl.h>
+#include <sys/select.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <ucontext.h>
+#include <unistd.h>
+static int pipe_fds[2], sockets[2];
+static sem_t semaphore;
+__attribute__((noinline,noclone)) long value(long x) { __asm__ volatile(".byte 0x0f,0x1f,0x44,0,0"); return x + 1; }
+__attribute__((noinline,noclone)) long held(long x) {
+    __asm__ volatile(".byte 0x0f,0x1f,0x44,0,0");
+    char byte;
+    long got = read(pipe_fds[0], &byte, 1);
+    return x + got;
+}
+// Never returns to its caller by an ordinary call at its end.
+__attribute__((noinline,noclone)) long deep(long x) {
+    __asm__ volatile(".byte 0x0f,0x1f,0x44,0,0");
+    if (x == 0) { char byte; return read(pipe_fds[0], &byte, 1); }
+    long result = deep(x - 1);
+    __asm__ volatile("" : "+r"(result));
+    return result + 1;
+}
+static void handler(int signal) { char byte; (void)signal; if (read(pipe_fds[0], &byte, 1) != 1) abort(); }
+static long long now(void) { struct timespec t; clock_gettime(CLOCK_MONOTONIC, &t); return t.tv_sec * 1000LL + t.tv_nsec / 1000000; }
+static void say(const char *what, long result, int error) {
+    flockfile(stdout); printf("%s %ld %s\n", what, result, result < 0 ? strerrorname_np(error) : "ok"); fflush(stdout); funlockfile(stdout);
+}
+static void *run(void *arg) {
+    char *what = arg, byte;
+    prctl(PR_SET_NAME, what);
+    long result = -2;
+    if (!strcmp(what, "held")) result = held(0);
+    else if (!strcmp(what, "deep")) result = deep(40);
+    else if (!strcmp(what, "read")) result = read(pipe_fds[0], &byte, 1);
+    else if (!strcmp(what, "poll")) { struct pollfd p = { pipe_fds[0], POLLIN, 0 }; result = poll(&p, 1, 60000); }
+    else if (!strcmp(what, "select")) { fd_set s; FD_ZERO(&s); FD_SET(pipe_fds[0], &s); struct timeval t = { 60, 0 }; result = select(pipe_fds[0] + 1, &s, 0, 0, &t); }
+    else if (!strcmp(what, "recv")) result = recv(sockets[0], &byte, 1, 0);
+    else if (!strcmp(what, "futex")) result = sem_wait(&semaphore);
+    else if (!strcmp(what, "futextimed")) { struct timespec t; clock_gettime(CLOCK_REALTIME, &t); t.tv_sec += 60; result = sem_timedwait(&semaphore, &t); }
+    else if (!strcmp(what, "sleep")) {
+        long long start = now();
+        struct timespec t = { 1, 500000000 };
+        result = nanosleep(&t, 0);
+        long long took = now() - start;
+        if (took < 1490 || took > 2500) result = -took;
+    } else if (!strcmp(what, "altstack")) {
+        stack_t stack = { .ss_sp = malloc(65536), .ss_size = 65536 };
+        sigaltstack(&stack, 0);
+        struct sigaction action = { .sa_handler = handler, .sa_flags = SA_ONSTACK };
+        sigaction(SIGUSR1, &action, 0);
+        raise(SIGUSR1);
+        result = 1;
+    } else if (!strcmp(what, "vdso")) {
+        struct timespec t;
+        volatile long sum = 0;
+        long long end = now() + 1500;
+        while (now() < end) { clock_gettime(CLOCK_MONOTONIC, &t); sum += t.tv_nsec; }
+        result = 1;
+    } else if (!strcmp(what, "vfork")) {
+        pid_t child = vfork();
+        if (child == 0) { struct timespec t = { 0, 700000000 }; nanosleep(&t, 0); _exit(7); }
+        int status; result = waitpid(child, &status, 0) == child ? WEXITSTATUS(status) : -1;
+    }
+    say(what, result, errno);
+    free(what);
+    return 0;
+}
+int main(void) {
+    if (pipe(pipe_fds) || socketpair(AF_UNIX, SOCK_STREAM, 0, sockets)) return 1;
+    sem_init(&semaphore, 0, 0);
+    puts("ready"); fflush(stdout);
+    char line[100];
+    while (fgets(line, sizeof line, stdin)) {
+        line[strcspn(line, "\n")] = 0;
+        if (!strcmp(line, "value")) { say("value", value(1), 0); continue; }
+        if (!strcmp(line, "byte")) { if (write(pipe_fds[1], "x", 1) != 1) return 1; continue; }
+        if (!strcmp(line, "socket")) { if (write(sockets[1], "x", 1) != 1) return 1; continue; }
+        if (!strcmp(line, "post")) { sem_post(&semaphore); continue; }
+        pthread_t thread;
+        pthread_create(&thread, 0, run, strdup(line));
+        pthread_detach(thread);
+    }
+    return 0;
+}
+"#;
+
+const VALUE_NEW: &str = "long value(long x) { return x + 100; }";
+
+/// Waits until a thread of that name sleeps (or runs, if it is one that never sleeps).
+fn wait_for_thread(target: &Process, name: &str, state: &str) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        for task in std::fs::read_dir(format!("/proc/{}/task", target.pid())).unwrap().flatten() {
+            let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            if stat.contains(&format!("({name}) {state}")) {
+                std::thread::sleep(Duration::from_millis(20));
+                return;
+            }
+        }
+        assert!(Instant::now() < deadline, "no thread {name} in state {state}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn blocked_system_calls_go_on_as_if_nothing_had_been() {
+    let program = Program::build(BLOCKER, &[]);
+    let patch = program.patch(VALUE_NEW, &["value"]);
+    for (what, wake, answer) in [
+        ("read", "byte", "read 1 ok"),
+        ("poll", "byte", "poll 1 ok"),
+        ("select", "byte", "select 1 ok"),
+        ("recv", "socket", "recv 1 ok"),
+        ("futex", "post", "futex 0 ok"),
+        ("futextimed", "post", "futextimed 0 ok"),
+        ("sleep", "", "sleep 0 ok"),
+    ] {
+        let mut target = program.spawn(&[]);
+        let before = target.maps();
+        target.send(what);
+        wait_for_thread(&target, what, "S");
+        for _ in 0..10 {
+            applied(apply_patch(target.pid(), &patch, ID, &options()));
+            reverted(revert(target.pid(), Some(ID), &options()));
+        }
+        applied(apply_patch(target.pid(), &patch, ID, &options()));
+        if !wake.is_empty() {
+            target.send(wake);
+        }
+        assert_eq!(target.line(), answer);
+        assert_eq!(target.ask("value"), "value 101 ok");
+        reverted(revert(target.pid(), Some(ID), &options()));
+        assert_eq!(target.ask("value"), "value 2 ok");
+        // A thread's arena and stack may have come; nothing of ours may have stayed.
+        assert!(!target.maps().lines().any(|line| line.contains("r-xp") && line.ends_with("00:00 0 ")), "{before}");
+    }
+}
+
+fn quick() -> hp_apply::Options {
+    hp_apply::Options { timeout: Duration::from_millis(300), ..options() }
+}
+
+#[track_caller]
+fn busy(outcome: hp_apply::Outcome) -> Vec<String> {
+    match outcome.result {
+        Err(Error::Busy(lines)) => lines,
+        other => panic!("not busy: {other:?}"),
+    }
+}
+
+#[test]
+fn a_busy_function_is_named_and_the_target_unchanged() {
+    let program = Program::build(BLOCKER, &[]);
+    for (what, function) in [("held", "held"), ("deep", "deep")] {
+        let mut target = program.spawn(&[]);
+        target.send(what);
+        wait_for_thread(&target, what, "S");
+        let before = target.maps();
+        let source = format!("long {function}(long x) {{ return x + 7; }}");
+        let patch = program.patch(&source, &[function]);
+        let address = target.bias(&program) + program.symbol(function).unwrap().0;
+        let code = target.memory(address, 32);
+        let lines = busy(apply_patch(target.pid(), &patch, ID, &quick()));
+        assert!(lines.len() == 1, "{lines:?}");
+        let line = &lines[0];
+        assert!(line.contains(&format!("({what}) in {function}+0x")) && line.contains("(blocked in read)"), "{line}");
+        assert_eq!(target.maps(), before);
+        assert_eq!(target.memory(address, 32), code);
+        assert_eq!(status(target.pid()).unwrap(), []);
+        // Released in the middle of the waiting: then it is patched.
+        std::thread::scope(|scope| {
+            let pid = target.pid();
+            let patch = &patch;
+            let applier = scope.spawn(move || apply_patch(pid, patch, ID, &options()));
+            std::thread::sleep(Duration::from_millis(200));
+            target.send("byte");
+            assert_eq!(target.line(), format!("{what} {} ok", if what == "deep" { 41 } else { 1 }));
+            applied(applier.join().unwrap());
+        });
+        target.send(what);
+        assert_eq!(target.line(), format!("{what} {} ok", if what == "deep" { 47 } else { 7 }));
+    }
+}
+
+#[test]
+fn a_thread_in_new_code_holds_a_revert_up() {
+    let program = Program::build(BLOCKER, &[]);
+    let mut target = program.spawn(&[]);
+    let source = r#"
+        #include <unistd.h>
+        extern int pipe_fds[2];
+        __attribute__((noinline)) static long wait_inside(void) { char byte; long got = read(pipe_fds[0], &byte, 1); __asm__ volatile("" : "+r"(got)); return got; }
+        long held(long x) { return x + 10 * wait_inside(); }
+    "#;
+    let patch = program.patch(source, &["held"]);
+    applied(apply_patch(target.pid(), &patch, ID, &options()));
+    target.send("held");
+    wait_for_thread(&target, "held", "S");
+    let lines = busy(revert(target.pid(), Some(ID), &quick()));
+    assert!(lines[0].contains("(held) in held+0x") && lines[0].contains("blocked in read"), "{lines:?}");
+    assert_eq!(status(target.pid()).unwrap()[0].phase, Phase::Active);
+    target.send("byte");
+    assert_eq!(target.line(), "held 10 ok");
+    reverted(revert(target.pid(), Some(ID), &options()));
+}
+
+#[test]
+fn a_handler_on_another_stack_is_walked_through() {
+    let program = Program::build(BLOCKER, &[]);
+    let mut target = program.spawn(&[]);
+    target.send("altstack");
+    wait_for_thread(&target, "altstack", "S");
+    let patch = program.patch(VALUE_NEW, &["value"]);
+    applied(apply_patch(target.pid(), &patch, ID, &options()));
+    assert_eq!(target.ask("value"), "value 101 ok");
+    target.send("byte");
+    assert_eq!(target.line(), "altstack 1 ok");
+}
+
+#[test]
+fn a_thread_in_the_vdso_is_no_obstacle() {
+    let program = Program::build(BLOCKER, &[]);
+    let mut target = program.spawn(&[]);
+    target.send("vdso");
+    wait_for_thread(&target, "vdso", "R");
+    let patch = program.patch(VALUE_NEW, &["value"]);
+    for _ in 0..50 {
+        applied(apply_patch(target.pid(), &patch, ID, &quick()));
+        reverted(revert(target.pid(), Some(ID), &quick()));
+    }
+    assert_eq!(target.line(), "vdso 1 ok");
+}
+
+#[test]
+fn a_vfork_is_waited_for() {
+    let program = Program::build(BLOCKER, &[]);
+    let mut target = program.spawn(&[]);
+    target.send("vfork");
+    std::thread::sleep(Duration::from_millis(100));
+    let patch = program.patch(VALUE_NEW, &["value"]);
+    applied(apply_patch(target.pid(), &patch, ID, &options()));
+    assert_eq!(target.line(), "vfork 7 ok");
+    assert_eq!(target.ask("value"), "value 101 ok");
+    target.assert_free();
+}
+
+#[test]
+fn a_stopped_process_stays_stopped() {
+    let program = Program::build(BLOCKER, &[]);
+    let mut target = program.spawn(&[]);
+    target.send("sleep");
+    wait_for_thread(&target, "sleep", "S");
+    let patch = program.patch(VALUE_NEW, &["value"]);
+    let pid = target.pid().to_string();
+    run_tool("kill", &["-STOP", &pid]);
+    wait_for_thread(&target, "sleep", "T");
+    applied(apply_patch(target.pid(), &patch, ID, &options()));
+    wait_for_thread(&target, "sleep", "T");
+    wait_for_thread(&target, "target", "T");
+    target.assert_free();
+    run_tool("kill", &["-CONT", &pid]);
+    assert_eq!(target.ask("value"), "value 101 ok");
+    run_tool("kill", &["-STOP", &pid]);
+    wait_for_thread(&target, "target", "T");
+    reverted(revert(target.pid(), Some(ID), &options()));
+    wait_for_thread(&target, "target", "T");
+    run_tool("kill", &["-CONT", &pid]);
+    assert_eq!(target.ask("value"), "value 2 ok");
+    assert!(target.line().starts_with("sleep"));
+}
+
+#[test]
+fn a_traced_process_is_left_to_its_tracer() {
+    let program = Program::build(BLOCKER, &[]);
+    let target = program.spawn(&[]);
+    let patch = program.patch(VALUE_NEW, &["value"]);
+    let mut gdb = Command::new("gdb")
+        .args(["-q", "-nx", "-batch", "-p", &target.pid().to_string(), "-ex", "shell sleep 3"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    wait_for_thread(&target, "target", "t");
+    let result = apply_patch(target.pid(), &patch, ID, &options()).result;
+    let Err(Error::Unusable(text)) = result else { panic!("{result:?}") };
+    assert!(text.contains("already traced by process") && text.contains("(gdb)"), "{text}");
+    gdb.kill().unwrap();
+    gdb.wait().unwrap();
+}
+
+#[test]
+fn processes_that_cannot_be_patched() {
+    let program = Program::build(BLOCKER, &[]);
+    let patch = program.patch(VALUE_NEW, &["value"]);
+    let unusable = |pid: i32| match apply_patch(pid, &patch, ID, &options()).result {
+        Err(Error::Unusable(text)) => text,
+        other => panic!("{other:?}"),
+    };
+    assert!(unusable(i32::MAX).contains("no such process"));
+    assert!(unusable(2).contains("kernel thread"));
+    let mut zombie = Command::new("true").spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(200));
+    assert!(unusable(zombie.id() as i32).contains("zombie"));
+    zombie.wait().unwrap();
+    assert!(matches!(unusable(-1), text if text.contains("no such process")));
+}
+
+#[test]
+fn two_appliers_at_once_do_not_harm_each_other() {
+    let program = Program::build(HAMMER, &[]);
+    let mut target = program.spawn(&["8", "1"]);
+    let patch = program.patch(HAMMER_NEW, &["work", "inner"]);
+    let pid = target.pid();
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                for _ in 0..30 {
+                    let result = apply_patch(pid, &patch, ID, &options()).result;
+                    let harmless = matches!(&result, Ok(_) | Err(Error::Unusable(_) | Error::Refused(_)));
+                    assert!(harmless, "{result:?}");
+                    let _ = revert(pid, Some(ID), &options());
+                }
+            });
+        }
+    });
+    revert(pid, None, &options()).result.unwrap();
+    assert_eq!(counts(&mut target)[2], 0);
+    assert!(matches!(revert(pid, None, &options()).result, Ok(Done::NotApplied)));
+    target.assert_free();
+}
+
+#[test]
+fn a_process_that_ends_in_the_middle_hangs_nobody() {
+    let program = Program::build(HAMMER, &[]);
+    let patch = program.patch(HAMMER_NEW, &["work", "inner"]);
+    for delay in 0..20 {
+        let target = program.spawn(&["8", "0"]);
+        let pid = target.pid();
+        std::thread::scope(|scope| {
+            let applier = scope.spawn(|| {
+                loop {
+                    let result = apply_patch(pid, &patch, ID, &options()).result;
+                    result?;
+                    revert(pid, None, &options()).result?;
+                }
+            });
+            std::thread::sleep(Duration::from_micros(2000 + delay * 701));
+            run_tool("kill", &["-KILL", &pid.to_string()]);
+            let result: Result<(), Error> = applier.join().unwrap();
+            assert!(matches!(result, Err(Error::Unusable(_))), "{result:?}");
+        });
+    }
+}
