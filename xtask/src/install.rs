@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 const TOOLS: &[(&str, &str)] = &[
     ("ab", "apache2-utils"),
     ("bash", "bash"),
+    ("clang", "clang"),
     ("eu-elflint", "elfutils"),
     ("g++", "g++"),
     ("gcc", "gcc"),
