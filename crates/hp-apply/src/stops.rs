@@ -8,7 +8,7 @@ use crate::process::Process;
 use crate::safe_point::{Judge, Watch, Watched};
 use crate::session::read_maps;
 use crate::sites::Writer;
-use crate::threads::{NotNow, Stopped, Tracer};
+use crate::threads::{NotNow, Patience, Stopped, Tracer};
 use crate::unwind::Unwinder;
 use crate::{Options, sys};
 use std::time::{Duration, Instant};
@@ -21,8 +21,10 @@ const PAUSE_TRIES: u32 = 3;
 const PLAIN_TRIES: u32 = 3;
 /// unless so many threads are inside that chance will not find them all outside.
 const MANY_BUSY: usize = 4;
-const FIRST_HOLD: Duration = Duration::from_millis(20);
-const LONGEST_HOLD: Duration = Duration::from_millis(80);
+/// How long threads are held while others are to come out: altogether, and without any coming out.
+const HOLD: Duration = Duration::from_millis(500);
+const FIRST_IDLE: Duration = Duration::from_millis(10);
+const LONGEST_IDLE: Duration = Duration::from_millis(100);
 
 /// Stops a target as often as needed within the user's limits.
 pub(crate) struct Stops<'p> {
@@ -39,8 +41,8 @@ struct Attempt {
     too_long: u32,
     /// Entries lead to gates.
     closed: bool,
-    /// How long threads outside may be held while those inside go on.
-    hold: Duration,
+    /// How long threads outside may be held while no other comes out.
+    idle: Duration,
 }
 
 /// What a stop for acting cost.
@@ -78,7 +80,7 @@ impl<'p> Stops<'p> {
         gated: Option<&Ledger>,
         mut act: impl FnMut(&mut Stopped<'_, '_>) -> Result<(), Error>,
     ) -> Result<Acted, Error> {
-        let mut attempt = Attempt { tries: 0, too_long: 0, closed: false, hold: FIRST_HOLD };
+        let mut attempt = Attempt { tries: 0, too_long: 0, closed: false, idle: FIRST_IDLE };
         let mut backoff = FIRST_BACKOFF;
         loop {
             let in_the_way = match self.attempt(watch, special, gated, &mut attempt, &mut act)? {
@@ -123,10 +125,9 @@ impl<'p> Stops<'p> {
         {
             Writer { process, tid: stopped.tid(), ledger }.close()?;
             attempt.closed = true;
-            let hold = max_pause.map_or(attempt.hold, |most| most.min(attempt.hold));
-            attempt.hold = (attempt.hold * 2).min(LONGEST_HOLD);
-            let deadline_ns = sys::now_ns().saturating_add(hold.as_nanos() as u64);
-            if stopped.converge(deadline_ns, |task| judge.judge(task, watch).is_some())? {
+            let patience = Patience { idle: attempt.idle, total: max_pause.map_or(HOLD, |most| most.min(HOLD)) };
+            attempt.idle = (attempt.idle * 2).min(LONGEST_IDLE);
+            if stopped.converge(patience, |task| judge.judge(task, watch).is_some())? {
                 busy = judge.busy(&stopped.tasks, watch);
             }
         }

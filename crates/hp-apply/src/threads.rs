@@ -57,6 +57,15 @@ pub(crate) struct Stopped<'t, 'p> {
     counted: bool,
 }
 
+/// How long threads may be held while others go on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience {
+    /// Without any of them coming out.
+    pub(crate) idle: Duration,
+    /// Altogether.
+    pub(crate) total: Duration,
+}
+
 enum Stop {
     Stopped(Box<Task>),
     Gone,
@@ -244,15 +253,16 @@ impl Stopped<'_, '_> {
 
     /// Lets the threads for which `is_busy` go on until each stands at a system call, or is
     /// interrupted, where it is not busy any more; the others keep standing. Threads that
-    /// are born meanwhile are stopped too. True if that came about before the deadline;
+    /// are born meanwhile are stopped too. True if that came about within the patience;
     /// else all threads stand somewhere.
-    pub(crate) fn converge(&mut self, deadline_ns: u64, is_busy: impl Fn(&Task) -> bool) -> Result<bool, Error> {
+    pub(crate) fn converge(&mut self, patience: Patience, is_busy: impl Fn(&Task) -> bool) -> Result<bool, Error> {
+        let deadline_ns = sys::now_ns().saturating_add(patience.total.as_nanos() as u64);
         let mut known: BTreeSet<i32> = process::threads(self.tracer.process.pid).into_iter().collect();
         known.retain(|tid| self.tasks.iter().any(|task| task.tid == *tid));
         loop {
             let (busy, standing) = std::mem::take(&mut self.tasks).into_iter().partition(|task| is_busy(task));
             self.tasks = standing;
-            if !self.run(busy, deadline_ns, &is_busy)? {
+            if !self.run(busy, patience.idle, deadline_ns, &is_busy)? {
                 return Ok(false);
             }
             let fresh = self.tracer.seize_new(&mut known)?;
@@ -265,7 +275,13 @@ impl Stopped<'_, '_> {
         }
     }
 
-    fn run(&mut self, busy: Vec<Task>, deadline_ns: u64, is_busy: impl Fn(&Task) -> bool) -> Result<bool, Error> {
+    fn run(
+        &mut self,
+        busy: Vec<Task>,
+        idle: Duration,
+        deadline_ns: u64,
+        is_busy: impl Fn(&Task) -> bool,
+    ) -> Result<bool, Error> {
         let mut running: Vec<i32> = Vec::with_capacity(busy.len());
         for task in busy {
             if sys::go_to_syscall(task.tid, task.signal).is_ok() {
@@ -273,15 +289,21 @@ impl Stopped<'_, '_> {
                 running.push(task.tid);
             }
         }
-        while !running.is_empty() && sys::now_ns() < deadline_ns {
+        let mut progress_ns = sys::now_ns();
+        while !running.is_empty() {
+            let now_ns = sys::now_ns();
+            if now_ns > deadline_ns || now_ns - progress_ns > idle.as_nanos() as u64 {
+                break;
+            }
             let before = running.len();
             for tid in std::mem::take(&mut running) {
                 if !self.look_at(tid, &is_busy)? {
                     running.push(tid);
                 }
             }
-            if running.len() == before {
-                sys::pause_ns(5_000);
+            match running.len() == before {
+                true => sys::pause_ns(5_000),
+                false => progress_ns = sys::now_ns(),
             }
         }
         // What still runs is stopped where it is; the caller releases everything.

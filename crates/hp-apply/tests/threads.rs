@@ -70,6 +70,13 @@ long work(long x) {
 }
 "#;
 
+/// Tests that keep every processor busy go one after another.
+static LOAD: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
+fn alone() -> std::sync::MutexGuard<'static, ()> {
+    LOAD.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
 fn counts(target: &mut Process) -> [i64; 4] {
     let line = target.ask("");
     let numbers: Vec<i64> = line.split(' ').map(|n| n.parse().unwrap()).collect();
@@ -77,6 +84,7 @@ fn counts(target: &mut Process) -> [i64; 4] {
 }
 
 fn hammer(threads: &str, breeders: &str, cycles: u32) {
+    let _alone = alone();
     let program = Program::build(HAMMER, &[]);
     let mut target = program.spawn(&[threads, breeders]);
     let patch = program.patch(HAMMER_NEW, &["work", "inner"]);
@@ -440,6 +448,7 @@ fn processes_that_cannot_be_patched() {
 
 #[test]
 fn two_appliers_at_once_do_not_harm_each_other() {
+    let _alone = alone();
     let program = Program::build(HAMMER, &[]);
     let mut target = program.spawn(&["8", "1"]);
     let patch = program.patch(HAMMER_NEW, &["work", "inner"]);
@@ -464,6 +473,7 @@ fn two_appliers_at_once_do_not_harm_each_other() {
 
 #[test]
 fn a_process_that_ends_in_the_middle_hangs_nobody() {
+    let _alone = alone();
     let program = Program::build(HAMMER, &[]);
     let patch = program.patch(HAMMER_NEW, &["work", "inner"]);
     for delay in 0..20 {
