@@ -11,13 +11,13 @@ use crate::layout::Layout;
 use crate::ledger::{Ledger, OldRange, Replaced, SITE};
 use crate::relocate::{Imports, Payload, takes_code_address};
 use crate::remote::Slots;
-use crate::safe_point::{Judge, Watch, Watched};
+use crate::safe_point::{Watch, Watched};
 use crate::session::{Session, is_base, read_maps};
 use crate::sites::{Leads, Standing, Writer, is_in_one_page, stranger};
 use crate::stops::{Acted, Stops, site_bytes, site_watch};
 use crate::threads::Stopped;
 use crate::unwind::Unwinder;
-use crate::{Done, Error, Measured, Options, place, revert, scope, stage, sys};
+use crate::{Done, Error, Measured, Options, cleanup, place, revert, scope, stage, sys};
 use hp_pack::{Entry, FunctionRecord, Patch, Role, SectionKind};
 use std::ops::Range;
 use std::time::Instant;
@@ -330,6 +330,8 @@ impl Work<'_> {
                 })?;
             }
         }
+        // The patch is in effect whatever comes of this.
+        let _ = cleanup::clean(self.plan.session, stops, &self.helpers);
         measured.stops = stops.tracer.stops;
         measured.longest_other_pause_ns = stops.tracer.longest_ns;
         Ok(Done::Applied(measured))
@@ -378,8 +380,6 @@ impl Work<'_> {
 
     fn flip(&self, stops: &mut Stops<'_>, watch: &Watch, ledger: &Ledger, batches: bool) -> Result<Acted, Error> {
         let process = &self.plan.session.process;
-        let left = Watch::new(self.slots.left.iter().map(|stub| Watched::plain(stub.range, "stub")).collect());
-        let unwinder = Unwinder::new(&process.mem, &self.plan.session.images, &self.plan.session.ledgers);
         stops.at_safe_point(watch, true, Some(ledger), |stopped| {
             let standing = Standing::read(process, ledger)?;
             let strangers = standing.strangers(ledger);
@@ -393,15 +393,6 @@ impl Work<'_> {
             }
             if !batches {
                 writer.tidy(0..ledger.functions.len())?;
-            }
-            if !self.slots.left.is_empty() {
-                let maps = read_maps(process)?;
-                let judge = Judge { process, unwinder: &unwinder, maps: &maps, gates: &[] };
-                if judge.busy(&stopped.tasks, &left).is_empty() {
-                    for stub in &self.slots.left {
-                        let _ = stub.wipe(&process.mem, stopped.tid());
-                    }
-                }
             }
             Ok(())
         })

@@ -8,6 +8,7 @@
 use crate::Error;
 use crate::addr::{LiveAddr, LiveRange, page_ceil};
 use crate::gate::GATE_SIZE;
+use crate::ledger::CLAIM_SIZE;
 use hp_pack::{Patch, Place, RelocationKind, Role, SectionKind};
 use std::collections::BTreeMap;
 
@@ -44,7 +45,8 @@ impl Layout {
 
     fn try_of(patch: &Patch, ledger_size: u64) -> Option<Layout> {
         let mut layout = Layout::default();
-        let mut at = page_ceil(ledger_size)?;
+        // The claim takes the end of the ledger's pages.
+        let mut at = page_ceil(ledger_size.checked_add(CLAIM_SIZE as u64)?)?;
         layout.constants.0 = at;
         for kind in [SectionKind::Rodata, SectionKind::DataRelRo, SectionKind::EhFrame] {
             layout.put(patch, kind, &mut at)?;

@@ -6,6 +6,9 @@
 //! has happened so far is read from the state byte and the entries themselves, so there is
 //! no second truth that a killed applier could leave stale.
 //!
+//! A payload whose loading was cut short has no valid ledger yet, only a *claim* at the end
+//! of the ledger's pages, written first of all: it tells that the mapping is ours and unused.
+//!
 //! The target owns this memory, so parsing is strict: checksum, bounds, order, and that
 //! every address lies where it may; nothing found here is believed further than that.
 //! `docs/APPLY.md` describes the bytes.
@@ -26,6 +29,9 @@ const MAX_SIZE: usize = 64 << 20;
 const MAX_FUNCTIONS: u32 = 1_000_000;
 /// How much anonymous read-only memory of a target is searched for ledgers.
 const MAX_SEARCH: u64 = 1 << 30;
+const CLAIM_MAGIC: [u8; 8] = *b"HPCLAIM\0";
+/// Magic, start and end of the mapping, SHA-256 of these.
+pub(crate) const CLAIM_SIZE: usize = 8 + 16 + 32;
 /// Length of the jump at an entry.
 pub(crate) const SITE: usize = 5;
 
@@ -212,14 +218,17 @@ impl Ledger {
     }
 }
 
+fn candidates(maps: &Maps) -> impl Iterator<Item = &crate::maps::Mapping> {
+    maps.iter().filter(|mapping| {
+        mapping.read && !mapping.write && !mapping.execute && !mapping.shared && mapping.is_anonymous()
+    })
+}
+
 /// Every valid ledger of a process.
 pub(crate) fn find(mem: &Mem, maps: &Maps) -> Vec<Ledger> {
     let mut found = Vec::new();
     let mut budget = MAX_SEARCH;
-    let candidates = maps.iter().filter(|mapping| {
-        mapping.read && !mapping.write && !mapping.execute && !mapping.shared && mapping.is_anonymous()
-    });
-    for mapping in candidates {
+    for mapping in candidates(maps) {
         // A neighbour with the same protection may have been merged with it: look at every page.
         let mut at = mapping.range.start;
         while at < mapping.range.end && budget > 0 {
@@ -231,6 +240,42 @@ pub(crate) fn find(mem: &Mem, maps: &Maps) -> Vec<Ledger> {
                 }
                 None => at = at.plus(PAGE),
             }
+        }
+    }
+    found
+}
+
+/// The claim on a mapping.
+pub(crate) fn claim(mapping: LiveRange) -> [u8; CLAIM_SIZE] {
+    let mut claim = [0; CLAIM_SIZE];
+    claim[..8].copy_from_slice(&CLAIM_MAGIC);
+    claim[8..16].copy_from_slice(&mapping.start.0.to_le_bytes());
+    claim[16..24].copy_from_slice(&mapping.end.0.to_le_bytes());
+    let digest = sha256(&claim[..24]);
+    claim[24..].copy_from_slice(&digest);
+    claim
+}
+
+/// Mappings that were claimed and hold no ledger: what appliers left that died while loading.
+pub(crate) fn abandoned(mem: &Mem, maps: &Maps, ledgers: &[Ledger]) -> Vec<LiveRange> {
+    let mut found: Vec<LiveRange> = Vec::new();
+    let mut budget = MAX_SEARCH;
+    for mapping in candidates(maps) {
+        let mut page = mapping.range.start;
+        while page < mapping.range.end && budget > 0 {
+            budget = budget.saturating_sub(PAGE);
+            let Ok(bytes) = mem.array::<CLAIM_SIZE>(page.plus(PAGE - CLAIM_SIZE as u64)) else { break };
+            let claimed = LiveRange {
+                start: LiveAddr(u64_at(&bytes, 8).unwrap_or(0)),
+                end: LiveAddr(u64_at(&bytes, 16).unwrap_or(0)),
+            };
+            let whole = claimed.start == mapping.range.start
+                && claimed.len().is_multiple_of(PAGE)
+                && (PAGE..=2 << 30).contains(&claimed.len());
+            if whole && bytes == claim(claimed) && !ledgers.iter().any(|ledger| ledger.mapping.overlaps(claimed)) {
+                found.push(claimed);
+            }
+            page = page.plus(PAGE);
         }
     }
     found

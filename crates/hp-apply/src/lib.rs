@@ -21,6 +21,7 @@ mod addr;
 mod apply;
 mod base_file;
 mod bytes;
+mod cleanup;
 mod dynamic;
 mod gate;
 mod image;

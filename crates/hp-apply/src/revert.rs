@@ -14,7 +14,7 @@ use crate::session::{Session, is_base, read_maps};
 use crate::sites::{Leads, Standing, Writer, stranger};
 use crate::stops::{Acted, Stops};
 use crate::unwind::Unwinder;
-use crate::{Done, Error, Measured, Options, stage, sys};
+use crate::{Done, Error, Measured, Options, cleanup, stage, sys};
 use std::time::Duration;
 
 /// Longest stop for the last search before unmapping.
@@ -63,6 +63,7 @@ pub(crate) fn revert(pid: i32, id: Option<&str>, options: &Options) -> Result<Do
             measured.mapped_bytes += ledger.mapping.len();
         }
     }
+    cleanup::clean(&session, &mut stops, &helpers)?;
     measured.stops = stops.tracer.stops;
     measured.longest_other_pause_ns = stops.tracer.longest_ns;
     Ok(if any { Done::Reverted(measured) } else { Done::NotApplied })

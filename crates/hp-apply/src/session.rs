@@ -7,8 +7,12 @@ use crate::image::{Image, images};
 use crate::ledger::{self, Ledger};
 use crate::maps::Maps;
 use crate::process::{self, Process};
+use crate::sites::Standing;
 use crate::sys;
 use std::time::{Duration, Instant};
+
+/// How often a record that is just going is looked at again.
+const SETTLE_TRIES: u32 = 3;
 
 /// A target, read.
 pub(crate) struct Session {
@@ -16,6 +20,8 @@ pub(crate) struct Session {
     pub(crate) maps: Maps,
     pub(crate) images: Vec<Image>,
     pub(crate) ledgers: Vec<Ledger>,
+    /// Mappings of loads that were cut short.
+    pub(crate) abandoned: Vec<LiveRange>,
 }
 
 impl Session {
@@ -30,10 +36,19 @@ impl Session {
     }
 
     fn of(process: Process) -> Result<Session, Error> {
+        // A thread whose applier died may be unmapping a payload just now.
+        for _ in 0..SETTLE_TRIES {
+            let ledgers = ledger::find(&process.mem, &read_maps(&process)?);
+            if ledgers.iter().all(|ledger| Standing::read(&process, ledger).is_ok()) {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
         let maps = read_maps(&process)?;
         let images = images(&process.mem, &maps);
         let ledgers = ledger::find(&process.mem, &maps);
-        Ok(Session { process, maps, images, ledgers })
+        let abandoned = ledger::abandoned(&process.mem, &maps, &ledgers);
+        Ok(Session { process, maps, images, ledgers, abandoned })
     }
 
     /// The one image with this build ID.

@@ -6,6 +6,7 @@
 use crate::Error;
 use crate::addr::{LiveAddr, LiveRange};
 use crate::layout::Layout;
+use crate::ledger::{CLAIM_SIZE, claim};
 use crate::process::Process;
 use crate::remote::{CallError, Remote, Slot, Slots};
 use crate::session::read_maps;
@@ -74,7 +75,15 @@ pub(crate) fn load(
 fn load_by(stopped: &mut Stopped<'_, '_>, slot: Slot, at: LiveAddr, load: &Load<'_>) -> Result<(), CallError> {
     let (process, task) = stopped.first();
     let mut remote = Remote::begin(process, task, slot)?;
-    map(&mut remote, at, load.layout)?;
+    reserve(&mut remote, at, load.layout)?;
+    let tid = remote.tid();
+    let claim_at = at.plus(load.layout.constants.0 - CLAIM_SIZE as u64);
+    let claimed = write(process, tid, claim_at, &claim(at.range(load.layout.size)));
+    if let Err(error) = claimed {
+        let _ = unmap_by(&mut remote, at.range(load.layout.size));
+        return Err(CallError::Fatal(error));
+    }
+    map_parts(&mut remote, at, load.layout)?;
     let filled = fill(process, remote.tid(), at, load);
     if filled.is_err() {
         // Nothing leads there yet: take it back rather than leave it.
@@ -83,13 +92,17 @@ fn load_by(stopped: &mut Stopped<'_, '_>, slot: Slot, at: LiveAddr, load: &Load<
     filled.map_err(CallError::Fatal)
 }
 
-fn map(remote: &mut Remote<'_>, at: LiveAddr, layout: &Layout) -> Result<(), CallError> {
+fn reserve(remote: &mut Remote<'_>, at: LiveAddr, layout: &Layout) -> Result<(), CallError> {
     let got = remote.call(libc::SYS_mmap, [at.0, layout.size, PROT_READ, MAP_NEW, NO_FILE, 0])?;
     if got != at.0 {
         // Kernels before 4.17 take the address as a hint only.
         let _ = unmap_by(remote, LiveAddr(got).range(layout.size));
         return Err(CallError::Errno(libc::EEXIST));
     }
+    Ok(())
+}
+
+fn map_parts(remote: &mut Remote<'_>, at: LiveAddr, layout: &Layout) -> Result<(), CallError> {
     // The parts are mapped anew over the reserved range instead of changing its protection:
     // that is allowed where gaining execute permission later is not (PR_SET_MDWE).
     let end = layout.variables.0;

@@ -6,81 +6,11 @@ use hp_apply::{Done, Error, Phase, apply_patch, revert, status};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// 64 threads call `work` without pause and check what it gives. A line asks for the counts.
-const HAMMER: &str = r#"
-#include <pthread.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <stdatomic.h>
-static atomic_long old_results, new_results, wrong, births;
-static atomic_int stop;
-__attribute__((noinline,noclone)) long inner(long x) { __asm__ volatile(".byte 0x0f,0x1f,0x44,0,0"); return x + 1; }
-__attribute__((noinline,noclone)) long work(long x) {
-    __asm__ volatile(".byte 0x0f,0x1f,0x44,0,0");
-    char buffer[64];
-    snprintf(buffer, sizeof buffer, "%ld", x);
-    long parsed = strtol(buffer, 0, 10);
-    // Both functions switch together: old plus old, or new plus new.
-    return parsed * 10 + inner(0);
-}
-static void *hammer(void *arg) {
-    long x = (long)arg;
-    while (!stop) {
-        long result = work(x);
-        if (result == x * 10 + 1) old_results++;
-        else if (result == x * 20 + 2) new_results++;
-        else wrong++;
-        x = (x + 1) & 0xffff;
-    }
-    return 0;
-}
-static void *nothing(void *arg) { births++; return (void *)work((long)arg); }
-static void *breeder(void *arg) {
-    while (!stop) {
-        pthread_t thread;
-        if (pthread_create(&thread, 0, nothing, arg) == 0) pthread_join(thread, 0);
-    }
-    return 0;
-}
-int main(int argc, char **argv) {
-    int count = atoi(argv[1]), breeders = atoi(argv[2]);
-    for (int i = 0; i < count + breeders; i++) {
-        pthread_t thread;
-        pthread_create(&thread, 0, i < count ? hammer : breeder, (void *)(long)i);
-    }
-    puts("ready"); fflush(stdout);
-    char line[100];
-    while (fgets(line, sizeof line, stdin)) {
-        printf("%ld %ld %ld %ld\n", atomic_exchange(&old_results, 0), atomic_exchange(&new_results, 0), (long)wrong, (long)births);
-        fflush(stdout);
-    }
-    return 0;
-}
-"#;
-
-const HAMMER_NEW: &str = r#"
-#include <stdio.h>
-#include <stdlib.h>
-long inner(long x) { return x + 2; }
-long work(long x) {
-    char buffer[64];
-    snprintf(buffer, sizeof buffer, "%ld", x * 2);
-    return strtol(buffer, 0, 10) * 10 + inner(0);
-}
-"#;
-
 /// Tests that keep every processor busy go one after another.
 static LOAD: std::sync::Mutex<()> = std::sync::Mutex::new(());
 
 fn alone() -> std::sync::MutexGuard<'static, ()> {
     LOAD.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-}
-
-fn counts(target: &mut Process) -> [i64; 4] {
-    let line = target.ask("");
-    let numbers: Vec<i64> = line.split(' ').map(|n| n.parse().unwrap()).collect();
-    numbers.try_into().unwrap()
 }
 
 fn hammer(threads: &str, breeders: &str, cycles: u32) {
