@@ -46,7 +46,6 @@ impl<'a> Build<'a> {
                 let context = arch::JumpTableContext {
                     ranges: &spans,
                     bytes_from: &|a| if image.is_constant(a) { image.bytes_from(a) } else { &[] },
-                    next_reference: &|a| map.next_reference(a),
                 };
                 let (tables, unresolved_jump) = arch::jump_tables(&ranges.iter().collect::<Vec<_>>(), &context);
                 FunctionCode { ranges, tables, unresolved_jump }

@@ -81,6 +81,8 @@ pub(crate) fn data(old: &Build<'_>, new: &Build<'_>, pairs: &Correlation, change
             findings.push(Finding::new(Code::ConstructorsChanged, section, "only one of the builds has this section"));
         }
     }
+    walked_sections(old, new, pairs, &mut findings);
+    thread_local_values(&old.image, &new.image, &mut findings);
     aliases(old, new, pairs, &mut findings);
     let changed = |f: &crate::entity::Function<'_>| f.address();
     let resolvers: Vec<u64> = old
@@ -136,6 +138,55 @@ pub(crate) fn undescribed(
     names.dedup();
     let message = "no debug information describes this function, so the types that it uses were not compared";
     names.into_iter().map(|name| Finding::new(Code::LayoutUnproven, name, message)).collect()
+}
+
+/// Sections with a `__start_` symbol are lists that the program walks: they must have the
+/// same objects in the same order.
+fn walked_sections(old: &Build<'_>, new: &Build<'_>, pairs: &Correlation, findings: &mut Vec<Finding>) {
+    let walked = |build: &Build<'_>| -> BTreeMap<String, (u64, Vec<usize>)> {
+        let is_walked = |name: &str| build.image.symbols.iter().any(|s| s.name.strip_prefix("__start_") == Some(name));
+        let sections = build.image.sections.iter().filter(|s| is_walked(s.name));
+        let objects = |start, end| {
+            let all = build.map.objects.iter().enumerate();
+            all.filter(|(_, o)| (start..end).contains(&o.address)).map(|(id, _)| id).collect()
+        };
+        sections.map(|s| (s.name.to_owned(), (s.size, objects(s.address, s.end())))).collect()
+    };
+    let now = walked(new);
+    for (name, (size, objects)) in walked(old) {
+        let same = now.get(&name).is_none_or(|(new_size, new_objects)| {
+            size == *new_size
+                && objects.len() == new_objects.len()
+                && objects.iter().zip(new_objects).all(|(o, p)| pairs.objects.new_of(*o) == Some(*p))
+        });
+        if !same {
+            let message = "the objects in this section, or their order, differ between the builds";
+            findings.push(Finding::new(Code::WalkedSectionChanged, name, message));
+        }
+    }
+}
+
+/// A thread that runs has its variables already; one that starts later would get the old
+/// initial value.
+fn thread_local_values(old: &Image<'_>, new: &Image<'_>, findings: &mut Vec<Finding>) {
+    let values = |image: &Image<'_>| -> BTreeMap<String, Vec<u8>> {
+        let (variables, _, initial) = thread_locals(image);
+        let value = |offset: u64, size: u64| {
+            let initial = initial.unwrap_or_default();
+            (offset..offset.saturating_add(size)).map(|i| initial.get(i as usize).copied().unwrap_or(0)).collect()
+        };
+        variables.iter().map(|(name, offset, size)| ((*name).to_owned(), value(*offset, *size))).collect()
+    };
+    let now = values(new);
+    for (name, value) in values(old) {
+        if now.get(&name).is_some_and(|v| *v != value) {
+            findings.push(Finding::new(
+                Code::InitialValueChanged,
+                name,
+                "the initial value of this thread-local variable differs",
+            ));
+        }
+    }
 }
 
 /// A global name that was part of one function and is now part of another one.

@@ -107,6 +107,9 @@ impl DataObject<'_> {
     }
 }
 
+/// How far before an object's start compilers place the address of `&a[i - n]`, in bytes.
+const BEFORE: u64 = 32;
+
 /// Where an address leads.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Target<'m> {
@@ -256,11 +259,17 @@ impl<'a> Map<'a> {
             return Target::Object(id, (address - self.objects[id].address) as i64);
         }
         if is_constant_section(section) && section.is_content() && !section.executable {
-            // An address just past an object is that object's end before it is a literal.
-            let ends = self.ending_at(address);
-            return match ends {
-                Some(id) if usage == Use::Address && !self.is_literal_start(image, address) => {
-                    Target::Object(id, self.objects[id].size as i64)
+            if usage != Use::Address || self.is_literal_start(image, address) {
+                return Target::Literal;
+            }
+            // Nothing is there: the end of the object before, or `&a[i - 1]` of the one behind.
+            if let Some(id) = self.ending_at(address) {
+                return Target::Object(id, self.objects[id].size as i64);
+            }
+            return match self.objects.get(self.objects.partition_point(|o| o.address <= address)) {
+                Some(next) if next.address - address <= BEFORE => {
+                    let id = self.objects.partition_point(|o| o.address <= address);
+                    Target::Object(id, address.wrapping_sub(next.address) as i64)
                 }
                 _ => Target::Literal,
             };
@@ -293,8 +302,6 @@ impl<'a> Map<'a> {
     /// it, the one that ends there, and one that starts shortly after, which code reaches
     /// by a positive offset.
     pub(crate) fn candidates(&self, address: u64) -> Vec<(ObjectId, i64)> {
-        /// How far before an object's start compilers place the address of `&a[i - n]`.
-        const BEFORE: u64 = 32;
         let after = self.objects.partition_point(|o| o.address <= address);
         let mut found: Vec<(ObjectId, i64)> = Vec::new();
         for id in after.saturating_sub(2)..self.objects.len() {
@@ -327,16 +334,12 @@ impl<'a> Map<'a> {
         let rest = image.bytes_from(address);
         let limit = (self.next_reference(address) - address) as usize;
         // A string reaches to its terminator even if something refers to its tail.
-        let text =
-            rest.iter().position(|b| *b == 0).filter(|n| rest[..*n].iter().all(|b| is_text(*b))).map_or(0, |n| n + 1);
+        let end = rest.iter().position(|b| *b == 0).filter(|n| std::str::from_utf8(&rest[..*n]).is_ok());
+        let text = end.map_or(0, |n| n + 1);
         let extent = &rest[..limit.max(text).min(rest.len())];
         let used = extent.iter().rposition(|b| *b != 0).map_or(0, |n| n + 1);
         &extent[..used.max(text).min(extent.len())]
     }
-}
-
-fn is_text(b: u8) -> bool {
-    matches!(b, 0x07..=0x0d | 0x1b | 0x20..=0x7e | 0x80..)
 }
 
 /// The name without the fragment suffix `.cold` or `.cold.N`.

@@ -115,6 +115,8 @@ codes! {
         "Without rows in .eh_frame it cannot be proven that no thread is inside the function.";
     ResolverChanged = "HP0310", Error, "a resolver of indirect functions changed",
         "The resolver has run already and its choice is in use.";
+    WalkedSectionChanged = "HP0311", Error, "a section that the program walks changed",
+        "The program goes through this section from its __start_ to its __stop_ symbol; a running process has the old list. If the old list may stay, accept with --allow HP0311=NAME.";
     LayoutChanged = "HP0401", Error, "a type's layout changed",
         "Objects of this type that live in the running process have the old layout; code with the new layout would read and write the wrong bytes. Restart the program, or change the fix so that the type keeps its layout.";
     LayoutUnproven = "HP0402", Error, "layouts could not be compared",
@@ -143,6 +145,7 @@ impl Code {
                 | Code::LayoutUnproven
                 | Code::InitialValueChanged
                 | Code::ConstructorsChanged
+                | Code::WalkedSectionChanged
                 | Code::SharedConstantChanged
                 | Code::Coroutines
                 | Code::UnnamedData

@@ -403,9 +403,8 @@ impl<'p, 'a> Payload<'p, 'a> {
             }
             Target::Function(..) => Err(Problem(Code::IntoFunction, "a label inside another function".into())),
             Target::Object(p, offset) => {
-                if usage == Use::Address {
-                    self.check_meanings(within, p, address)?;
-                }
+                let (p, offset) =
+                    if usage == Use::Address { self.meaning(within, (p, offset), address)? } else { (p, offset) };
                 self.object(p).map(|symbol| (symbol, offset))
             }
             Target::Literal => self.literal(within, address, usage).map(|symbol| (symbol.0, symbol.1)),
@@ -435,44 +434,71 @@ impl<'p, 'a> Payload<'p, 'a> {
         }
     }
 
-    /// `&a[64]` and `&b[0]` may be one number in the new build. If the old build has them
-    /// apart, the address can be bound only if the function cannot mean the other one.
-    fn check_meanings(&mut self, within: Option<FunctionId>, chosen: ObjectId, address: u64) -> Result<(), Problem> {
+    /// `&a[64]` and `&b[0]` may be one number in the new build, and so may `&a[15]` and
+    /// `&b[-1]`. If the old build has them apart, the address is bound to the one that the
+    /// old version of the function can mean too; a function that has none must not refer
+    /// to the other object at all.
+    fn meaning(
+        &self,
+        within: Option<FunctionId>,
+        chosen: (ObjectId, i64),
+        address: u64,
+    ) -> Result<(ObjectId, i64), Problem> {
         let (old, new) = (self.old, self.new);
-        let old_address = |p: ObjectId, offset: i64| {
+        let old_address = |(p, offset): (ObjectId, i64)| {
             self.pairs.objects.old_of(p).map(|o| old.map.objects[o].address.wrapping_add_signed(offset))
         };
-        let meanings = new.map.candidates(address);
-        let Some(mine) = meanings.iter().find(|m| m.0 == chosen) else { return Ok(()) };
+        let here = old_address(chosen);
+        // Zeros before an object may also be an empty string: then they must be zeros in
+        // the old build too.
+        if chosen.1 < 0 {
+            let zeros = here.and_then(|a| old.image.bytes(a, chosen.1.unsigned_abs()));
+            return match zeros {
+                Some(bytes) if bytes.iter().all(|b| *b == 0) => Ok(chosen),
+                _ => Err(Problem(
+                    Code::AmbiguousReference,
+                    format!("it lies {} bytes before an object", chosen.1.unsigned_abs()),
+                )),
+            };
+        }
         for name in new.map.markers_at(address) {
             let there = old.map.marker_address(name);
-            if there.is_some() && there != old_address(mine.0, mine.1) {
+            if there.is_some() && there != here {
                 return Err(Problem(
                     Code::AmbiguousReference,
                     format!("it may also mean the linker's symbol {name}, which the old build has elsewhere"),
                 ));
             }
         }
-        for other in meanings.iter().filter(|m| m.0 != chosen) {
-            let (a, b) = (old_address(mine.0, mine.1), old_address(other.0, other.1));
-            if a.is_some() && a == b {
-                continue;
-            }
-            let inside = |target: u64| {
-                let object = &new.map.objects[other.0];
-                (object.address..object.end()).contains(&target)
-            };
-            let uses_other =
-                within.is_none_or(|id| new.code[id].ranges.iter().flat_map(|c| &c.sites).any(|s| inside(s.target)));
-            if uses_other {
-                let name = new.map.objects[other.0].name();
-                return Err(Problem(
-                    Code::AmbiguousReference,
-                    format!("it may also mean {name}{:+#x}, which the old build has elsewhere", other.1),
-                ));
-            }
+        let meanings = new.map.candidates(address);
+        let Some(other) = meanings.iter().find(|m| m.0 != chosen.0 && (here.is_none() || old_address(**m) != here))
+        else {
+            return Ok(chosen);
+        };
+        let old_self = within.and_then(|id| self.pairs.functions.old_of(id));
+        let meant_before: Vec<(ObjectId, i64)> = old_self.map_or_else(Vec::new, |f| {
+            let sites = old.code[f].ranges.iter().flat_map(|c| &c.sites).filter(|s| s.usage == Use::Address);
+            sites.flat_map(|s| old.map.candidates(s.target)).collect()
+        });
+        let mut common = meanings
+            .iter()
+            .filter(|m| self.pairs.objects.old_of(m.0).is_some_and(|o| meant_before.contains(&(o, m.1))));
+        if let (Some(only), None) = (common.next(), common.next()) {
+            return Ok(*only);
         }
-        Ok(())
+        let object = &new.map.objects[other.0];
+        let uses_other = within.is_none_or(|id| {
+            let mut sites = new.code[id].ranges.iter().flat_map(|c| &c.sites);
+            sites.any(|s| (object.address..object.end()).contains(&s.target))
+        });
+        // The start of one object, where another one ends that the function does not use.
+        if chosen.1 == 0 && other.1 > 0 && !uses_other {
+            return Ok(chosen);
+        }
+        Err(Problem(
+            Code::AmbiguousReference,
+            format!("it may also mean {}{:+#x}, which the old build has elsewhere", object.name(), other.1),
+        ))
     }
 
     fn object(&mut self, p: ObjectId) -> Result<u32, Problem> {
@@ -648,8 +674,10 @@ impl<'p, 'a> Payload<'p, 'a> {
         if usage == Use::Address && !is_string(content) {
             self.check_copyable(within, address, bytes)?;
         }
+        // Zeros behind the text may belong to it: then only a copy is certain to have them.
         if usage == Use::Address
             && fields.is_empty()
+            && bytes.len() == content.len()
             && let Some(same) = self.old_literals.get(content)
         {
             let symbol = self.base_symbol(&format!(".L{same:x}"), SymbolKind::Object, *same, content.len() as u64);

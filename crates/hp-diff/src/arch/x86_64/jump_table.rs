@@ -4,11 +4,11 @@
 //! - absolute (position-dependent code): `jmp *T(,i,8)` or `mov T(,i,8),r; jmp *r`.
 //!
 //! A table's extent is the longest run of entries that lead to instruction boundaries of
-//! the function, up to the next address that anything refers to. The true table is a
-//! prefix of that run, since each true entry leads into the function and no other
-//! reference leads into the middle of a table; a longer copy does no harm, for the code
-//! never reads beyond the true end. (A bound from a `cmp` would have to be proven to
-//! belong to the same jump; being too short would be fatal, being too long is not.)
+//! the function, up to the function's next table. The true table is a prefix of that run,
+//! since each true entry leads into the function; a longer copy does no harm, for the code
+//! never reads beyond the true end. Other references do not end it: `a[i - 1]` makes one
+//! that lies before `a`, in whatever precedes it. (A bound from a `cmp` would have to be
+//! proven to belong to the same jump; too short would be fatal, too long is not.)
 
 use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
 
@@ -20,8 +20,6 @@ pub(crate) struct Context<'c> {
     pub ranges: &'c [(u64, &'c [u8])],
     /// Bytes from an address to the end of its read-only section.
     pub bytes_from: &'c dyn Fn(u64) -> &'c [u8],
-    /// First referenced address above the given one.
-    pub next_reference: &'c dyn Fn(u64) -> u64,
 }
 
 /// Finds the tables that a function's computed jumps read.
@@ -37,59 +35,57 @@ pub(crate) fn jump_tables(codes: &[&Code], context: &Context<'_>) -> (Vec<JumpTa
         boundaries.extend(instructions.iter().map(Instruction::ip));
         shapes.extend((0..instructions.len()).filter_map(|i| shape_of(&instructions, i)));
     }
-    let mut tables: Vec<JumpTable> = Vec::new();
-    let mut unresolved = None;
     let any_relative = shapes.iter().any(|s| matches!(s, Shape::Relative(_)));
+    let mut starts: Vec<(u64, bool)> = shapes
+        .iter()
+        .filter_map(|s| match s {
+            Shape::Absolute(_, table) => Some((*table, false)),
+            Shape::Relative(_) => None,
+        })
+        .collect();
     if any_relative {
-        let mut addresses: Vec<u64> = codes
-            .iter()
-            .flat_map(|c| &c.sites)
-            .filter(|s| s.usage == Use::Address && s.encoding == Encoding::PcRelative)
-            .map(|s| s.target)
-            .collect();
-        addresses.sort_unstable();
-        addresses.dedup();
-        for address in addresses {
-            let targets = run(address, 4, context, &boundaries, |entry| {
-                let distance = i32::from_le_bytes(entry.try_into().unwrap_or_default());
-                address.wrapping_add_signed(i64::from(distance))
-            });
-            if !targets.is_empty() {
-                tables.push(JumpTable { address, relative: true, targets });
-            }
+        let sites = codes.iter().flat_map(|c| &c.sites);
+        let addresses = sites.filter(|s| s.usage == Use::Address && s.encoding == Encoding::PcRelative);
+        starts.extend(addresses.map(|s| (s.target, true)));
+    }
+    starts.sort_unstable();
+    starts.dedup();
+    let mut tables: Vec<JumpTable> = Vec::new();
+    // From the last one down, so that each knows where the next one begins.
+    for (address, relative) in starts.into_iter().rev() {
+        let end = tables.last().map_or(u64::MAX, |t| t.address);
+        let targets = run(address, relative, end, context, &boundaries);
+        if !targets.is_empty() && end > address {
+            tables.push(JumpTable { address, relative, targets });
         }
     }
-    for shape in &shapes {
-        match *shape {
-            Shape::Relative(jump) if tables.iter().all(|t| !t.relative) => unresolved = Some(jump),
-            Shape::Absolute(jump, address) => {
-                let targets = run(address, 8, context, &boundaries, |entry| {
-                    u64::from_le_bytes(entry.try_into().unwrap_or_default())
-                });
-                if targets.is_empty() {
-                    unresolved = Some(jump);
-                } else if tables.iter().all(|t| t.address != address) {
-                    tables.push(JumpTable { address, relative: false, targets });
-                }
-            }
-            Shape::Relative(_) => {}
-        }
-    }
-    tables.sort_by_key(|t| t.address);
+    tables.reverse();
+    let known = |shape: &&Shape| match shape {
+        Shape::Relative(_) => tables.iter().any(|t| t.relative),
+        Shape::Absolute(_, table) => tables.iter().any(|t| t.address == *table),
+    };
+    let unresolved = shapes.iter().find(|s| !known(s)).map(|shape| match shape {
+        Shape::Relative(jump) | Shape::Absolute(jump, _) => *jump,
+    });
     (tables, unresolved)
 }
 
+/// The entries from `address` on that lead into the function.
 fn run(
     address: u64,
-    width: usize,
+    relative: bool,
+    end: u64,
     context: &Context<'_>,
     boundaries: &rustc_hash::FxHashSet<u64>,
-    target: impl Fn(&[u8]) -> u64,
 ) -> Vec<u64> {
-    let limit = (context.next_reference)(address) - address;
+    let width = if relative { 4 } else { 8 };
+    let target = |entry: &[u8]| match entry.try_into().map(i32::from_le_bytes) {
+        Ok(distance) if relative => address.wrapping_add_signed(i64::from(distance)),
+        _ => u64::from_le_bytes(entry.try_into().unwrap_or_default()),
+    };
     (context.bytes_from)(address)
         .chunks_exact(width)
-        .take((limit / width as u64) as usize)
+        .take(((end - address) / width as u64).try_into().unwrap_or(usize::MAX))
         .map(target)
         .take_while(|t| boundaries.contains(t))
         .collect()
