@@ -354,7 +354,7 @@ impl<'p, 'a> Payload<'p, 'a> {
         }
         let is_start = match new.map.resolve(&new.image, site) {
             Target::Function(_, _, offset) => offset == 0,
-            Target::Object(_, offset) => offset == 0,
+            Target::Object(_, offset) => offset <= 0,
             Target::Literal => {
                 new.table(id, site.target).is_some()
                     || new.image.bytes(site.target.wrapping_sub(1), 1).is_none_or(|b| b == [0])
