@@ -9,7 +9,7 @@ use crate::bytes::sha256;
 use crate::image::Image;
 use crate::layout::Layout;
 use crate::ledger::{Ledger, OldRange, Replaced, SITE};
-use crate::relocate::{Imports, Payload, takes_code_address};
+use crate::relocate::{Imports, Payload, hands_out};
 use crate::remote::Slots;
 use crate::safe_point::{Watch, Watched};
 use crate::session::{Session, is_base, read_maps};
@@ -29,7 +29,11 @@ const BATCH: usize = 64;
 pub(crate) fn apply(pid: i32, patch: &Patch, id: &str, options: &Options) -> Result<Done, Error> {
     patch.validate().map_err(|invalid| Error::Unusable(format!("invalid patch: {invalid}")))?;
     let session = Session::open(pid)?;
-    let plan = Plan::make(&session, patch, id)?;
+    apply_in(&session, patch, id, options).map_err(|error| session.process.explain(error))
+}
+
+fn apply_in(session: &Session, patch: &Patch, id: &str, options: &Options) -> Result<Done, Error> {
+    let plan = Plan::make(session, patch, id)?;
     let found = session.ledgers.iter().find(|ledger| ledger.id == id && is_base(plan.base, ledger));
     plan.check_neighbours(found)?;
     let standing = match found {
@@ -155,7 +159,7 @@ impl<'a> Plan<'a> {
             variables: part(layout.variables),
             eh_frame: layout.live(at, SectionKind::EhFrame),
             state: at.plus(layout.state),
-            keeps_code: takes_code_address(patch),
+            hands_out: hands_out(patch),
             functions,
         })
     }

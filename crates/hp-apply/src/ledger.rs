@@ -54,6 +54,26 @@ pub(crate) struct Replaced {
     pub(crate) new: LiveAddr,
 }
 
+/// Of what the payload makes addresses that may outlive the instruction that uses them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct HandsOut {
+    /// Code, otherwise than by calling it: such addresses may be known where no search of
+    /// memory looks (a signal handler is known to the kernel only).
+    pub(crate) code: bool,
+    pub(crate) constants: bool,
+    pub(crate) variables: bool,
+}
+
+impl HandsOut {
+    fn byte(self) -> u8 {
+        u8::from(self.code) | u8::from(self.constants) << 1 | u8::from(self.variables) << 2
+    }
+
+    fn from_byte(byte: u8) -> HandsOut {
+        HandsOut { code: byte & 1 != 0, constants: byte & 2 != 0, variables: byte & 4 != 0 }
+    }
+}
+
 /// One patch in a target.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Ledger {
@@ -80,8 +100,7 @@ pub(crate) struct Ledger {
     pub(crate) variables: LiveRange,
     pub(crate) eh_frame: LiveRange,
     pub(crate) state: LiveAddr,
-    /// The payload's code addresses may be known where no scan of memory looks.
-    pub(crate) keeps_code: bool,
+    pub(crate) hands_out: HandsOut,
     pub(crate) functions: Vec<Replaced>,
 }
 
@@ -129,7 +148,7 @@ impl Ledger {
         out.extend(self.state.0.to_le_bytes());
         out.extend(self.constants_digest);
         out.extend(self.code_digest);
-        out.push(u8::from(self.keeps_code));
+        out.push(self.hands_out.byte());
         out.extend((self.functions.len() as u32).to_le_bytes());
         for function in &self.functions {
             put_bytes(&mut out, function.name.as_bytes());
@@ -371,7 +390,7 @@ impl<'a> Reader<'a> {
             state: self.address()?,
             constants_digest: self.array()?,
             code_digest: self.array()?,
-            keeps_code: self.take(1)? != [0],
+            hands_out: HandsOut::from_byte(self.take(1)?.first().copied()?),
             functions: Vec::new(),
         };
         let count = self.u32().filter(|&count| count <= MAX_FUNCTIONS)?;

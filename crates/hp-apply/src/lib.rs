@@ -201,8 +201,11 @@ pub struct Measured {
     pub threads: u32,
     /// Entries redirected.
     pub functions: u32,
-    /// Memory mapped in the target for the patch, in bytes.
+    /// Memory mapped in the target for the patch, in bytes; after a revert what had to stay of it.
     pub mapped_bytes: u64,
+    /// After a revert: for each patch whose memory had to stay, why. It is not in effect, and
+    /// the next apply of the same patch uses it.
+    pub kept: Vec<String>,
 }
 
 /// Why a target was left as it was.

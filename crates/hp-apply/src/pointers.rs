@@ -1,18 +1,26 @@
 //! Looking for pointers into a payload in all that a program can write: only when there is
 //! none may the payload be unmapped.
 //!
-//! A word anywhere that looks like such a pointer keeps the payload, so the search can err
-//! only to the safe side. What memory does not show is excluded otherwise: see
-//! [`hidden_holder`]. The part of a stack below its stack pointer is dead, and full of stale
-//! return addresses; it is left out where the stack's lower end is certain.
+//! Two kinds of words matter. A word that leads into the payload's *code* can only be a
+//! return address or an interrupted one, because a patch that hands out addresses of its
+//! code is never unmapped ([`hidden_holder`]). Such words are stale on the stack of a thread
+//! of which the safe-point check has just said that none of its frames is in the payload;
+//! anywhere else (a parked coroutine) they keep the payload. A word that leads into its
+//! *data* may be a pointer wherever it lies, but for the dead part of a stack: what is below
+//! the stack pointer and the red zone. There is none to look for if no instruction of the
+//! patch makes an address of its data.
+//!
+//! A word anywhere else that looks like a pointer keeps the payload, so the search can err
+//! only to the safe side; it says where it found one.
 
-use crate::addr::{LiveRange, PAGE};
+use crate::addr::{LiveAddr, LiveRange, PAGE};
 use crate::bytes::u64_at;
 use crate::ledger::Ledger;
 use crate::maps::{Mapping, Maps};
-use crate::process::Process;
+use crate::process::{self, Process};
 use crate::sys;
 use crate::threads::Task;
+use crate::unwind::Unwinder;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
@@ -22,18 +30,58 @@ const CHUNK: u64 = 1 << 20;
 const RED_ZONE: u64 = 128;
 
 /// What a search came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Search {
     Clean,
-    Found,
-    /// Too much memory, too little time, or unreadable.
-    Unknown,
+    /// Why the payload stays: what was found, or that not everything could be looked at.
+    Kept(String),
+}
+
+/// What a word must lead into to count.
+#[derive(Clone, Debug, Default)]
+struct Sought {
+    code: Option<LiveRange>,
+    data: Vec<LiveRange>,
+}
+
+impl Sought {
+    fn of(ledger: &Ledger) -> Sought {
+        let mut data = Vec::new();
+        // Unwind rows and pointer slots, which follow the constants proper, are only read in place.
+        let rows = Some(ledger.eh_frame.start).filter(|_| !ledger.eh_frame.is_empty());
+        let constants = LiveRange { start: ledger.constants.start, end: rows.unwrap_or(ledger.constants.end) };
+        if ledger.hands_out.constants && !constants.is_empty() {
+            data.push(constants);
+        }
+        if ledger.hands_out.variables && !ledger.variables.is_empty() {
+            data.push(ledger.variables);
+        }
+        Sought { code: Some(ledger.code), data }
+    }
+
+    /// The same, but only words that are pointers even on a stack which is known frame by frame.
+    fn data_only(&self) -> Sought {
+        Sought { code: None, data: self.data.clone() }
+    }
+
+    /// A pointer one past the end counts too, and a call at the end of the code returns there.
+    fn holds(&self, word: u64) -> bool {
+        let within = |range: &LiveRange| range.start.0 <= word && word <= range.end.0;
+        self.code.iter().any(within) || self.data.iter().any(within)
+    }
+
+    fn is_nothing(&self) -> bool {
+        self.code.is_none() && self.data.is_empty()
+    }
 }
 
 /// Why pointers into the payload may exist that no search of memory finds.
 pub(crate) fn hidden_holder(process: &Process, ledger: &Ledger) -> Option<&'static str> {
-    if ledger.keeps_code {
+    if ledger.hands_out.code {
         return Some("the patch hands out addresses of its code (signal handlers are known to the kernel alone)");
+    }
+    if ledger.variables.is_empty() || !ledger.hands_out.variables {
+        return None;
     }
     let kept_by_kernel = |link: std::path::PathBuf| {
         let text = link.to_string_lossy().into_owned();
@@ -43,38 +91,62 @@ pub(crate) fn hidden_holder(process: &Process, ledger: &Ledger) -> Option<&'stat
         return Some("its descriptors cannot be listed");
     };
     let holder = descriptors.flatten().filter_map(|fd| std::fs::read_link(fd.path()).ok()).any(kept_by_kernel);
-    (holder && !ledger.variables.is_empty()).then_some("an epoll or io_uring instance may hold addresses of its data")
+    holder.then_some("an epoll or io_uring instance may hold addresses of its data")
 }
 
 /// Searches a running program: cheap, and enough to know that unmapping has no chance now.
 /// Stacks are left out.
-pub(crate) fn search_running(process: &Process, maps: &Maps, payload: LiveRange, deadline_ns: u64) -> Search {
-    let areas = searched(maps, payload).filter(|mapping| !is_bounded_stack(maps, mapping));
-    search(process, areas.map(|mapping| (mapping, mapping.range)).collect(), payload, deadline_ns)
+pub(crate) fn search_running(process: &Process, maps: &Maps, ledger: &Ledger, deadline_ns: u64) -> Search {
+    let sought = Sought::of(ledger);
+    let areas = searched(maps, ledger.mapping).filter(|mapping| !is_bounded_stack(maps, mapping)).map(|mapping| Area {
+        mapping,
+        range: mapping.range,
+        sought: &sought,
+    });
+    search(process, areas.collect(), deadline_ns)
 }
 
-/// Searches a stopped program, registers included.
+/// Searches a stopped program, registers included. No thread has a frame in the payload:
+/// that has been proven of each.
 pub(crate) fn search_stopped(
     process: &Process,
     maps: &Maps,
     tasks: &[Task],
-    payload: LiveRange,
+    unwinder: &Unwinder<'_>,
+    ledger: &Ledger,
     deadline_ns: u64,
 ) -> Search {
-    for task in tasks {
+    let everything = Sought::of(ledger);
+    let data = everything.data_only();
+    for task in tasks.iter().filter(|_| !data.is_nothing()) {
         let r = &task.regs;
         let general = [
             r.rax, r.rbx, r.rcx, r.rdx, r.rsi, r.rdi, r.rbp, r.rsp, r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14,
-            r.r15, r.rip, r.fs_base, r.gs_base,
+            r.r15, r.fs_base, r.gs_base,
         ];
-        let Ok(extended) = sys::extended_state(task.tid) else { return Search::Unknown };
-        let inside = |word: u64| payload.contains(crate::addr::LiveAddr(word));
-        if general.into_iter().any(inside) || holds_pointer(&extended, payload) {
-            return Search::Found;
+        let Ok(extended) = sys::extended_state(task.tid) else {
+            return Search::Kept(format!("the registers of thread {} cannot be read", task.tid));
+        };
+        if general.into_iter().any(|word| data.holds(word)) || position(&extended, &data).is_some() {
+            return Search::Kept(format!("a register of thread {} leads to its data", task.tid));
         }
     }
-    let areas = searched(maps, payload).map(|mapping| (mapping, live_part(maps, mapping, tasks)));
-    search(process, areas.collect(), payload, deadline_ns)
+    let stacks: Vec<LiveRange> =
+        tasks.iter().filter_map(|task| live_stack(process, maps, tasks, task, unwinder)).collect();
+    let areas = searched(maps, ledger.mapping).map(|mapping| {
+        match stacks.iter().find(|live| live.end == mapping.range.end && mapping.range.covers(**live)) {
+            Some(&range) => Area { mapping, range, sought: &data },
+            None => Area { mapping, range: mapping.range, sought: &everything },
+        }
+    });
+    search(process, areas.filter(|area| !area.sought.is_nothing()).collect(), deadline_ns)
+}
+
+/// A part of a mapping, and what is looked for in it.
+struct Area<'a> {
+    mapping: &'a Mapping,
+    range: LiveRange,
+    sought: &'a Sought,
 }
 
 /// All writable mappings but the payload itself and memory of devices.
@@ -95,24 +167,46 @@ fn is_bounded_stack(maps: &Maps, mapping: &Mapping) -> bool {
     mapping.path == "[stack]" || mapping.is_anonymous() && guarded()
 }
 
-/// A mapping without the dead part of the stack that it holds.
-fn live_part(maps: &Maps, mapping: &Mapping, tasks: &[Task]) -> LiveRange {
-    let on_it = |task: &&Task| mapping.range.contains(crate::addr::LiveAddr(task.regs.rsp));
-    let mut standing = tasks.iter().filter(on_it);
-    let (Some(task), None) = (standing.next(), standing.next()) else { return mapping.range };
-    let own = mapping.path == "[stack]"
-        || mapping.range.contains(crate::addr::LiveAddr(task.regs.fs_base)) && task.regs.fs_base > task.regs.rsp;
-    if !own || !is_bounded_stack(maps, mapping) {
-        return mapping.range;
+/// The part in use, to its upper end, of the stack that belongs to a thread and to no other.
+///
+/// A thread that stands on another stack (a signal handler on an alternate one) is followed
+/// back to its own by a proven walk.
+fn live_stack(
+    process: &Process,
+    maps: &Maps,
+    tasks: &[Task],
+    task: &Task,
+    unwinder: &Unwinder<'_>,
+) -> Option<LiveRange> {
+    let main = task.tid == process.pid;
+    let mapping = match main {
+        true => maps.iter().find(|mapping| mapping.path == "[stack]")?,
+        // The thread control block lies at the upper end of a thread's stack.
+        false => maps.at(LiveAddr(task.regs.fs_base)).filter(|mapping| mapping.write)?,
+    };
+    let on_it = |pointer: u64| mapping.range.contains(LiveAddr(pointer));
+    let alone = tasks.iter().all(|other| other.tid == task.tid || !on_it(other.regs.rsp) && !on_it(other.regs.fs_base));
+    if !is_bounded_stack(maps, mapping) || !alone {
+        return None;
     }
-    let start = crate::addr::LiveAddr(task.regs.rsp.saturating_sub(RED_ZONE) & !7).max(mapping.range.start);
-    LiveRange { start, end: mapping.range.end }
+    let lowest = match on_it(task.regs.rsp) {
+        true => task.regs.rsp,
+        false => {
+            let walk = unwinder.walk(&task.regs, maps);
+            walk.stack_pointers.iter().copied().filter(|&pointer| walk.proven && on_it(pointer)).min()?
+        }
+    };
+    if !main && lowest >= task.regs.fs_base {
+        return None;
+    }
+    let start = LiveAddr(lowest.saturating_sub(RED_ZONE) & !7).max(mapping.range.start);
+    Some(LiveRange { start, end: mapping.range.end })
 }
 
-fn search(process: &Process, areas: Vec<(&Mapping, LiveRange)>, payload: LiveRange, deadline_ns: u64) -> Search {
+fn search(process: &Process, areas: Vec<Area<'_>>, deadline_ns: u64) -> Search {
     let pagemap = File::open(format!("/proc/{}/pagemap", process.pid)).ok();
     let mut budget = MAX_MEMORY;
-    for (mapping, area) in areas {
+    for Area { mapping, range: area, sought } in areas {
         let sparse = (mapping.is_anonymous() || mapping.path.starts_with('[')) && !mapping.shared;
         let mut at = area.start;
         while at < area.end {
@@ -126,12 +220,17 @@ fn search(process: &Process, areas: Vec<(&Mapping, LiveRange)>, payload: LiveRan
             for part in present {
                 budget = budget.saturating_sub(part.len());
                 if budget == 0 || sys::now_ns() > deadline_ns {
-                    return Search::Unknown;
+                    return Search::Kept(
+                        "its memory is too large to be searched for pointers in a short stop".to_owned(),
+                    );
                 }
-                match process.mem.bytes(part.start, part.len() as usize) {
-                    Ok(bytes) if holds_pointer(&bytes, payload) => return Search::Found,
-                    Ok(_) => {}
-                    Err(_) => return Search::Unknown,
+                let Ok(bytes) = process.mem.bytes(part.start, part.len() as usize) else {
+                    return Search::Kept(format!("its memory at {} cannot be read", part.start));
+                };
+                if let Some(offset) = position(&bytes, sought) {
+                    let (at, place) = (part.start.plus(offset), process::printable(&mapping.path));
+                    let place = if place.is_empty() { "anonymous memory" } else { &place };
+                    return Search::Kept(format!("the word at {at} ({place}) may be a pointer into it"));
                 }
             }
         }
@@ -153,7 +252,7 @@ fn present(pagemap: &File, range: LiveRange) -> Vec<LiveRange> {
         if u64_at(entry, 0).is_some_and(|entry| entry >> 62 == 0) {
             continue;
         }
-        let page = crate::addr::LiveAddr((first + index as u64) * PAGE).range(PAGE);
+        let page = LiveAddr((first + index as u64) * PAGE).range(PAGE);
         let part = LiveRange { start: page.start.max(range.start), end: page.end.min(range.end) };
         match parts.last_mut() {
             Some(last) if last.end == part.start => last.end = part.end,
@@ -163,7 +262,8 @@ fn present(pagemap: &File, range: LiveRange) -> Vec<LiveRange> {
     parts
 }
 
-fn holds_pointer(bytes: &[u8], payload: LiveRange) -> bool {
-    let len = payload.len();
-    bytes.chunks_exact(8).any(|word| u64_at(word, 0).is_some_and(|word| word.wrapping_sub(payload.start.0) < len))
+/// Offset of the first aligned word that counts.
+fn position(bytes: &[u8], sought: &Sought) -> Option<u64> {
+    let index = bytes.chunks_exact(8).position(|word| u64_at(word, 0).is_some_and(|word| sought.holds(word)))?;
+    Some(index as u64 * 8)
 }

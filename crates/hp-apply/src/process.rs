@@ -149,6 +149,12 @@ impl Process {
         lives && start_time(self.pid) == Some(self.start_time)
     }
 
+    /// What an error is if the process has ended meanwhile: memory that cannot be read any
+    /// more looks like a target that does not fit.
+    pub(crate) fn explain(&self, error: Error) -> Error {
+        if self.is_same() { error } else { ended(self.pid) }
+    }
+
     /// An error while reading or writing the target, in words.
     pub(crate) fn io_error(&self, what: &str, error: &io::Error) -> Error {
         match error.raw_os_error() {

@@ -4,7 +4,8 @@ use crate::Error;
 use crate::addr::{Bias, LinkAddr, LiveAddr};
 use crate::gate;
 use crate::layout::Layout;
-use hp_pack::{Patch, Place, Relocation, RelocationKind, Role, SectionKind};
+use crate::ledger::HandsOut;
+use hp_pack::{Patch, Place, Relocation, RelocationKind, Role, SectionKind, Symbol};
 use std::collections::BTreeMap;
 
 /// Live addresses of the imports, by symbol.
@@ -119,18 +120,62 @@ impl Payload<'_> {
     }
 }
 
-/// Whether the payload may hand out addresses of its own code in other ways than by
-/// calling it: then a pointer may live where no scan of memory sees it (a signal handler
-/// is known to the kernel only).
-pub(crate) fn takes_code_address(patch: &Patch) -> bool {
-    patch.relocations.iter().any(|relocation| {
-        let leads_to_code = patch
-            .symbols
-            .get(relocation.symbol as usize)
-            .is_some_and(|symbol| matches!(symbol.place, Place::Payload(SectionKind::Text | SectionKind::Thunks)));
-        let exempt = matches!(relocation.section, SectionKind::EhFrame | SectionKind::Thunks);
-        leads_to_code && !exempt && !is_branch(patch, relocation)
-    })
+/// Of what the payload makes addresses, other than for a call, a jump, a load or a store.
+pub(crate) fn hands_out(patch: &Patch) -> HandsOut {
+    let mut out = HandsOut::default();
+    for relocation in &patch.relocations {
+        // Unwind rows are read in place; thunks jump, and look at the state byte.
+        if matches!(relocation.section, SectionKind::EhFrame | SectionKind::Thunks) {
+            continue;
+        }
+        let Some(symbol) = patch.symbols.get(relocation.symbol as usize) else { continue };
+        match symbol.place {
+            Place::Payload(SectionKind::Text | SectionKind::Thunks) => {
+                out.code |= !is_branch(patch, relocation) && !is_label(patch, relocation, symbol);
+            }
+            Place::Payload(SectionKind::Data | SectionKind::Bss) => out.variables |= !is_access(patch, relocation),
+            Place::Payload(_) => out.constants |= !is_access(patch, relocation),
+            Place::Base | Place::Import => {}
+        }
+    }
+    out
+}
+
+/// The two bytes before a relocated field of an instruction; zeros before the section.
+fn before(patch: &Patch, relocation: &Relocation) -> Option<[u8; 2]> {
+    let data = &patch.section(SectionKind::Text)?.data;
+    let byte = |distance| Some(*data.get(usize::try_from(relocation.offset.checked_sub(distance)?).ok()?)?);
+    Some([byte(2).unwrap_or(0), byte(1)?])
+}
+
+/// Whether the field is an entry of a table of places inside functions (`switch`, computed
+/// `goto`): only the function itself can use those, so they do not outlive its frames.
+fn is_label(patch: &Patch, relocation: &Relocation, symbol: &Symbol) -> bool {
+    let base = match relocation.kind {
+        RelocationKind::Abs64 => Some(0),
+        // Counted from the start of the table.
+        RelocationKind::Pc32 => patch.symbols.iter().find_map(|table| {
+            let inside = table.place == Place::Payload(relocation.section)
+                && relocation.offset.checked_sub(table.value).is_some_and(|offset| offset < table.size);
+            inside.then(|| relocation.offset - table.value)
+        }),
+        _ => None,
+    };
+    let tables = matches!(relocation.section, SectionKind::Rodata | SectionKind::DataRelRo);
+    let (true, Some(base)) = (tables, base) else { return false };
+    let target = symbol.value.wrapping_add(relocation.addend as u64).wrapping_sub(base);
+    let code = |symbol: &&Symbol| matches!(symbol.place, Place::Payload(SectionKind::Text | SectionKind::Thunks));
+    !patch.symbols.iter().filter(code).any(|start| start.value == target)
+}
+
+/// Whether the relocated field is the displacement of an operand in memory that the
+/// instruction loads or stores, rather than takes the address of (`8d`, `lea`).
+fn is_access(patch: &Patch, relocation: &Relocation) -> bool {
+    if relocation.kind != RelocationKind::Pc32 || relocation.section != SectionKind::Text {
+        return false;
+    }
+    // A ModRM byte of a RIP-relative operand has the form 00rrr101.
+    before(patch, relocation).is_some_and(|[opcode, modrm]| modrm & 0xc7 == 0x05 && opcode != 0x8d)
 }
 
 /// Whether the relocated field belongs to a direct call or jump: `e8`, `e9` or `0f 80`-`0f 8f` before it.
@@ -140,13 +185,8 @@ fn is_branch(patch: &Patch, relocation: &Relocation) -> bool {
     {
         return false;
     }
-    let Some(section) = patch.section(relocation.section) else { return false };
-    let before = |distance: u64| {
-        let at = relocation.offset.checked_sub(distance)?;
-        section.data.get(usize::try_from(at).ok()?).copied()
-    };
     // A ModRM byte of a RIP-relative operand has the form 00rrr101, so it is none of these.
-    matches!((before(2), before(1)), (_, Some(0xe8 | 0xe9)) | (Some(0x0f), Some(0x80..=0x8f)))
+    matches!(before(patch, relocation), Some([_, 0xe8 | 0xe9] | [0x0f, 0x80..=0x8f]))
 }
 
 fn put(image: &mut [u8], offset: u64, bytes: &[u8]) -> Result<(), Error> {

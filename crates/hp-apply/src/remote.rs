@@ -19,8 +19,13 @@
 //! replaces uniform filling and is replaced by it again. A stub that a dead applier left
 //! is recognised and left alone while any thread could be in it.
 //!
-//! Limits: no call is made in a thread that is in an rseq critical section or that has a
-//! signal to take; such a thread is left and another one tried.
+//! A signal that comes before a call is taken first: the thread gets its own registers
+//! back, the kernel leads it to its handler, and it is stopped again before the handler's
+//! first instruction, from where the call is made. So no signal is lost, and a storm of
+//! them does not keep us away.
+//!
+//! Limits: no call is made in a thread that is in an rseq critical section; such a thread
+//! is left and another one tried.
 
 use crate::Error;
 use crate::addr::{LiveAddr, LiveRange};
@@ -36,6 +41,8 @@ const STUB_ROOM: u64 = 112;
 const STUB_START: [u8; 4] = [0x0f, 0x05, 0x48, 0xb8];
 /// Length of `syscall`.
 const SYSCALL_LEN: u64 = 2;
+/// How many signals in a row are taken for one call.
+const MAX_SIGNALS: u32 = 16;
 /// Longest time for one call.
 const CALL_LIMIT_NS: u64 = 2_000_000_000;
 
@@ -167,15 +174,21 @@ pub(crate) struct Remote<'t> {
 impl<'t> Remote<'t> {
     /// Writes the stub. `NotNow` if this thread must not be used.
     pub(crate) fn begin(process: &'t Process, task: &'t mut Task, slot: Slot) -> Result<Self, CallError> {
-        if task.signal != 0 || in_rseq_section(process, task) {
+        let mut remote = Remote { process, task, slot };
+        remote.take_signals()?;
+        if in_rseq_section(process, remote.task) {
             return Err(CallError::NotNow);
         }
-        let code = stub(&task.regs);
-        process
+        remote.write_stub()?;
+        Ok(remote)
+    }
+
+    /// The stub that leads back to where the thread stands now.
+    fn write_stub(&self) -> Result<(), CallError> {
+        self.process
             .mem
-            .write(task.tid, slot.at, &code)
-            .map_err(|error| CallError::Fatal(process.io_error("cannot write the system-call stub", &error)))?;
-        Ok(Remote { process, task, slot })
+            .write(self.task.tid, self.slot.at, &stub(&self.task.regs))
+            .map_err(|error| CallError::Fatal(self.process.io_error("cannot write the system-call stub", &error)))
     }
 
     /// The stopped thread.
@@ -185,6 +198,19 @@ impl<'t> Remote<'t> {
 
     /// Makes one system call.
     pub(crate) fn call(&mut self, number: i64, arguments: [u64; 6]) -> Result<u64, CallError> {
+        for _ in 0..MAX_SIGNALS {
+            if self.take_signals()? {
+                self.write_stub()?;
+            }
+            match self.call_once(number, arguments) {
+                Err(CallError::NotNow) if self.task.signal != 0 => {}
+                result => return result,
+            }
+        }
+        Err(CallError::NotNow)
+    }
+
+    fn call_once(&mut self, number: i64, arguments: [u64; 6]) -> Result<u64, CallError> {
         let mut regs = self.task.regs;
         let [rdi, rsi, rdx, r10, r8, r9] = arguments;
         (regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9) = (rdi, rsi, rdx, r10, r8, r9);
@@ -200,6 +226,27 @@ impl<'t> Remote<'t> {
             error @ -4095..=-1 => Err(CallError::Errno(-error as i32)),
             _ => Ok(result),
         }
+    }
+
+    /// Lets the thread, which has its own registers, take the signal that it is about to
+    /// take. True if it stands somewhere else now.
+    fn take_signals(&mut self) -> Result<bool, CallError> {
+        let tid = self.task.tid;
+        let mut any = false;
+        for _ in 0..MAX_SIGNALS {
+            let signal = std::mem::take(&mut self.task.signal);
+            if signal == 0 {
+                return Ok(any);
+            }
+            any = true;
+            // The interrupt comes before the handler's first instruction.
+            sys::interrupt(tid).and_then(|()| sys::go_on(tid, signal)).map_err(|error| self.fatal(&error))?;
+            if let StopKind::Signal(next) = self.wait()? {
+                self.task.signal = next;
+            }
+            self.task.regs = sys::registers(tid).map_err(|error| self.fatal(&error))?;
+        }
+        Err(CallError::NotNow)
     }
 
     fn run(&mut self, regs: &Regs) -> Result<u64, CallError> {
@@ -230,7 +277,7 @@ impl<'t> Remote<'t> {
         let tid = self.task.tid;
         // About to take a signal is such a stop already.
         if self.task.signal == 0 {
-            sys::interrupt(tid).and_then(|()| sys::go_on(tid)).map_err(|error| self.fatal(&error))?;
+            sys::interrupt(tid).and_then(|()| sys::go_on(tid, 0)).map_err(|error| self.fatal(&error))?;
             if let StopKind::Signal(signal) = self.wait()? {
                 self.task.signal = signal;
             }

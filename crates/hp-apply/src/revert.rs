@@ -13,6 +13,7 @@ use crate::safe_point::{Judge, Watch, Watched};
 use crate::session::{Session, is_base, read_maps};
 use crate::sites::{Leads, Standing, Writer, stranger};
 use crate::stops::{Acted, Stops};
+use crate::threads::NotNow;
 use crate::unwind::Unwinder;
 use crate::{Done, Error, Measured, Options, cleanup, stage, sys};
 use std::time::Duration;
@@ -22,13 +23,19 @@ const UNMAP_PAUSE: Duration = Duration::from_millis(10);
 /// Longest search while the program runs.
 const SEARCH_LIMIT: Duration = Duration::from_secs(2);
 /// How often a moment is looked for at which a payload can be unmapped.
-const RECLAIM_TRIES: u64 = 5;
+const RECLAIM_TRIES: u32 = 6;
+/// Time between the first two looks; it doubles.
+const FIRST_RETRY: Duration = Duration::from_millis(1);
 /// How often an undo looks for a moment to unmap.
 const UNDO_TRIES: u32 = 10;
 
 /// Takes out one patch, or all of them.
 pub(crate) fn revert(pid: i32, id: Option<&str>, options: &Options) -> Result<Done, Error> {
     let session = Session::open(pid)?;
+    revert_in(&session, id, options).map_err(|error| session.process.explain(error))
+}
+
+fn revert_in(session: &Session, id: Option<&str>, options: &Options) -> Result<Done, Error> {
     let wanted: Vec<&Ledger> = session.ledgers.iter().filter(|ledger| id.is_none_or(|id| ledger.id == id)).collect();
     let mut standing = Vec::new();
     for ledger in &wanted {
@@ -37,7 +44,7 @@ pub(crate) fn revert(pid: i32, id: Option<&str>, options: &Options) -> Result<Do
     let unused = |standing: &Standing| !standing.active && standing.all(Leads::Old);
     let work: Vec<(&Ledger, &Standing)> = wanted.into_iter().zip(&standing).collect();
     for (ledger, _) in work.iter().filter(|(_, standing)| !unused(standing)) {
-        check(&session, ledger)?;
+        check(session, ledger)?;
     }
     session.check_relatives(options.timeout)?;
     let helpers = session.helpers()?;
@@ -53,17 +60,20 @@ pub(crate) fn revert(pid: i32, id: Option<&str>, options: &Options) -> Result<Do
     let mut any = false;
     for (ledger, standing) in work {
         if !unused(standing) {
-            let flip = flip_back(&session, &mut stops, ledger, standing.active)?;
+            let flip = flip_back(session, &mut stops, ledger, standing.active)?;
             any = true;
             measured.flip_pause_ns = measured.flip_pause_ns.max(flip.pause_ns);
             measured.threads = measured.threads.max(flip.threads);
             measured.functions += ledger.functions.len() as u32;
         }
-        if !reclaim(&session, &mut stops, &helpers, ledger, options)? && !unused(standing) {
+        if let Err(why) = reclaim(session, &mut stops, &helpers, ledger, options)?
+            && !unused(standing)
+        {
             measured.mapped_bytes += ledger.mapping.len();
+            measured.kept.push(why);
         }
     }
-    cleanup::clean(&session, &mut stops, &helpers)?;
+    cleanup::clean(session, &mut stops, &helpers)?;
     measured.stops = stops.tracer.stops;
     measured.longest_other_pause_ns = stops.tracer.longest_ns;
     Ok(if any { Done::Reverted(measured) } else { Done::NotApplied })
@@ -153,38 +163,55 @@ fn new_code(ledger: &Ledger) -> Watch {
     Watch::new(list)
 }
 
-/// Unmaps a payload that nothing leads to any more; false if it has to stay.
+/// Unmaps a payload that nothing leads to any more; else says why it has to stay.
 fn reclaim(
     session: &Session,
     stops: &mut Stops<'_>,
     helpers: &[i32],
     ledger: &Ledger,
     options: &Options,
-) -> Result<bool, Error> {
+) -> Result<Result<(), String>, Error> {
     let process = &session.process;
-    if hidden_holder(process, ledger).is_some() {
-        return Ok(false);
+    if let Some(why) = hidden_holder(process, ledger) {
+        return Ok(Err(why.to_owned()));
     }
     let deadline = |limit: Duration| sys::now_ns().saturating_add(limit.as_nanos() as u64);
-    if search_running(process, &read_maps(process)?, ledger.mapping, deadline(SEARCH_LIMIT)) != Search::Clean {
-        return Ok(false);
-    }
     let slots = Slots::find(&process.mem, &session.images);
     let watch = Watch::new(vec![Watched::plain(ledger.mapping, "the payload")]);
     let limit = options.max_pause.unwrap_or(UNMAP_PAUSE).min(UNMAP_PAUSE);
+    let mut why = String::new();
     for attempt in 0..RECLAIM_TRIES {
-        std::thread::sleep(Duration::from_millis(attempt));
-        let Ok(mut stopped) = stops.tracer.stop_all()? else { continue };
+        std::thread::sleep(FIRST_RETRY * ((1 << attempt) - 1));
+        if let Search::Kept(found) = search_running(process, &read_maps(process)?, ledger, deadline(SEARCH_LIMIT)) {
+            why = found;
+            continue;
+        }
+        let mut stopped = match stops.tracer.stop_all()? {
+            Ok(stopped) => stopped,
+            Err(NotNow(line)) => {
+                why = line;
+                continue;
+            }
+        };
         let maps = read_maps(process)?;
         let judge = Judge { process, unwinder: &stops.unwinder, maps: &maps, gates: &[] };
         let standing = Standing::read(process, ledger)?;
-        let idle = !standing.active && standing.all(Leads::Old) && judge.busy(&stopped.tasks, &watch).is_empty();
-        if !idle || search_stopped(process, &maps, &stopped.tasks, ledger.mapping, deadline(limit)) != Search::Clean {
+        if standing.active || !standing.all(Leads::Old) {
+            return Ok(Err("somebody has applied it again".to_owned()));
+        }
+        if let Some(line) = judge.busy(&stopped.tasks, &watch).into_iter().next() {
+            why = line;
+            continue;
+        }
+        let searched = search_stopped(process, &maps, &stopped.tasks, &stops.unwinder, ledger, deadline(limit));
+        if let Search::Kept(found) = searched {
+            why = found;
             continue;
         }
         if stage::unmap(&mut stopped, &slots, helpers, ledger.mapping)? {
-            return Ok(true);
+            return Ok(Ok(()));
         }
+        why = "no thread can unmap it now".to_owned();
     }
-    Ok(false)
+    Ok(Err(why))
 }

@@ -87,9 +87,9 @@ pub(crate) fn go_to_syscall(tid: i32, signal: i32) -> io::Result<()> {
     changing(|| ptrace(u64::from(libc::PTRACE_SYSCALL), tid, 0, signal as u64)).map(drop)
 }
 
-/// Lets a stopped thread go on.
-pub(crate) fn go_on(tid: i32) -> io::Result<()> {
-    changing(|| ptrace(u64::from(libc::PTRACE_CONT), tid, 0, 0)).map(drop)
+/// Lets a stopped thread go on, with this signal if it is not 0.
+pub(crate) fn go_on(tid: i32, signal: i32) -> io::Result<()> {
+    changing(|| ptrace(u64::from(libc::PTRACE_CONT), tid, 0, signal as u64)).map(drop)
 }
 
 pub(crate) fn registers(tid: i32) -> io::Result<Regs> {

@@ -48,6 +48,8 @@ pub(crate) struct Frame {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Walk {
     pub(crate) frames: Vec<Frame>,
+    /// The stack pointer in each of them, as far as it is known.
+    pub(crate) stack_pointers: Vec<u64>,
     /// The walk reached the outermost frame with every step validated.
     pub(crate) proven: bool,
 }
@@ -113,6 +115,7 @@ impl<'p> Unwinder<'p> {
         let mut frame = Frame { pc: LiveAddr(regs.rip), exact: true };
         for _ in 0..MAX_FRAMES {
             walk.frames.push(frame);
+            walk.stack_pointers.extend(state.get(RSP));
             match self.step(&state, frame, maps) {
                 Some(Step::Outermost) => {
                     walk.proven = true;

@@ -84,7 +84,12 @@ impl Reporter {
         let not = if self.verb == Verb::Apply { "not applied" } else { "not reverted" };
         match result {
             Ok(Done::Applied(m)) => format!("{GOOD}applied{GOOD:#} {patch} {}", cost(m)),
-            Ok(Done::Reverted(m)) => format!("{GOOD}reverted{GOOD:#} {patch} {}", cost(m)),
+            Ok(Done::Reverted(m)) => {
+                let kept = m.kept.iter().map(|why| {
+                    format!("\n  {} stay mapped, unused: {}", count(m.mapped_bytes as usize, "byte"), clean(why))
+                });
+                kept.fold(format!("{GOOD}reverted{GOOD:#} {patch} {}", cost(m)), |text, line| text + &line)
+            }
             Ok(Done::AlreadyApplied) => format!("already has {patch}"),
             Ok(Done::NotApplied) if subject.id.is_none() => "has no patch".into(),
             Ok(Done::NotApplied) => format!("does not have {patch}"),
@@ -138,6 +143,7 @@ fn entry(subject: &Subject, outcome: &Outcome) -> Value {
             "threads": m.threads,
             "functions": m.functions,
             "mapped_bytes": m.mapped_bytes,
+            "kept": m.kept,
         })
     };
     let (result, detail) = match &outcome.result {

@@ -49,13 +49,15 @@ pub(crate) struct Case {
     /// The answers depend on what was asked before, so only the first cycle is compared.
     pub(crate) stateful: bool,
     pub(crate) verdict: Verdict,
+    /// The patch's memory stays after a revert, which says so in these words.
+    pub(crate) kept: Option<String>,
     /// How often the patch is applied and reverted.
     pub(crate) cycles: u32,
 }
 
 const KEYS: &[&str] = &[
     "build", "lib", "patch", "parts", "programs", "args", "needs", "changed", "added", "removed", "before", "after",
-    "reverted", "fresh", "refuse", "nothing", "cycles",
+    "reverted", "fresh", "refuse", "nothing", "kept", "cycles",
 ];
 
 struct Directive<'a> {
@@ -156,6 +158,7 @@ fn case(source: &Path, build: &str, several: bool, directives: &[Directive]) -> 
         library,
         parts: number("parts", 1)?,
         programs: number("programs", 1)?,
+        kept: one("kept").map(str::to_owned),
         cycles: number("cycles", 2)?,
         args: one("args").map(words).unwrap_or_default(),
         needs: list("needs"),

@@ -86,9 +86,6 @@ fn start(programs: &[PathBuf], args: &[String]) -> Result<Vec<Target>, String> {
     programs.iter().map(|program| Target::start(program, args)).collect()
 }
 
-/// Code, constants, writable data.
-const PAYLOAD_MAPPINGS: usize = 3;
-
 fn hp() -> Command {
     Command::new(env!("CARGO_BIN_EXE_hp"))
 }
@@ -147,7 +144,7 @@ fn readable(patch: &Path) -> Result<(), String> {
 /// Applies and reverts, and asks the programs what they do.
 fn live(case: &Case, targets: &mut [Target], image: &Path, patch: &Path) -> Result<(), String> {
     let code: Vec<Vec<u8>> = targets.iter().map(|t| t.code(image)).collect::<Result<_, _>>()?;
-    let original: Vec<String> = targets.iter().map(Target::maps).collect::<Result<_, _>>()?;
+    let mut original: Vec<String> = targets.iter().map(Target::maps).collect::<Result<_, _>>()?;
     for cycle in 1..=case.cycles {
         let compare = cycle == 1 || !case.stateful;
         command("apply", cycle, patch, targets)?;
@@ -161,7 +158,16 @@ fn live(case: &Case, targets: &mut [Target], image: &Path, patch: &Path) -> Resu
         if cycle == 1 {
             listed(case, targets)?;
         }
-        command("revert", cycle, patch, targets)?;
+        let report = command("revert", cycle, patch, targets)?;
+        if let Some(why) = &case.kept {
+            if !report.contains(why.as_str()) {
+                return Err(format!("revert {cycle} does not say that memory stays because `{why}`:\n{report}"));
+            }
+            // It stays from the first revert on, and there is never more of it.
+            if cycle == 1 {
+                original = targets.iter().map(Target::maps).collect::<Result<_, _>>()?;
+            }
+        }
         for (index, target) in targets.iter_mut().enumerate() {
             if compare {
                 target.probe(&case.reverted, &format!("reverted, cycle {cycle}"))?;
@@ -175,28 +181,20 @@ fn live(case: &Case, targets: &mut [Target], image: &Path, patch: &Path) -> Resu
     Ok(())
 }
 
-/// The mappings are those of before the first apply, with at most the memory of one payload more: one that a stale
-/// word in the target seems to lead into stays for the next apply to use. Nothing may pile up.
+/// The mappings are those of before the first apply, or of after the first revert if memory stays.
 fn unmapped(before: &str, now: &str) -> Result<(), String> {
-    let more = now.lines().filter(|line| !before.lines().any(|l| l == *line));
-    let anonymous = |line: &&str| line.split_whitespace().nth(4) == Some("0");
-    let payload = |lines: Vec<&str>| lines.len() <= PAYLOAD_MAPPINGS && lines.iter().all(anonymous);
-    let lost = before.lines().any(|line| !now.lines().any(|l| l == line));
-    if lost || !payload(more.collect()) {
-        return Err(format!("the mappings are not those of before:\n{}", unlike(before, now)));
-    }
-    Ok(())
+    if before == now { Ok(()) } else { Err(format!("the mappings are not those of before:\n{}", unlike(before, now))) }
 }
 
-/// Applies or reverts in the one program, or by `--all` where there are several.
-fn command(verb: &str, cycle: u32, patch: &Path, targets: &mut [Target]) -> Result<(), String> {
+/// Applies or reverts in the one program, or by `--all` where there are several; gives the report.
+fn command(verb: &str, cycle: u32, patch: &Path, targets: &mut [Target]) -> Result<String, String> {
     let mut command = hp();
     command.arg(verb).arg(patch);
     match targets {
         [one] => command.args(["--pid", &one.pid().to_string()]),
         _ => command.arg("--all"),
     };
-    run(&mut command)?.expect(0, &format!("hp {verb}, cycle {cycle}")).map(drop).map_err(|error| {
+    run(&mut command)?.expect(0, &format!("hp {verb}, cycle {cycle}")).map(|done| done.stdout).map_err(|error| {
         let ends: Vec<String> = targets.iter_mut().filter_map(Target::ended).collect();
         if ends.is_empty() { error + "  the program runs on\n" } else { error + &ends.join("\n") }
     })
