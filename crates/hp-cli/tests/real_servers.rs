@@ -176,6 +176,7 @@ fn in_and_out(case: &Case, prepared: &Prepared, server: &Server, load: Load, oth
     load.serves_on();
     let before: Vec<_> = pids.iter().map(|pid| program_text(*pid)).collect();
     (case.old)(server);
+    let mut last = String::new();
     for cycle in 0..CYCLES {
         on_all("apply", &prepared.patch).exits(0);
         load.serves_on();
@@ -183,7 +184,7 @@ fn in_and_out(case: &Case, prepared: &Prepared, server: &Server, load: Load, oth
         if cycle == 0 {
             pids.iter().for_each(|pid| is_patched(*pid, case));
         }
-        on_all("revert", &prepared.patch).exits(0);
+        last = on_all("revert", &prepared.patch).exits(0).out;
         load.serves_on();
         (case.old)(server);
     }
@@ -197,8 +198,11 @@ fn in_and_out(case: &Case, prepared: &Prepared, server: &Server, load: Load, oth
     assert_eq!(server.pids(), pids, "no process has ended or been started; the log: {}", server.log());
     for (pid, text) in pids.into_iter().zip(before) {
         assert!(program_text(pid) == text, "the code of process {pid} is not what it was before");
+        // nginx keeps pointers to the strings of its functions (`log->action`): then one payload stays, and hp says so.
+        let mut report = last.lines().skip_while(|line| !line.contains(&format!("[{pid}]: reverted"))).skip(1);
+        let kept = report.next().is_some_and(|line| line.contains("may be a pointer into it"));
         let payloads = anonymous_code(pid);
-        assert!(payloads.is_empty(), "process {pid} has memory of the patch left: {payloads:#?}");
+        assert_eq!(payloads.len(), usize::from(kept), "of process {pid}: {payloads:#?} {last}");
         assert!(!status(pid).out.contains("  in effect"), "process {pid} still has the patch");
     }
 }
