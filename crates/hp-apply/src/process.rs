@@ -17,7 +17,7 @@ pub(crate) struct Process {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Status {
     pub(crate) state: char,
-    pub(crate) tracer: i32,
+    tracer: i32,
     pub(crate) seccomp: u32,
     pub(crate) uid: u32,
     pub(crate) kernel_thread: bool,
@@ -103,10 +103,12 @@ pub(crate) fn ended(pid: i32) -> Error {
 impl Process {
     /// Opens a process for patching.
     pub(crate) fn open(pid: i32) -> Result<Process, Error> {
-        Process::open_with(pid, Mem::open)
+        let process = Process::open_with(pid, Mem::open)?;
+        process.check_tracer()?;
+        Ok(process)
     }
 
-    /// Opens a process for looking only.
+    /// Opens a process for looking only; also one that another process traces.
     pub(crate) fn open_read(pid: i32) -> Result<Process, Error> {
         Process::open_with(pid, Mem::open_read)
     }
@@ -130,10 +132,6 @@ impl Process {
         if status.kernel_thread {
             return unusable(format!("process {pid} is a kernel thread"));
         }
-        if status.tracer != 0 {
-            let (tracer, name) = (status.tracer, comm(status.tracer));
-            return unusable(format!("process {pid} is already traced by process {tracer} ({name})"));
-        }
         let mem = match open(pid) {
             Ok(mem) => mem,
             Err(error) => return Err(open_error(pid, &status, &error)),
@@ -141,6 +139,19 @@ impl Process {
         let process = Process { pid, start_time, mem, status };
         process.check_machine()?;
         Ok(process)
+    }
+
+    /// Only one process can trace a thread. Any thread may have a tracer, not only the first.
+    pub(crate) fn check_tracer(&self) -> Result<(), Error> {
+        let pid = self.pid;
+        let tracer = |tid| read_status(&format!("/proc/{pid}/task/{tid}/status")).map_or(0, |status| status.tracer);
+        match threads(pid).into_iter().map(tracer).find(|&tracer| tracer != 0) {
+            None => Ok(()),
+            Some(tracer) => {
+                let name = comm(tracer);
+                Err(Error::Unusable(format!("process {pid} is already traced by process {tracer} ({name})")))
+            }
+        }
     }
 
     /// Whether the number still stands for the process that was opened, and it lives.

@@ -152,10 +152,10 @@ impl<'p> Tracer<'p> {
     }
 
     fn refused_to_trace(&self) -> Error {
-        match Process::open_read(self.process.pid) {
-            // Says who traces it, or that it is a zombie by now.
+        // Says who traces it, or that it is a zombie by now.
+        match Process::open_read(self.process.pid).and_then(|process| process.check_tracer()) {
             Err(error) => error,
-            Ok(_) => Error::Unusable(process::not_permitted(self.process.pid, &self.process.status)),
+            Ok(()) => Error::Unusable(process::not_permitted(self.process.pid, &self.process.status)),
         }
     }
 

@@ -20,6 +20,7 @@ fn main() {
         trial("no_such_process", gcc(), no_such_process),
         trial("not_permitted", gcc(), not_permitted),
         trial("traced_by_another_program", gcc(), traced_by_another_program),
+        trial("traced_processes_can_be_looked_at", gcc(), traced_processes_can_be_looked_at),
         trial("traced_by_gdb", gcc().or_else(|| lacks("gdb")), traced_by_gdb),
         trial("another_build", gcc(), another_build),
         trial("zombie", gcc(), zombie),
@@ -73,28 +74,75 @@ fn not_permitted() {
     assert_eq!(target.ask(), OLD);
 }
 
-/// The tracer is a thread of this test: tracing belongs to a thread, not to a process.
 fn traced_by_another_program() {
     let pair = Pair::make();
     let mut target = pair.start();
     let pid = target.pid();
-    let (done, until_done) = std::sync::mpsc::channel::<()>();
-    let tracer = std::thread::spawn(move || {
-        let (pid, none) = (pid.cast_signed(), std::ptr::null_mut::<libc::c_void>());
-        // SAFETY: PTRACE_SEIZE does not stop the target and reads no memory of ours. The tracing ends with this thread.
-        let seized = unsafe { libc::ptrace(libc::PTRACE_SEIZE, pid, none, none) };
-        assert_eq!(seized, 0, "our own child can be traced");
-        let _ = until_done.recv();
-    });
-    assert!(until(Duration::from_secs(5), || status_field(pid, "TracerPid") != "0"), "the tracer has attached");
+    let tracer = Tracer::of(pid);
     let before = Snapshot::of(pid);
     apply(&pair.patch, pid).exits(2).says(&[&pid.to_string(), "traced", &status_field(pid, "TracerPid")]);
     before.still_holds(pid);
     assert_eq!(target.ask(), OLD);
-    drop(done);
-    tracer.join().expect("the tracer does not panic");
+    drop(tracer);
     apply(&pair.patch, pid).exits(0);
     assert_eq!(target.ask(), NEW);
+}
+
+/// Traces a process until this is dropped.
+struct Tracer {
+    done: Option<std::sync::mpsc::Sender<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Tracer {
+    /// The tracer is a thread of this test: tracing belongs to a thread, not to a process.
+    fn of(pid: u32) -> Tracer {
+        let (done, until_done) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || {
+            let (pid, none) = (pid.cast_signed(), std::ptr::null_mut::<libc::c_void>());
+            // SAFETY: PTRACE_SEIZE does not stop the target and reads no memory of ours. The tracing ends with this thread.
+            let seized = unsafe { libc::ptrace(libc::PTRACE_SEIZE, pid, none, none) };
+            assert_eq!(seized, 0, "our own child can be traced");
+            let _ = until_done.recv();
+        });
+        assert!(until(Duration::from_secs(5), || status_field(pid, "TracerPid") != "0"), "the tracer has attached");
+        Tracer { done: Some(done), thread: Some(thread) }
+    }
+}
+
+impl Drop for Tracer {
+    fn drop(&mut self) {
+        drop(self.done.take());
+        let _ = self.thread.take().map(std::thread::JoinHandle::join);
+    }
+}
+
+/// Looking needs no tracing: `hp status` tells of a traced process, and one without the patch is passed over.
+fn traced_processes_can_be_looked_at() {
+    let pair = Pair::make();
+    let (mut patched, mut other) = (pair.start(), pair.start());
+    apply(&pair.patch, patched.pid()).exits(0);
+    let id = hp(["inspect", "--json", &pair.patch.display().to_string()]).exits(0).out;
+    let id = id.split("\"id\": \"").nth(1).and_then(|text| text.get(..16)).expect("an ID").to_owned();
+    let tracer = Tracer::of(other.pid());
+    status(other.pid()).exits(3);
+    hp(["revert", &id, "--all"]).exits(0);
+    assert_eq!([patched.ask(), other.ask()], [OLD, OLD]);
+
+    apply(&pair.patch, patched.pid()).exits(0);
+    let before = Snapshot::of(other.pid());
+    let traced = Tracer::of(patched.pid());
+    assert!(status(patched.pid()).exits(0).out.contains("in effect"));
+    let who = status_field(patched.pid(), "TracerPid");
+    for what in [id.as_str(), &pair.patch.display().to_string()] {
+        hp(["revert", what, "--all"]).exits(2).says(&[&patched.pid().to_string(), "traced", &who]);
+    }
+    before.still_holds(other.pid());
+    assert_eq!(patched.ask(), NEW);
+    drop(traced);
+    hp(["revert", &id, "--all"]).exits(0);
+    assert_eq!(patched.ask(), OLD);
+    drop(tracer);
 }
 
 fn traced_by_gdb() {
