@@ -8,6 +8,7 @@ const TOOLS: &[(&str, &str)] = &[
     ("ab", "apache2-utils"),
     ("bash", "bash"),
     ("clang", "clang"),
+    ("dwz", "dwz"),
     ("eu-elflint", "elfutils"),
     ("g++", "g++"),
     ("gcc", "gcc"),
@@ -15,6 +16,7 @@ const TOOLS: &[(&str, &str)] = &[
     ("make", "make"),
     ("objdump", "binutils"),
     ("python3", "python3"),
+    ("xz", "xz-utils"),
 ];
 
 /// Makes sure of the programs that tests run. The error says in one line what is missing.

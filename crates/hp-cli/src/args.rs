@@ -64,6 +64,15 @@ pub(crate) struct DiffArgs {
     /// A patch with a lower number is refused over one with a higher number
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) counter: u64,
+    /// The debug file of OLD, where it is not found by itself
+    #[arg(long, value_name = "FILE")]
+    pub(crate) old_debug: Option<PathBuf>,
+    /// The debug file of NEW
+    #[arg(long, value_name = "FILE")]
+    pub(crate) new_debug: Option<PathBuf>,
+    /// Look for debug files in this tree, before /usr/lib/debug
+    #[arg(long, value_name = "DIR")]
+    pub(crate) debug_dir: Vec<PathBuf>,
     /// Print the report as JSON on standard output; the patch is written only with -o
     #[arg(long)]
     pub(crate) json: bool,

@@ -28,11 +28,16 @@ pub(crate) fn run(args: &DiffArgs) -> anyhow::Result<Exit> {
         bail!("{} is one of the builds; write the patch to another file", clean(&output.display().to_string()));
     }
     let name = args.name.clone().unwrap_or_else(|| default_name(&args.old));
+    let mut places = hp_diff::DebugPlaces::system();
+    places.directories.splice(0..0, args.debug_dir.iter().cloned());
     let options = Options {
         allow: args.allow.clone(),
         name: args.name.clone(),
         fixes: args.fixes.clone(),
         counter: args.counter,
+        old_debug: args.old_debug.clone(),
+        new_debug: args.new_debug.clone(),
+        places,
     };
     let report = hp_diff::diff(&args.old, &args.new, &options)?;
     let exit = match &report.patch {
@@ -98,6 +103,7 @@ fn json(report: &Report, exit: Exit, written: Option<&Written>) -> serde_json::V
     serde_json::json!({
         "exit": exit.code(),
         "identical": report.identical,
+        "evidence": { "old": report.evidence[0], "new": report.evidence[1] },
         "changes": report.changes,
         "findings": report.findings,
         "patch": written,

@@ -7,7 +7,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (Some(old), Some(new)) = (arguments.next(), arguments.next()) else {
         return Err("give two builds: OLD NEW".into());
     };
-    let report = hp_diff::diff(old.as_ref(), new.as_ref(), &hp_diff::Options::default())?;
+    let options = hp_diff::Options { places: hp_diff::DebugPlaces::system(), ..Default::default() };
+    let report = hp_diff::diff(old.as_ref(), new.as_ref(), &options)?;
     println!("{} functions are identical", report.identical);
     for change in &report.changes {
         println!(

@@ -93,7 +93,7 @@ pub(crate) fn data(old: &Build<'_>, new: &Build<'_>, pairs: &Correlation, change
             Word::Resolver(a) => Some(*a),
             _ => None,
         })
-        .chain(old.image.resolvers.iter().copied())
+        .chain(old.image.symbols.iter().filter(|s| s.resolver).map(|s| s.address))
         .collect();
     for (f, _, _) in &changes.functions {
         let function = &old.map.functions[*f];
@@ -128,7 +128,7 @@ pub(crate) fn undescribed(
     changes: &Changes,
     copied: &FxHashSet<FunctionId>,
 ) -> Vec<Finding> {
-    let (before, now) = (layout::described_code(&old.image.file), layout::described_code(&new.image.file));
+    let (before, now) = (layout::described_code(&old.image.debug), layout::described_code(&new.image.debug));
     let replaced = changes.functions.iter().map(|c| (&old.map.functions[c.0], &before));
     let functions = replaced.chain(copied.iter().map(|g| (&new.map.functions[*g], &now)));
     let without =

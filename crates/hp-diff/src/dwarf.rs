@@ -4,7 +4,9 @@
 //! relocatable object they still wait for their relocations: there a name is the string at offset 0 until the
 //! relocation is applied, so reading such sections as they lie would make every type equal to every other.
 //!
-//! Not handled: split DWARF (`.dwo`, `.dwp`) and supplementary files (`.gnu_debugaltlink`). Readers report them.
+//! A supplementary file (`.gnu_debugaltlink`, made by `dwz`) has units that those of the main file refer to.
+//!
+//! Not handled: split DWARF (`.dwo`, `.dwp`). Readers report it.
 
 use gimli::{DwarfSections, RunTimeEndian, SectionId};
 use object::{CompressionFormat, Object, ObjectKind, ObjectSection, ObjectSymbol, RelocationKind, RelocationTarget};
@@ -25,9 +27,23 @@ pub(crate) const DESCRIPTIONS: &[SectionId] = &[
     SectionId::DebugTypes,
 ];
 
+/// The files that hold the debug information of a build: itself or its debug file, and what that shares with others.
+#[derive(Debug)]
+pub(crate) struct Source<'data> {
+    pub(crate) main: object::File<'data>,
+    pub(crate) supplement: Option<object::File<'data>>,
+}
+
+impl<'data> From<object::File<'data>> for Source<'data> {
+    fn from(main: object::File<'data>) -> Self {
+        Source { main, supplement: None }
+    }
+}
+
 /// The debug sections of one build, decompressed and relocated. [`Sections::dwarf`] borrows a reader from it.
 pub(crate) struct Sections<'data> {
     sections: DwarfSections<Cow<'data, [u8]>>,
+    supplement: Option<DwarfSections<Cow<'data, [u8]>>>,
     endian: RunTimeEndian,
     relocatable: bool,
 }
@@ -37,20 +53,34 @@ impl<'data> Sections<'data> {
     ///
     /// # Errors
     /// A message naming the section that could not be read, decompressed or relocated.
-    pub(crate) fn load(file: &object::File<'data>, wanted: &[SectionId]) -> Result<Option<Self>, String> {
+    pub(crate) fn load(source: &Source<'data>, wanted: &[SectionId]) -> Result<Option<Self>, String> {
+        let file = &source.main;
         if file.section_by_name(".debug_info").is_none_or(|s| s.size() == 0) {
             return Ok(None);
         }
         let endian = if file.is_little_endian() { RunTimeEndian::Little } else { RunTimeEndian::Big };
-        let sections = DwarfSections::load(|id| {
-            if wanted.contains(&id) { content(file, id.name()) } else { Ok(Cow::Borrowed(&[][..])) }
-        })?;
-        Ok(Some(Sections { sections, endian, relocatable: file.kind() == ObjectKind::Relocatable }))
+        let load = |file: &object::File<'data>| {
+            DwarfSections::load(|id| {
+                if wanted.contains(&id) { content(file, id.name()) } else { Ok(Cow::Borrowed(&[][..])) }
+            })
+        };
+        let sections = load(file)?;
+        let supplement = source.supplement.as_ref().map(load).transpose()?;
+        Ok(Some(Sections { sections, supplement, endian, relocatable: file.kind() == ObjectKind::Relocatable }))
     }
 
     /// A reader over the loaded sections.
     pub(crate) fn dwarf(&self) -> gimli::Dwarf<Reader<'_>> {
-        self.sections.borrow(|bytes| Reader::new(bytes, self.endian))
+        let mut dwarf = self.sections.borrow(|bytes| Reader::new(bytes, self.endian));
+        if let Some(supplement) = self.supplement() {
+            dwarf.set_sup(supplement);
+        }
+        dwarf
+    }
+
+    /// A reader over the supplementary file, if there is one.
+    pub(crate) fn supplement(&self) -> Option<gimli::Dwarf<Reader<'_>>> {
+        self.supplement.as_ref().map(|s| s.borrow(|bytes| Reader::new(bytes, self.endian)))
     }
 
     /// True for an object file that was not linked: its addresses are offsets in sections.
@@ -64,6 +94,8 @@ impl<'data> Sections<'data> {
         let same = |a: Reader<'_>, b: Reader<'_>| a.slice() == b.slice();
         use gimli::Section;
         !self.relocatable
+            && self.supplement.is_none()
+            && other.supplement.is_none()
             && !other.relocatable
             && self.endian == other.endian
             && same(*old.debug_info.reader(), *new.debug_info.reader())

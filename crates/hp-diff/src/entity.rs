@@ -12,7 +12,7 @@ use object::SymbolKind;
 use rustc_hash::FxHashMap;
 
 use crate::arch::{self, Site, Use};
-use crate::image::{Image, Section, Word, is_constant_section};
+use crate::image::{Evidence, Image, Section, Word, is_constant_section};
 
 /// Index of a function in its [`Map`].
 pub(crate) type FunctionId = usize;
@@ -44,6 +44,8 @@ pub(crate) struct Function<'a> {
     pub ranges: Vec<CodeRange<'a>>,
     /// Its range overlaps another function's.
     pub overlaps: bool,
+    /// What says where it lies.
+    pub evidence: Evidence,
 }
 
 impl Function<'_> {
@@ -366,6 +368,7 @@ fn functions<'a>(image: &Image<'a>) -> Vec<Function<'a>> {
             local: symbol.local,
             ranges: Vec::new(),
             overlaps: false,
+            evidence: symbol.evidence,
         });
         if function.local && !symbol.local {
             (function.local, function.file) = (false, symbol.file);

@@ -26,7 +26,7 @@ mod statics;
 #[cfg(test)]
 mod tests;
 
-use crate::dwarf::{DESCRIPTIONS, Sections};
+use crate::dwarf::{DESCRIPTIONS, Sections, Source};
 use crate::finding::{Code, Finding};
 use define::Definitions;
 use parse::Tree;
@@ -35,7 +35,7 @@ pub(crate) use coverage::{contains, described_code};
 pub(crate) use statics::{StaticLocal, static_locals};
 
 /// Compares all type layouts of two builds. The findings are sorted.
-pub(crate) fn compare(old: &object::File<'_>, new: &object::File<'_>) -> Vec<Finding> {
+pub(crate) fn compare(old: &Source<'_>, new: &Source<'_>) -> Vec<Finding> {
     let sections = (Sections::load(old, DESCRIPTIONS), Sections::load(new, DESCRIPTIONS));
     if let (Ok(Some(old)), Ok(Some(new))) = &sections
         && old.same_descriptions(new)

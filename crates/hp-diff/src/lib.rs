@@ -12,12 +12,16 @@ mod dwarf;
 mod entity;
 mod finding;
 mod image;
+mod input;
 mod layout;
 mod payload;
 mod unwind;
 
 pub use finding::{Code, Finding, Level};
+pub use image::Evidence;
+pub use input::DebugPlaces;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use rustc_hash::FxHashSet;
@@ -27,6 +31,7 @@ use compare::{Changes, compare};
 use correlate::{Correlation, correlate};
 use entity::FunctionId;
 use image::Image;
+use input::Input;
 
 /// What the user asked of a diff.
 #[derive(Clone, Debug, Default)]
@@ -39,6 +44,12 @@ pub struct Options {
     pub fixes: Vec<String>,
     /// Orders patches of one base: an older one is refused over a newer one.
     pub counter: u64,
+    /// The old build's debug file, if it is not where [`places`](Self::places) says.
+    pub old_debug: Option<PathBuf>,
+    /// The new build's.
+    pub new_debug: Option<PathBuf>,
+    /// Where debug files are looked for. The default: beside the builds only.
+    pub places: DebugPlaces,
 }
 
 /// Why two files could not be compared at all (exit code 2).
@@ -79,6 +90,8 @@ pub struct Change {
     pub new_address: u64,
     /// Size in the new build in bytes (all fragments), 0 for a removed function.
     pub new_size: u64,
+    /// What says where the function begins and ends: in the old build, for an added function in the new one.
+    pub evidence: Evidence,
 }
 
 /// The kinds of change (`identical` functions are only counted).
@@ -100,6 +113,8 @@ pub struct Report {
     pub identical: usize,
     /// Functions that differ, ordered by name.
     pub changes: Vec<Change>,
+    /// How many functions of the old and of the new build are known by which evidence.
+    pub evidence: [BTreeMap<Evidence, usize>; 2],
     /// All findings, errors first.
     pub findings: Vec<Finding>,
     /// The patch; `None` if an error-level finding forbids it or there is nothing to do.
@@ -119,16 +134,17 @@ impl Report {
 /// [`Error`] where a file cannot be read or is no input for this tool. Everything that
 /// forbids a patch of two readable builds is a [`Finding`] in the report instead.
 pub fn diff(old: &Path, new: &Path, options: &Options) -> Result<Report, Error> {
-    let (old_data, new_data) = (open(old)?, open(new)?);
-    let (old_image, new_image) = (Image::parse(old, &old_data)?, Image::parse(new, &new_data)?);
+    let old = Input::open(old, options.old_debug.as_deref(), &options.places)?;
+    let new = Input::open(new, options.new_debug.as_deref(), &options.places)?;
+    let (old_image, new_image) = (Image::parse(&old)?, Image::parse(&new)?);
     let mut findings = check::images(&old_image, &new_image);
     let fatal = |f: &Finding| matches!(f.code, Code::NoSymbols | Code::KindDiffers | Code::ForeignRuntime);
     if findings.iter().any(fatal) {
         findings.sort_by(by_weight);
-        return Ok(Report { identical: 0, changes: Vec::new(), findings, patch: None });
+        return Ok(Report { identical: 0, changes: Vec::new(), evidence: Default::default(), findings, patch: None });
     }
-    findings.extend(layout::compare(&old_image.file, &new_image.file));
-    let locals = (layout::static_locals(&old_image.file), layout::static_locals(&new_image.file));
+    findings.extend(layout::compare(&old_image.debug, &new_image.debug));
+    let locals = (layout::static_locals(&old_image.debug), layout::static_locals(&new_image.debug));
     let absolute = |i: &Image<'_>| i.sections.iter().map(|s| s.address).find(|a| *a != 0).unwrap_or(0)..i.span;
     let numbers = (old_image.fixed_address && new_image.fixed_address).then(|| {
         let (a, b) = (absolute(&old_image), absolute(&new_image));
@@ -155,7 +171,8 @@ pub fn diff(old: &Path, new: &Path, options: &Options) -> Result<Report, Error> 
     findings.sort_by(by_weight);
     findings.dedup();
     accept(&mut findings, options);
-    let mut report = Report { identical: changes.identical, changes: listed, findings, patch };
+    let evidence = [evidence(&old), evidence(&new)];
+    let mut report = Report { identical: changes.identical, changes: listed, evidence, findings, patch };
     if report.refused() {
         report.patch = None;
     }
@@ -165,19 +182,13 @@ pub fn diff(old: &Path, new: &Path, options: &Options) -> Result<Report, Error> 
     Ok(report)
 }
 
-fn open(path: &Path) -> Result<memmap2::Mmap, Error> {
-    let failed = |source| Error::Io { path: path.to_owned(), source };
-    let file = std::fs::File::open(path).map_err(failed)?;
-    if file.metadata().map_err(failed)?.is_dir() {
-        return Err(Error::Input {
-            path: path.to_owned(),
-            reason: "is a directory; give a program or a shared object".into(),
-        });
+/// Counts functions by what says where they lie.
+fn evidence(build: &Build<'_>) -> BTreeMap<Evidence, usize> {
+    let mut counts = BTreeMap::new();
+    for function in &build.map.functions {
+        *counts.entry(function.evidence).or_default() += 1;
     }
-    // SAFETY: the mapping is private and only read. A file that is changed or truncated
-    // while it is compared is outside of what can be defended against here; the patch
-    // would be refused by the applier, which checks every old byte.
-    unsafe { memmap2::Mmap::map(&file) }.map_err(failed)
+    counts
 }
 
 /// Errors first, then by code and subject.
@@ -210,6 +221,7 @@ fn changed(
         old_size: f.size(),
         new_address: g.address(),
         new_size: g.size(),
+        evidence: f.evidence,
     }
 }
 
@@ -225,6 +237,7 @@ fn unpaired(old: &Build<'_>, new: &Build<'_>, pairs: &Correlation, copied: &FxHa
         old_size: f.size(),
         new_address: 0,
         new_size: 0,
+        evidence: f.evidence,
     });
     let added = added.map(|(g, f)| Change {
         name: f.name().to_owned(),
@@ -234,6 +247,7 @@ fn unpaired(old: &Build<'_>, new: &Build<'_>, pairs: &Correlation, copied: &FxHa
         old_size: 0,
         new_address: f.address(),
         new_size: f.size(),
+        evidence: f.evidence,
     });
     removed.chain(added).collect()
 }

@@ -7,7 +7,7 @@
 use gimli::SectionId;
 use std::ops::Range;
 
-use crate::dwarf::Sections;
+use crate::dwarf::{Sections, Source};
 
 const RANGES: &[SectionId] = &[
     SectionId::DebugAbbrev,
@@ -23,7 +23,7 @@ const RANGES: &[SectionId] = &[
 
 /// The code that units describe: ranges of link-time addresses, ordered. Empty where there
 /// is no debug information or it cannot be read.
-pub(crate) fn described_code(file: &object::File<'_>) -> Vec<Range<u64>> {
+pub(crate) fn described_code(file: &Source<'_>) -> Vec<Range<u64>> {
     let mut found = match Sections::load(file, RANGES) {
         Ok(Some(sections)) => ranges(&sections).unwrap_or_default(),
         _ => Vec::new(),

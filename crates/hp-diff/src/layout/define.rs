@@ -83,9 +83,16 @@ pub(super) fn definitions(tree: &Tree<'_>) -> Result<Definitions, String> {
     if let Some((unit, what)) = failed {
         return Err(format!("unit {}: {what}", String::from_utf8_lossy(tree.units[unit].file())));
     }
+    let importers = tree.importers();
     for definitions in types.values_mut() {
         definitions.sort_by(|a, b| a.text.cmp(&b.text));
         for definition in definitions {
+            // A part that no unit imports stays itself.
+            let owners = |unit: u32| match importers[unit as usize].as_slice() {
+                [] => vec![unit],
+                owners => owners.to_vec(),
+            };
+            definition.units = definition.units.iter().flat_map(|unit| owners(*unit)).collect();
             definition.units.sort_unstable();
             definition.units.dedup();
         }

@@ -13,6 +13,8 @@ use rustc_hash::FxHashMap;
 pub(super) const NONE: u64 = u64::MAX;
 /// Marks a reference into `.debug_types`, so that one number names any DIE of the build.
 const IN_TYPES: u64 = 1 << 63;
+/// Marks a reference into the supplementary file.
+const IN_SUPPLEMENT: u64 = 1 << 62;
 
 /// Set in [`Node::flags`].
 pub(super) mod flag {
@@ -68,6 +70,10 @@ pub(super) struct Unit<'d> {
     pub(super) die: gimli::Unit<Reader<'d>>,
     /// Written in C, where each file may have its own type of a name.
     pub(super) is_c: bool,
+    /// A part that `dwz` made of what several units had in common.
+    partial: bool,
+    /// References to the units that it imports.
+    imports: Vec<u64>,
 }
 
 impl<'d> Unit<'d> {
@@ -80,6 +86,16 @@ impl<'d> Unit<'d> {
         Some(self.side[at].1)
     }
 
+    /// Where an attribute of one of its DIEs leads.
+    pub(super) fn target(&self, value: AttributeValue<Reader<'d>>) -> Option<u64> {
+        match value {
+            AttributeValue::UnitRef(offset) => Some(self.base.saturating_add(offset.0 as u64)),
+            AttributeValue::DebugInfoRef(offset) => Some(self.base & IN_SUPPLEMENT | offset.0 as u64),
+            AttributeValue::DebugInfoRefSup(offset) => Some(IN_SUPPLEMENT | offset.0 as u64),
+            _ => None,
+        }
+    }
+
     /// The source file's name without directories.
     pub(super) fn file(&self) -> &'d [u8] {
         let name = self.die.name.map_or(&[][..], |name| name.slice());
@@ -90,6 +106,7 @@ impl<'d> Unit<'d> {
 /// All units of a build.
 pub(super) struct Tree<'d> {
     dwarf: gimli::Dwarf<Reader<'d>>,
+    supplement: Option<gimli::Dwarf<Reader<'d>>>,
     /// Ascending by `base`.
     pub(super) units: Vec<Unit<'d>>,
 }
@@ -100,13 +117,17 @@ impl<'d> Tree<'d> {
     /// # Errors
     /// The first malformed or unsupported unit, by offset.
     pub(super) fn parse(sections: &'d Sections<'_>) -> Result<Tree<'d>, String> {
-        let (dwarf, linked) = (sections.dwarf(), !sections.relocatable());
+        let (dwarf, supplement, linked) = (sections.dwarf(), sections.supplement(), !sections.relocatable());
         let mut headers = Vec::new();
         let mut signatures = FxHashMap::default();
         let bad = |e: gimli::Error| format!("unit headers: {e}");
         let mut info = dwarf.units();
         while let Some(header) = info.next().map_err(bad)? {
             headers.push((header.debug_info_offset().map_or(0, |o| o.0 as u64), header));
+        }
+        let mut shared = supplement.as_ref().map(|s| s.units());
+        while let Some(header) = shared.as_mut().map_or(Ok(None), |units| units.next()).map_err(bad)? {
+            headers.push((IN_SUPPLEMENT | header.debug_info_offset().map_or(0, |o| o.0 as u64), header));
         }
         let mut types = dwarf.type_units();
         while let Some(header) = types.next().map_err(bad)? {
@@ -120,16 +141,33 @@ impl<'d> Tree<'d> {
         let parsed: Vec<Result<Unit<'d>, String>> = headers
             .into_par_iter()
             .map(|(base, header)| {
-                let at = base & !IN_TYPES;
-                parse_unit(&dwarf, header, base, &signatures, linked).map_err(|what| format!("unit at {at:#x}: {what}"))
+                let at = base & !(IN_TYPES | IN_SUPPLEMENT);
+                let dwarf = supplement.as_ref().filter(|_| base & IN_SUPPLEMENT != 0).unwrap_or(&dwarf);
+                parse_unit(dwarf, header, base, &signatures, linked).map_err(|what| format!("unit at {at:#x}: {what}"))
             })
             .collect();
-        Ok(Tree { dwarf, units: parsed.into_iter().collect::<Result<_, _>>()? })
+        Ok(Tree { dwarf, supplement, units: parsed.into_iter().collect::<Result<_, _>>()? })
+    }
+
+    /// For each unit the units of source files that it is part of: itself, or all that import it.
+    pub(super) fn importers(&self) -> Vec<Vec<u32>> {
+        let mut found: Vec<Vec<u32>> = vec![Vec::new(); self.units.len()];
+        for (index, _) in self.units.iter().enumerate().filter(|(_, u)| !u.partial) {
+            let mut open = vec![index];
+            while let Some(part) = open.pop() {
+                if found[part].last() != Some(&(index as u32)) {
+                    found[part].push(index as u32);
+                    open.extend(self.units[part].imports.iter().filter_map(|import| self.unit_index(*import)));
+                }
+            }
+        }
+        found
     }
 
     /// The text of a string attribute of a unit's DIE.
     pub(super) fn string(&self, unit: &Unit<'d>, value: AttributeValue<Reader<'d>>) -> Option<&'d [u8]> {
-        self.dwarf.attr_string(&unit.die, value).ok().map(|string| string.slice())
+        let dwarf = self.supplement.as_ref().filter(|_| unit.base & IN_SUPPLEMENT != 0).unwrap_or(&self.dwarf);
+        dwarf.attr_string(&unit.die, value).ok().map(|string| string.slice())
     }
 
     /// False where there are line tables and functions only (`-g1`).
@@ -140,13 +178,9 @@ impl<'d> Tree<'d> {
 
     /// The kept DIE that a reference leads to.
     pub(super) fn find(&self, reference: u64) -> Option<Id> {
-        let unit = self.units.partition_point(|u| u.base <= reference).checked_sub(1)?;
+        let unit = self.unit_index(reference)?;
         let u = &self.units[unit];
-        let offset = reference - u.base;
-        if offset >= u.length {
-            return None;
-        }
-        let node = u.nodes.binary_search_by_key(&offset, |n| u64::from(n.offset)).ok()?;
+        let node = u.nodes.binary_search_by_key(&(reference - u.base), |n| u64::from(n.offset)).ok()?;
         Some((unit as u32, node as u32))
     }
 
@@ -170,9 +204,13 @@ impl<'d> Tree<'d> {
 
     /// The unit that a reference leads into, and the offset there, of whatever DIE.
     pub(super) fn locate(&self, reference: u64) -> Option<(&Unit<'d>, gimli::UnitOffset)> {
-        let unit = self.units.get(self.units.partition_point(|u| u.base <= reference).checked_sub(1)?)?;
-        let offset = reference - unit.base;
-        (offset < unit.length).then_some((unit, gimli::UnitOffset(offset as usize)))
+        let unit = &self.units[self.unit_index(reference)?];
+        Some((unit, gimli::UnitOffset((reference - unit.base) as usize)))
+    }
+
+    fn unit_index(&self, reference: u64) -> Option<usize> {
+        let index = self.units.partition_point(|u| u.base <= reference).checked_sub(1)?;
+        (reference - self.units[index].base < self.units[index].length).then_some(index)
     }
 
     pub(super) fn unit(&self, id: Id) -> &Unit<'d> {
@@ -210,12 +248,15 @@ enum Interest {
     Keep,
     /// A variable is kept if it has a fixed address.
     IfFixed,
+    /// Says which unit is part of this one.
+    Import,
     Skip,
 }
 
 fn interest(tag: DwTag, parent: Option<&Node<'_>>) -> Interest {
     match tag {
         dw::DW_TAG_variable => Interest::IfFixed,
+        dw::DW_TAG_imported_unit => Interest::Import,
         dw::DW_TAG_formal_parameter | dw::DW_TAG_unspecified_parameters => match parent {
             Some(p) if p.tag == dw::DW_TAG_subroutine_type => Interest::Keep,
             _ => Interest::Skip,
@@ -238,7 +279,6 @@ fn interest(tag: DwTag, parent: Option<&Node<'_>>) -> Interest {
         | dw::DW_TAG_GNU_call_site_parameter
         | dw::DW_TAG_imported_declaration
         | dw::DW_TAG_imported_module
-        | dw::DW_TAG_imported_unit
         | dw::DW_TAG_dwarf_procedure => Interest::Skip,
         _ => Interest::Keep,
     }
@@ -268,10 +308,21 @@ fn parse_unit<'d>(
         return Err("its description is in a separate .dwo file; build without -gsplit-dwarf".into());
     }
     let is_c = is_c(&die).map_err(text)?;
-    let mut parser = Parser { dwarf, unit: &die, base, signatures, linked, nodes: Vec::new(), side: Vec::new() };
+    let root = die.entry(die.header.root_offset()).map_err(text)?;
+    let partial = root.tag() == dw::DW_TAG_partial_unit;
+    let mut parser = Parser {
+        dwarf,
+        unit: &die,
+        base,
+        signatures,
+        linked,
+        nodes: Vec::new(),
+        side: Vec::new(),
+        imports: Vec::new(),
+    };
     parser.walk()?;
-    let (nodes, side) = (parser.nodes, parser.side);
-    Ok(Unit { base, length, nodes, side, die, is_c })
+    let (nodes, side, imports) = (parser.nodes, parser.side, parser.imports);
+    Ok(Unit { base, length, nodes, side, die, is_c, partial, imports })
 }
 
 fn is_c(unit: &gimli::Unit<Reader<'_>>) -> gimli::Result<bool> {
@@ -294,6 +345,7 @@ struct Parser<'a, 'd> {
     linked: bool,
     nodes: Vec<Node<'d>>,
     side: Vec<(u32, &'d [u8])>,
+    imports: Vec<u64>,
 }
 
 impl<'d> Parser<'_, 'd> {
@@ -318,7 +370,14 @@ impl<'d> Parser<'_, 'd> {
                 entries.skip_attributes(abbreviation.attributes()).map_err(text)?;
             } else {
                 let node = self.read(&mut entries, abbreviation, offset, parent, index)?;
-                kept = matches!(interest, Interest::Keep) || node.place != NONE;
+                kept = match interest {
+                    Interest::Keep => true,
+                    Interest::IfFixed => node.place != NONE,
+                    Interest::Import | Interest::Skip => {
+                        self.imports.push(node.origin);
+                        false
+                    }
+                };
                 if kept {
                     self.nodes.push(node);
                 } else {
@@ -401,7 +460,9 @@ impl<'d> Parser<'_, 'd> {
             dw::DW_AT_name => node.name = self.string(value)?,
             dw::DW_AT_linkage_name | dw::DW_AT_MIPS_linkage_name => self.side.push((index, self.string(value)?)),
             dw::DW_AT_type => node.ty = self.reference(value)?,
-            dw::DW_AT_specification | dw::DW_AT_abstract_origin => node.origin = self.reference(value)?,
+            dw::DW_AT_specification | dw::DW_AT_abstract_origin | dw::DW_AT_import => {
+                node.origin = self.reference(value)?
+            }
             dw::DW_AT_signature => {
                 node.origin = self.reference(value)?;
                 node.flags |= flag::SIGNATURE | flag::DECLARATION;
@@ -468,7 +529,8 @@ impl<'d> Parser<'_, 'd> {
     fn reference(&self, value: AttributeValue<Reader<'d>>) -> Result<u64, String> {
         match value {
             AttributeValue::UnitRef(offset) => Ok(self.base.saturating_add(offset.0 as u64)),
-            AttributeValue::DebugInfoRef(offset) => Ok(offset.0 as u64),
+            AttributeValue::DebugInfoRef(offset) => Ok(self.base & IN_SUPPLEMENT | offset.0 as u64),
+            AttributeValue::DebugInfoRefSup(offset) if self.dwarf.sup.is_some() => Ok(IN_SUPPLEMENT | offset.0 as u64),
             AttributeValue::DebugTypesRef(signature) => self
                 .signatures
                 .get(&signature.0)
@@ -512,7 +574,7 @@ impl<'d> Parser<'_, 'd> {
     }
 }
 
-const SUPPLEMENTARY: &str = "it needs a supplementary debug file (.gnu_debugaltlink), which is not supported";
+const SUPPLEMENTARY: &str = "it needs the file that its .gnu_debugaltlink names, which was not found or is of another build; install the package that has it, or give --debug-dir";
 
 fn entries_are_big_endian(unit: &gimli::Unit<Reader<'_>>) -> bool {
     use gimli::{Endianity, Reader as _};
@@ -533,6 +595,7 @@ fn matters(name: gimli::DwAt) -> bool {
             | dw::DW_AT_type
             | dw::DW_AT_specification
             | dw::DW_AT_abstract_origin
+            | dw::DW_AT_import
             | dw::DW_AT_signature
             | dw::DW_AT_containing_type
             | dw::DW_AT_byte_size

@@ -4,7 +4,7 @@
 //! the owner. A function that was inlined everywhere has only an abstract description, and GCC puts the addresses there.
 
 use super::parse::{Id, NONE, Tree};
-use crate::dwarf::{DESCRIPTIONS, Reader, Sections};
+use crate::dwarf::{DESCRIPTIONS, Sections, Source};
 use gimli::constants as dw;
 
 /// A static local variable.
@@ -23,7 +23,7 @@ pub(crate) struct StaticLocal {
 }
 
 /// All static locals, by address; empty where the DWARF is missing or malformed ([`super::compare`] reports that).
-pub(crate) fn static_locals(file: &object::File<'_>) -> Vec<StaticLocal> {
+pub(crate) fn static_locals(file: &Source<'_>) -> Vec<StaticLocal> {
     let Ok(Some(sections)) = Sections::load(file, DESCRIPTIONS) else { return Vec::new() };
     let Ok(tree) = Tree::parse(&sections) else { return Vec::new() };
     if sections.relocatable() {
@@ -79,9 +79,10 @@ fn function_name(tree: &Tree<'_>, owner: Id) -> Option<(Id, String)> {
     Some((owner_unit(tree, owner), plain?))
 }
 
-/// The abstract function's unit is the source file, also where link-time optimisation moved the code elsewhere.
+/// The abstract function's unit is the source file, also where link-time optimisation moved the code elsewhere; but
+/// what `dwz` moved into a part that units share has no file.
 fn owner_unit(tree: &Tree<'_>, owner: Id) -> Id {
-    tree.find(tree.node(owner).origin).unwrap_or(owner)
+    tree.find(tree.node(owner).origin).filter(|id| !tree.unit(*id).file().is_empty()).unwrap_or(owner)
 }
 
 /// Name and type of the variable that a concrete one comes from. It has no address itself, so the tree does not have it.
@@ -91,21 +92,13 @@ fn declaration(tree: &Tree<'_>, mut origin: u64) -> Option<(Vec<u8>, u64)> {
         let (unit, offset) = tree.locate(origin)?;
         let entry = unit.die.entry(offset).ok()?;
         name = name.or_else(|| tree.string(unit, entry.attr_value(dw::DW_AT_name)?).map(<[u8]>::to_vec));
-        let follow = |at| target(unit.base, entry.attr_value(at)?);
+        let follow = |at| unit.target(entry.attr_value(at)?);
         if let Some(ty) = follow(dw::DW_AT_type) {
             return Some((name?, ty));
         }
         origin = follow(dw::DW_AT_abstract_origin).or_else(|| follow(dw::DW_AT_specification))?;
     }
     None
-}
-
-fn target(base: u64, value: gimli::AttributeValue<Reader<'_>>) -> Option<u64> {
-    match value {
-        gimli::AttributeValue::UnitRef(offset) => Some(base.saturating_add(offset.0 as u64)),
-        gimli::AttributeValue::DebugInfoRef(offset) => Some(offset.0 as u64),
-        _ => None,
-    }
 }
 
 /// Size in bytes, through typedefs, qualifiers and arrays.

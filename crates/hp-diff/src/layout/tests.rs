@@ -1,7 +1,7 @@
 //! Pairs of small sources, compiled by the real compilers, and what must or must not be found between them.
 
 use super::{Definitions, StaticLocal, compare, definitions, static_locals};
-use crate::dwarf::{DESCRIPTIONS, Sections};
+use crate::dwarf::{DESCRIPTIONS, Sections, Source};
 use crate::finding::{Code, Finding};
 use std::process::Command;
 
@@ -34,8 +34,12 @@ fn build_files(language: &str, flags: &str, files: &[(&str, &str)]) -> Vec<u8> {
     std::fs::read(out).unwrap()
 }
 
+fn opened(build: &[u8]) -> Source<'_> {
+    object::File::parse(build).unwrap().into()
+}
+
 fn findings(old: &[u8], new: &[u8]) -> Vec<Finding> {
-    compare(&object::File::parse(old).unwrap(), &object::File::parse(new).unwrap())
+    compare(&opened(old), &opened(new))
 }
 
 fn messages(old: &[u8], new: &[u8]) -> Vec<String> {
@@ -66,8 +70,7 @@ fn rust(old: &str, new: &str) -> Vec<String> {
 }
 
 fn all(build: &[u8]) -> Definitions {
-    let file = object::File::parse(build).unwrap();
-    definitions(&Sections::load(&file, DESCRIPTIONS).unwrap().unwrap()).unwrap().unwrap()
+    definitions(&Sections::load(&opened(build), DESCRIPTIONS).unwrap().unwrap()).unwrap().unwrap()
 }
 
 const NOTHING: &[String] = &[];
@@ -417,7 +420,7 @@ fn malformed_dwarf_is_a_finding() {
                 bad[at] = value;
                 let found = findings(&good, &bad);
                 unproven += usize::from(found.iter().any(|f| f.code == Code::LayoutUnproven));
-                static_locals(&object::File::parse(&*bad).unwrap());
+                static_locals(&opened(&bad));
             }
         }
     }
@@ -451,7 +454,7 @@ fn the_same_answer_each_time() {
 
 fn locals(language: &str, flags: &str, source: &str) -> Vec<StaticLocal> {
     let build = build(language, flags, source);
-    let mut locals = static_locals(&object::File::parse(&*build).unwrap());
+    let mut locals = static_locals(&opened(&build));
     assert!(locals.is_sorted() && locals.iter().all(|l| l.address != 0));
     locals.sort_by(|a, b| (&a.function, &a.name, a.size).cmp(&(&b.function, &b.name, b.size)));
     locals

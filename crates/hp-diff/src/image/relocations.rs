@@ -1,0 +1,124 @@
+//! What the dynamic linker and the static linker put into the words of an image.
+
+use object::read::elf::{ElfFile64, Rela, SectionHeader, Sym};
+use object::{Endianness, Object, ObjectSection, elf};
+
+use super::{Image, Word};
+
+impl<'a> Image<'a> {
+    pub(super) fn read_relocations(&mut self, elf: &ElfFile64<'a, Endianness>) -> object::Result<()> {
+        let (endian, data) = (elf.endian(), elf.data());
+        let table = elf.elf_section_table();
+        let versions = table.versions(endian, data)?;
+        let dynsyms = elf.elf_dynamic_symbol_table();
+        let name_of = |index: object::SymbolIndex| -> object::Result<String> {
+            if index.0 == 0 {
+                return Ok(String::new());
+            }
+            let symbol = dynsyms.symbol(index)?;
+            let name = String::from_utf8_lossy(dynsyms.symbol_name(endian, symbol)?).into_owned();
+            let version = match &versions {
+                Some(v) => v.version(v.version_index(endian, index).index())?,
+                None => None,
+            };
+            Ok(match version {
+                Some(v) if symbol.st_shndx(endian) == elf::SHN_UNDEF => {
+                    format!("{name}@{}", String::from_utf8_lossy(v.name()))
+                }
+                _ => name,
+            })
+        };
+        for (index, symbol) in dynsyms.enumerate() {
+            if symbol.st_shndx(endian) == elf::SHN_UNDEF {
+                let name = name_of(index)?;
+                if symbol.st_bind() == elf::STB_WEAK {
+                    self.weak.insert(name.clone());
+                }
+                self.imported.push(name);
+            }
+        }
+        for section in table.iter() {
+            let allocated = section.sh_flags(endian).contains(elf::SHF_ALLOC);
+            if let (true, Some((relas, _))) = (allocated, section.rela(endian, data)?) {
+                for rela in relas {
+                    let address = rela.r_offset(endian);
+                    let addend = rela.r_addend(endian);
+                    let kind = rela.r_type(endian, false);
+                    let symbol = || name_of(object::SymbolIndex(rela.r_sym(endian, false) as usize));
+                    let word = match kind {
+                        elf::R_X86_64_RELATIVE => Word::Address(addend as u64),
+                        elf::R_X86_64_IRELATIVE => Word::Resolver(addend as u64),
+                        elf::R_X86_64_64 | elf::R_X86_64_GLOB_DAT | elf::R_X86_64_JUMP_SLOT => {
+                            Word::Symbol(symbol()?, addend)
+                        }
+                        elf::R_X86_64_COPY => Word::Copy(copied_name(elf, rela, &name_of)?),
+                        elf::R_X86_64_DTPMOD64
+                        | elf::R_X86_64_DTPOFF64
+                        | elf::R_X86_64_TPOFF64
+                        | elf::R_X86_64_TLSDESC => Word::Tls(kind.0, symbol()?, addend),
+                        other => Word::Other(other.0, symbol()?, addend),
+                    };
+                    self.words.insert(address, word);
+                }
+            }
+        }
+        self.read_relr(elf)?;
+        self.text_relocations = self
+            .sections
+            .iter()
+            .filter(|s| s.executable)
+            .any(|s| self.words.range(s.address..s.end()).next().is_some());
+        Ok(())
+    }
+
+    /// In a position-dependent image the linker itself fills GOT slots in, without a
+    /// dynamic relocation: with an address, or with a thread-local offset.
+    pub(super) fn fill_static_slots(&mut self) {
+        if !self.fixed_address {
+            return;
+        }
+        for section in self.sections.iter().filter(|s| s.name.starts_with(".got")) {
+            for (i, word) in section.data.chunks_exact(8).enumerate() {
+                let value = u64::from_le_bytes(word.try_into().unwrap_or_default());
+                let word = if (self.start..self.span).contains(&value) {
+                    Word::Address(value)
+                } else {
+                    Word::Other(elf::R_X86_64_NONE.0, String::new(), value as i64)
+                };
+                self.words.entry(section.address + 8 * i as u64).or_insert(word);
+            }
+        }
+    }
+
+    /// `DT_RELR`: relative relocations packed as addresses and bitmaps (gABI, "Relative
+    /// relocation table"). The addend is the word itself.
+    fn read_relr(&mut self, elf: &ElfFile64<'a, Endianness>) -> object::Result<()> {
+        let Some(section) = elf.section_by_name(".relr.dyn") else { return Ok(()) };
+        let mut next = 0u64;
+        let mut found = Vec::new();
+        for entry in section.data()?.chunks_exact(8) {
+            let entry = u64::from_le_bytes(entry.try_into().unwrap_or_default());
+            if entry & 1 == 0 {
+                found.push(entry);
+                next = entry.wrapping_add(8);
+            } else {
+                found.extend((0..63).filter(|i| entry >> (i + 1) & 1 == 1).map(|i| next.wrapping_add(8 * i)));
+                next = next.wrapping_add(8 * 63);
+            }
+        }
+        for address in found {
+            if let Some(value) = self.u64_at(address) {
+                self.words.insert(address, Word::Address(value));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn copied_name(
+    elf: &ElfFile64<'_, Endianness>,
+    rela: &elf::Rela64<Endianness>,
+    name_of: &dyn Fn(object::SymbolIndex) -> object::Result<String>,
+) -> object::Result<String> {
+    name_of(object::SymbolIndex(rela.r_sym(elf.endian(), false) as usize))
+}

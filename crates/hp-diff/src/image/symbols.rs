@@ -1,0 +1,94 @@
+//! The symbols of an image, and where each one comes from.
+//!
+//! A stripped image has its symbols elsewhere: in a separate debug file, which has a
+//! whole `.symtab`; or in `.gnu_debugdata`, which has those functions that `.dynsym` has not.
+
+use object::read::elf::{ElfFile64, Sym};
+use object::{Endianness, Object, ObjectSymbol, SectionIndex, SymbolKind, elf};
+
+/// What says where a function lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Evidence {
+    /// The build's own `.symtab`.
+    SymbolTable,
+    /// `.symtab` of a separate debug file.
+    DebugFile,
+    /// `.symtab` in `.gnu_debugdata` (MiniDebugInfo).
+    MiniDebugInfo,
+    /// `.dynsym`: names that other modules bind to.
+    DynamicSymbols,
+}
+
+/// A symbol of `.symtab`.
+#[derive(Clone, Debug)]
+pub(crate) struct Symbol<'a> {
+    pub name: &'a str,
+    pub address: u64,
+    pub size: u64,
+    pub kind: SymbolKind,
+    /// Source file that owns a local symbol (`STT_FILE`); empty for globals.
+    pub file: &'a str,
+    pub local: bool,
+    /// Resolver of an indirect function (`STT_GNU_IFUNC`).
+    pub resolver: bool,
+    pub evidence: Evidence,
+}
+
+/// True if the file's own symbol table has functions, as opposed to none or a few markers.
+pub(crate) fn has_functions(elf: &ElfFile64<'_, Endianness>) -> bool {
+    elf.symbols().any(|s| s.kind() == SymbolKind::Text && s.is_definition())
+}
+
+/// The symbols of `.symtab` of one file.
+pub(super) fn symbols<'a>(elf: &ElfFile64<'a, Endianness>, evidence: Evidence) -> object::Result<Vec<Symbol<'a>>> {
+    let table = elf.elf_symbol_table();
+    read(elf, elf.symbols(), |i| table.symbol(i), evidence)
+}
+
+/// The symbols of `.dynsym`.
+pub(super) fn dynamic<'a>(elf: &ElfFile64<'a, Endianness>) -> object::Result<Vec<Symbol<'a>>> {
+    let table = elf.elf_dynamic_symbol_table();
+    read(elf, elf.dynamic_symbols(), |i| table.symbol(i), Evidence::DynamicSymbols)
+}
+
+fn read<'a, 'f, 's>(
+    elf: &'f ElfFile64<'a, Endianness>,
+    table: impl Iterator<Item = object::read::elf::ElfSymbol64<'a, 'f, Endianness>>,
+    raw: impl Fn(object::SymbolIndex) -> object::Result<&'s elf::Sym64<Endianness>>,
+    evidence: Evidence,
+) -> object::Result<Vec<Symbol<'a>>> {
+    let endian = elf.endian();
+    let mut symbols = Vec::new();
+    let mut file = "";
+    for symbol in table {
+        let raw = raw(symbol.index())?;
+        let name = symbol.name()?;
+        if raw.st_type() == elf::STT_FILE {
+            file = name;
+            continue;
+        }
+        let local = raw.st_bind() == elf::STB_LOCAL;
+        let defined = matches!(symbol.section_index(), Some(SectionIndex(i)) if i != 0);
+        if !defined || raw.st_type() == elf::STT_SECTION {
+            continue;
+        }
+        let kind = match raw.st_type() {
+            elf::STT_FUNC | elf::STT_GNU_IFUNC => SymbolKind::Text,
+            elf::STT_OBJECT => SymbolKind::Data,
+            elf::STT_TLS => SymbolKind::Tls,
+            _ => SymbolKind::Unknown,
+        };
+        symbols.push(Symbol {
+            name,
+            address: raw.st_value(endian),
+            size: raw.st_size(endian),
+            kind,
+            file: if local { file } else { "" },
+            local,
+            resolver: raw.st_type() == elf::STT_GNU_IFUNC,
+            evidence,
+        });
+    }
+    Ok(symbols)
+}

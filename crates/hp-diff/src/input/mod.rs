@@ -1,0 +1,110 @@
+//! A build as it lies on disk: the file, and the files that hold its symbols and types.
+//!
+//! Distributions strip programs and ship what was taken away apart from them. A stripped
+//! file says where that is: by its build ID, or by the name and checksum in `.gnu_debuglink`
+//! (GDB manual, "Debugging Information in Separate Files"); `dwz` moves what several debug files
+//! share into one more, named by `.gnu_debugaltlink`; Fedora keeps a compressed symbol table in
+//! `.gnu_debugdata` ("MiniDebugInfo"). An [`Input`] opens all of them, so that the rest of the
+//! crate sees one build. A file that belongs to another build is never used.
+
+mod mini;
+mod places;
+
+pub use places::DebugPlaces;
+
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+use object::read::elf::ElfFile64;
+use object::{Endianness, Object, ObjectSection};
+
+use crate::Error;
+use crate::image::{check_header, has_functions};
+
+/// One build, opened; an image borrows from it.
+#[derive(Debug)]
+pub(crate) struct Input {
+    pub path: PathBuf,
+    pub data: Mmap,
+    /// The separate debug file.
+    pub debug: Option<DebugFile>,
+    /// What several debug files share.
+    pub supplement: Option<DebugFile>,
+    /// The content of `.gnu_debugdata`.
+    pub mini: Option<Vec<u8>>,
+}
+
+/// A file with symbols or types of a build.
+#[derive(Debug)]
+pub(crate) struct DebugFile {
+    pub path: PathBuf,
+    pub data: Mmap,
+}
+
+impl Input {
+    /// Opens the build at `path`, and its debug file: the `given` one, else the one that is
+    /// found in `places` if anything is missing in the build itself.
+    pub(crate) fn open(path: &Path, given: Option<&Path>, places: &DebugPlaces) -> Result<Input, Error> {
+        let data = map(path)?;
+        let bad = |reason: String| Error::Input { path: path.to_owned(), reason };
+        check_header(&data).map_err(bad)?;
+        let elf = parse(path, &data)?;
+        let complete = has_functions(&elf) && has_types(&elf);
+        let debug = match given {
+            Some(file) => Some(places::given(path, &elf, file)?),
+            None if complete => None,
+            None => places::find(path, &elf, places)?,
+        };
+        let mut symbols_elsewhere = false;
+        let mut supplement = None;
+        if let Some(file) = &debug {
+            let found = parse(&file.path, &file.data)?;
+            symbols_elsewhere = has_functions(&found);
+            if !has_types(&elf) {
+                supplement = places::supplement(&file.path, &found, places)?;
+            }
+        }
+        if has_types(&elf) {
+            supplement = places::supplement(path, &elf, places)?;
+        }
+        let mini = match elf.section_by_name(".gnu_debugdata") {
+            Some(section) if !has_functions(&elf) && !symbols_elsewhere => {
+                let packed = section.data().map_err(|e| bad(format!("section .gnu_debugdata: {e}")))?;
+                Some(mini::unpack(packed).map_err(|why| bad(format!("section .gnu_debugdata cannot be read: {why}")))?)
+            }
+            _ => None,
+        };
+        drop(elf);
+        Ok(Input { path: path.to_owned(), data, debug, supplement, mini })
+    }
+}
+
+/// True if the file has debug information of its own.
+pub(crate) fn has_types(elf: &ElfFile64<'_, Endianness>) -> bool {
+    // A debug file that was made of the sections that are loaded has them without content.
+    elf.section_by_name(".debug_info").is_some_and(|s| s.compressed_data().is_ok_and(|d| !d.data.is_empty()))
+}
+
+fn parse<'d>(path: &Path, data: &'d [u8]) -> Result<ElfFile64<'d, Endianness>, Error> {
+    ElfFile64::parse(data).map_err(|e| Error::Input {
+        path: path.to_owned(),
+        reason: format!("malformed ELF file ({e}); is it complete?"),
+    })
+}
+
+fn map(path: &Path) -> Result<Mmap, Error> {
+    let failed = |source| Error::Io { path: path.to_owned(), source };
+    let file = std::fs::File::open(path).map_err(failed)?;
+    let kind = file.metadata().map_err(failed)?;
+    if !kind.is_file() {
+        let what = if kind.is_dir() { "a directory" } else { "no regular file" };
+        return Err(Error::Input {
+            path: path.to_owned(),
+            reason: format!("is {what}; give a program or a shared object"),
+        });
+    }
+    // SAFETY: the mapping is private and only read. A file that is changed or truncated
+    // while it is compared is outside of what can be defended against here; the patch
+    // would be refused by the applier, which checks every old byte.
+    unsafe { Mmap::map(&file) }.map_err(failed)
+}
