@@ -13,6 +13,8 @@ import struct
 import sys
 
 DIGEST = slice(84, 116)
+SIGNATURE = slice(136, 212)  # algorithm, key ID, signature, padding
+VERSION = 232
 
 
 class Refused(Exception):
@@ -22,6 +24,13 @@ class Refused(Exception):
 def need(ok, what):
     if not ok:
         raise Refused(what)
+
+
+def signer(data):
+    """Who is named as the signer; checking the signature needs Ed25519, which Python does not bring."""
+    algorithm, key, _, padding = unpack("<2sQ64sH", data, SIGNATURE.start)
+    need(algorithm in (b"ED", b"\0\0") and padding == 0, "odd signature")
+    return f"{key:016X}" if algorithm == b"ED" else None
 
 
 def unpack(form, data, offset=0):
@@ -39,7 +48,8 @@ def check_start(data):
     need(unpack("<III8s", data, 64) == (7, 32, 2, b"hpatch\0\0"), "no digest note")
     digest = hashlib.sha256(data[: DIGEST.start] + bytes(32) + data[DIGEST.stop :]).digest()
     need(digest == data[DIGEST], "the digest does not match")
-    major, minor = unpack("<HH", data, 136)
+    need(unpack("<III8s", data, 116) == (7, 76, 3, b"hpatch\0\0"), "no signature note")
+    major, minor = unpack("<HH", data, VERSION)
     need(major == 1, f"format version {major}.{minor}")
     need(unpack("<HH", data, 16) == (1, 62), "not a relocatable object for x86-64")
 
@@ -119,6 +129,7 @@ def read(data):
     check_start(data)
     found = sections(data)
     result = identity(found[".note.hpatch"][1])
+    result["signed_by"] = signer(data)
     table = symbols(found)
     result["symbols"] = len(table) - 1
     result["relocations"] = relocations(found, len(table))

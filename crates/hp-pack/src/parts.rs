@@ -12,8 +12,16 @@ pub(crate) const DIGEST_NOTE_AT: usize = EHDR_SIZE;
 pub(crate) const NOTE_HEADER: usize = 20;
 /// The 32 bytes of the digest itself.
 pub(crate) const DIGEST_AT: usize = DIGEST_NOTE_AT + NOTE_HEADER;
-/// Start of the identity note: right after the digest note, in every version of the format.
-pub(crate) const IDENTITY_NOTE_AT: usize = DIGEST_AT + 32;
+/// Start of the signature note: right after the digest note, in every version of the format.
+pub(crate) const SIGNATURE_NOTE_AT: usize = DIGEST_AT + 32;
+/// The signature: algorithm, key ID, Ed25519 signature; all zero if there is none.
+pub(crate) const SIGNATURE_AT: usize = SIGNATURE_NOTE_AT + NOTE_HEADER;
+/// Its end; two zero bytes of padding follow.
+pub(crate) const SIGNATURE_END: usize = SIGNATURE_AT + 2 + 8 + 64;
+/// Size of the signature note's descriptor.
+pub(crate) const SIGNATURE_SIZE: usize = 76;
+/// Start of the identity note: right after the signature note, in every version of the format.
+pub(crate) const IDENTITY_NOTE_AT: usize = SIGNATURE_AT + SIGNATURE_SIZE;
 /// Its descriptor, which begins with the format version.
 pub(crate) const IDENTITY_AT: usize = IDENTITY_NOTE_AT + NOTE_HEADER;
 /// Fixed part of that descriptor.
@@ -22,6 +30,8 @@ pub(crate) const IDENTITY_FIXED: usize = 24;
 pub(crate) const NT_IDENTITY: u32 = 1;
 /// Note type of the digest.
 pub(crate) const NT_DIGEST: u32 = 2;
+/// Note type of the signature.
+pub(crate) const NT_SIGNATURE: u32 = 3;
 /// Header of `.hpatch.functions`.
 pub(crate) const FUNCTIONS_HEADER: usize = 8;
 /// One record in `.hpatch.functions`.
@@ -39,10 +49,19 @@ pub(crate) fn note_header(kind: u32, descriptor_size: u32) -> [u8; NOTE_HEADER] 
     h
 }
 
+/// True if the file has the headers of the digest and signature notes where every patch has them.
+pub(crate) fn is_start_of_patch(file: &[u8]) -> bool {
+    let has = |at: usize, bytes: &[u8]| file.get(at..at + bytes.len()) == Some(bytes);
+    has(0, b"\x7fELF")
+        && has(DIGEST_NOTE_AT, &note_header(NT_DIGEST, 32))
+        && has(SIGNATURE_NOTE_AT, &note_header(NT_SIGNATURE, SIGNATURE_SIZE as u32))
+}
+
 /// One section of the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Part {
     Digest,
+    Signature,
     Identity,
     Payload(SectionKind),
     Relocations(SectionKind),
@@ -56,19 +75,20 @@ pub(crate) enum Part {
 
 impl Part {
     /// Number of entries in [`Part::ALL`].
-    pub(crate) const COUNT: usize = 2 * SectionKind::ALL.len() + 8;
+    pub(crate) const COUNT: usize = 2 * SectionKind::ALL.len() + 9;
 
     /// Every part, in file order.
     pub(crate) const ALL: [Part; Part::COUNT] = {
         let mut all = [Part::Digest; Part::COUNT];
-        all[1] = Part::Identity;
+        all[1] = Part::Signature;
+        all[2] = Part::Identity;
         let mut i = 0;
         while i < SectionKind::ALL.len() {
-            all[2 + 2 * i] = Part::Payload(SectionKind::ALL[i]);
-            all[3 + 2 * i] = Part::Relocations(SectionKind::ALL[i]);
+            all[3 + 2 * i] = Part::Payload(SectionKind::ALL[i]);
+            all[4 + 2 * i] = Part::Relocations(SectionKind::ALL[i]);
             i += 1;
         }
-        let rest = 2 + 2 * i;
+        let rest = 3 + 2 * i;
         all[rest] = Part::Base;
         all[rest + 1] = Part::Functions;
         all[rest + 2] = Part::Manifest;
@@ -80,12 +100,13 @@ impl Part {
 
     /// Index in [`Part::ALL`].
     pub(crate) const fn rank(self) -> usize {
-        let rest = 2 + 2 * SectionKind::ALL.len();
+        let rest = 3 + 2 * SectionKind::ALL.len();
         match self {
             Part::Digest => 0,
-            Part::Identity => 1,
-            Part::Payload(kind) => 2 + 2 * kind as usize,
-            Part::Relocations(kind) => 3 + 2 * kind as usize,
+            Part::Signature => 1,
+            Part::Identity => 2,
+            Part::Payload(kind) => 3 + 2 * kind as usize,
+            Part::Relocations(kind) => 4 + 2 * kind as usize,
             Part::Base => rest,
             Part::Functions => rest + 1,
             Part::Manifest => rest + 2,
@@ -104,6 +125,7 @@ impl Part {
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Part::Digest => ".note.hpatch.digest",
+            Part::Signature => ".note.hpatch.signature",
             Part::Identity => ".note.hpatch",
             Part::Payload(kind) => kind.name(),
             Part::Relocations(SectionKind::Text) => ".rela.text",
@@ -133,7 +155,8 @@ impl Part {
     pub(crate) const fn elf_type(self) -> u32 {
         match self {
             Part::Base | Part::Payload(SectionKind::Bss) => SHT_NOBITS,
-            Part::Digest | Part::Identity | Part::Payload(_) | Part::Functions | Part::Manifest => SHT_PROGBITS,
+            Part::Digest | Part::Signature | Part::Identity => SHT_PROGBITS,
+            Part::Payload(_) | Part::Functions | Part::Manifest => SHT_PROGBITS,
             Part::Relocations(_) => SHT_RELA,
             Part::Symbols => SHT_SYMTAB,
             Part::Strings | Part::SectionNames => SHT_STRTAB,
@@ -160,7 +183,7 @@ impl Part {
         match self {
             Part::Payload(_) => None,
             Part::Base => Some(4096),
-            Part::Digest | Part::Identity => Some(4),
+            Part::Digest | Part::Signature | Part::Identity => Some(4),
             Part::Relocations(_) | Part::Functions | Part::Symbols => Some(8),
             Part::Manifest | Part::Strings | Part::SectionNames => Some(1),
         }

@@ -24,6 +24,7 @@ const MAX_SECTIONS: u16 = 64;
 pub fn read(file: &[u8]) -> Result<Patch, ReadError> {
     let minor = check_start(file)?;
     let layout = Layout::read(file, minor)?;
+    check_signature_form(&layout)?;
     let identity = Identity::read(&layout)?;
     let mut patch = Patch {
         name: identity.name,
@@ -58,7 +59,7 @@ fn check_start(file: &[u8]) -> Result<u16, ReadError> {
         return not("the file is not an ELF file");
     }
     let Some(stored) = bytes_at::<32>(file, DIGEST_AT) else { return not("the file is too short") };
-    if file.get(DIGEST_NOTE_AT..DIGEST_AT) != Some(&note_header(NT_DIGEST, 32)[..]) {
+    if !is_start_of_patch(file) {
         return not("the ELF file has no hpatch note");
     }
     if digest(file) != Some(stored) {
@@ -268,6 +269,20 @@ fn check_header(part: Part, header: &SectionHeader) -> Result<(), &'static str> 
 fn string_at(table: &[u8], at: usize) -> Option<&[u8]> {
     let rest = table.get(at..)?;
     rest.get(..rest.iter().position(|&b| b == 0)?)
+}
+
+/// Only the form; [`verify`](crate::verify) says whether it is a signature of this file.
+fn check_signature_form(layout: &Layout<'_>) -> Result<(), ReadError> {
+    let header = layout.header(Part::Signature);
+    let note = layout.bytes(Part::Signature);
+    let place = header.offset == SIGNATURE_NOTE_AT as u64 && note.len() == NOTE_HEADER + SIGNATURE_SIZE;
+    let (field, padding) = note.split_at(note.len().min(NOTE_HEADER + SIGNATURE_SIZE - 2));
+    let field = field.get(NOTE_HEADER..).unwrap_or_default();
+    let known = field.starts_with(b"ED") || field.iter().all(|&b| b == 0);
+    if place && known && padding == [0; 2] {
+        return Ok(());
+    }
+    malformed(Part::Signature, header.offset, "is not empty, and no signature of a known form")
 }
 
 /// The content of `.note.hpatch`.

@@ -1,9 +1,9 @@
 //! The digest that a patch carries of itself, and the ID that people call it by.
 //!
 //! The digest is unkeyed: it notices accidents (a cut-off download, a flipped bit), not an attacker,
-//! who can compute it as well. Authenticity is a signature's work.
+//! who can compute it as well. Authenticity is the signature's work.
 
-use crate::parts::{DIGEST_AT, IDENTITY_NOTE_AT};
+use crate::parts::{DIGEST_AT, SIGNATURE_NOTE_AT};
 use alloc::format;
 use alloc::string::String;
 use sha2::{Digest, Sha256};
@@ -13,7 +13,7 @@ pub(crate) fn digest(file: &[u8]) -> Option<[u8; 32]> {
     let mut hash = Sha256::new();
     hash.update(file.get(..DIGEST_AT)?);
     hash.update([0u8; 32]);
-    hash.update(file.get(IDENTITY_NOTE_AT..)?);
+    hash.update(file.get(SIGNATURE_NOTE_AT..)?);
     Some(hash.finalize().into())
 }
 
@@ -22,7 +22,7 @@ pub(crate) fn digest(file: &[u8]) -> Option<[u8; 32]> {
 /// A file that is too short to be a patch is left alone.
 pub fn seal(file: &mut [u8]) {
     if let Some(digest) = digest(file)
-        && let Some(field) = file.get_mut(DIGEST_AT..IDENTITY_NOTE_AT)
+        && let Some(field) = file.get_mut(DIGEST_AT..SIGNATURE_NOTE_AT)
     {
         field.copy_from_slice(&digest);
     }

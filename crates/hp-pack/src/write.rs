@@ -28,7 +28,7 @@ impl fmt::Display for WriteError {
 
 impl core::error::Error for WriteError {}
 
-/// Serialises a canonical patch (see [`Patch::canonicalize`]). Equal patches give equal bytes.
+/// Serialises a canonical patch (see [`Patch::canonicalize`]), not signed. Equal patches give equal bytes.
 ///
 /// # Errors
 /// [`WriteError`] if the patch breaks a rule of [`Patch::validate`].
@@ -50,6 +50,10 @@ pub fn write(patch: &Patch) -> Result<Vec<u8>, WriteError> {
             Part::Digest => {
                 out.extend_from_slice(&note_header(NT_DIGEST, 32));
                 out.extend_from_slice(&[0; 32]);
+            }
+            Part::Signature => {
+                out.extend_from_slice(&note_header(NT_SIGNATURE, SIGNATURE_SIZE as u32));
+                out.extend_from_slice(&[0; SIGNATURE_SIZE]);
             }
             Part::Identity => identity(patch, out),
             Part::Payload(kind) => out.extend(patch.section(kind).iter().flat_map(|s| &s.data)),

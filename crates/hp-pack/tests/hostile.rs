@@ -47,7 +47,7 @@ fn no_byte_is_ignored() {
             continue; // the bit was in the digest
         }
         // A newer minor version is read as far as it is known, so it is not written back.
-        let newer = other[138..140] != file[138..140];
+        let newer = other[234..236] != file[234..236];
         if let Ok(patch) = read(&other)
             && !newer
         {
@@ -108,9 +108,9 @@ fn errors_say_what_and_where() {
     assert_eq!(text(b"#!/bin/sh\n"), "not a patch: the file is not an ELF file");
     assert_eq!(text(&std::fs::read("/bin/true").unwrap()), "not a patch: the ELF file has no hpatch note");
     assert!(text(&file[..file.len() - 1]).starts_with("damaged patch: "));
-    assert_eq!(sealed(136, 2), "format version 2.0; this reader knows 1.x: use a newer hp");
+    assert_eq!(sealed(232, 2), "format version 2.0; this reader knows 1.x: use a newer hp");
     assert_eq!(sealed(18, 183), "malformed patch: file header, at offset 0x12: names another architecture than x86-64");
-    assert_eq!(sealed(142, 2), "malformed patch: .note.hpatch, at offset 0x8e: has unknown flags");
+    assert_eq!(sealed(238, 2), "malformed patch: .note.hpatch, at offset 0xee: has unknown flags");
 }
 
 /// A newer minor version may add sections that are not loaded; in our own version they are refused.
@@ -119,7 +119,7 @@ fn unknown_sections_belong_to_newer_minor_versions() {
     let file = write(&small()).unwrap();
     let renamed = |minor: u8| {
         let mut other = insert_section(&file, b".hpatch.later\0");
-        other[138] = minor;
+        other[234] = minor;
         seal(&mut other);
         read(&other)
     };

@@ -93,6 +93,6 @@ fn expected_json(patch: &Patch) -> String {
     let (name, build_id, counter) = (&patch.name, hex(&patch.base.build_id), patch.counter);
     let (relocations, symbols) = (patch.relocations.len(), patch.symbols.len());
     format!(
-        r#"{{"name": "{name}", "build_id": "{build_id}", "counter": {counter}, "symbols": {symbols}, "relocations": {relocations}, "functions": [{functions}]}}"#
+        r#"{{"name": "{name}", "build_id": "{build_id}", "counter": {counter}, "signed_by": null, "symbols": {symbols}, "relocations": {relocations}, "functions": [{functions}]}}"#
     )
 }
