@@ -14,6 +14,7 @@ const TOOLS: &[(&str, &str)] = &[
     ("gcc", "gcc"),
     ("gdb", "gdb"),
     ("make", "make"),
+    ("minisign", "minisign"),
     ("objdump", "binutils"),
     ("python3", "python3"),
     ("xz", "xz-utils"),

@@ -9,7 +9,7 @@ use std::path::Path;
 
 /// Applies each patch to each of its targets.
 pub(crate) fn run(args: &ApplyArgs) -> anyhow::Result<Exit> {
-    let patches = args.patches.iter().map(|path| PatchFile::read(path)).collect::<anyhow::Result<Vec<_>>>()?;
+    let patches = crate::trust::read_patches(&args.patches, &args.trust)?;
     let named = named(&args.targets);
     let mut reporter = Reporter::new(Verb::Apply, args.how.json);
     if let (Some(path), Some([])) = (&args.targets.exe, named.as_deref()) {

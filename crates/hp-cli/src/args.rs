@@ -30,6 +30,12 @@ pub(crate) enum Verb {
     Diff(DiffArgs),
     /// Show what a patch replaces, needs and fixes
     Inspect(InspectArgs),
+    /// Check that a patch is whole, and who signed it
+    Verify(VerifyArgs),
+    /// Sign a patch
+    Sign(SignArgs),
+    /// Make a pair of keys to sign with, as minisign has them
+    Keygen(KeygenArgs),
     /// Apply patches to running processes
     Apply(ApplyArgs),
     /// Show which processes are patched, and with what
@@ -97,9 +103,74 @@ pub(crate) struct ApplyArgs {
     /// Which processes.
     #[command(flatten)]
     pub(crate) targets: TargetArgs,
+    /// Whose.
+    #[command(flatten)]
+    pub(crate) trust: TrustArgs,
     /// How.
     #[command(flatten)]
     pub(crate) how: HowArgs,
+}
+
+/// Whose patches are accepted.
+#[derive(Args, Debug, Default)]
+pub(crate) struct TrustArgs {
+    /// Trust this public key, beside those in /etc/hp/trusted.d and ~/.config/hp/trusted.d
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trust: Vec<PathBuf>,
+}
+
+/// `hp verify`
+#[derive(Args, Debug)]
+pub(crate) struct VerifyArgs {
+    /// The patch file
+    pub(crate) patch: PathBuf,
+    /// Whose.
+    #[command(flatten)]
+    pub(crate) trust: TrustArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `hp sign`
+#[derive(Args, Debug)]
+pub(crate) struct SignArgs {
+    /// The patch file; the signature is written into it
+    pub(crate) patch: PathBuf,
+    /// The secret key, of `hp keygen` or minisign
+    #[arg(long, value_name = "FILE")]
+    pub(crate) key: PathBuf,
+    /// Read the key's password from the first line of FILE (default: ask)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) password_file: Option<PathBuf>,
+    /// Write the signed patch to FILE, and leave PATCH as it is
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+    /// Write the signature to PATCH.minisig, and leave PATCH as it is
+    #[arg(long, conflicts_with_all = ["output", "counter"])]
+    pub(crate) detached: bool,
+    /// Give the patch this counter first: one with a lower number is refused over it
+    #[arg(long, value_name = "N")]
+    pub(crate) counter: Option<u64>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `hp keygen`
+#[derive(Args, Debug)]
+pub(crate) struct KeygenArgs {
+    /// The keys are written to NAME.key and NAME.pub
+    pub(crate) name: PathBuf,
+    /// Make a key that needs no password
+    #[arg(long)]
+    pub(crate) no_password: bool,
+    /// Read the password from the first line of FILE (default: ask)
+    #[arg(long, value_name = "FILE", conflicts_with = "no_password")]
+    pub(crate) password_file: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// `hp revert`
@@ -185,6 +256,9 @@ impl Verb {
         match self {
             Verb::Diff(args) => args.json,
             Verb::Inspect(args) => args.json,
+            Verb::Verify(args) => args.json,
+            Verb::Sign(args) => args.json,
+            Verb::Keygen(args) => args.json,
             Verb::Apply(args) => args.how.json,
             Verb::Revert(args) => args.how.json,
             Verb::Status(args) => args.json,

@@ -2,6 +2,7 @@
 
 use crate::args::DiffArgs;
 use crate::exit::Exit;
+use crate::patch_file::write_file;
 use crate::text::{BAD, BOLD, DIM, GOOD, WARN, clean, count, io_reason, print_json};
 use anyhow::{Context, anyhow, bail};
 use hp_diff::{Change, ChangeKind, Finding, Level, Options, Report};
@@ -82,21 +83,6 @@ fn write(report: &Report, exit: Exit, output: Option<&Path>, stdout: bool) -> an
     }
     let (name, id) = (patch.name.clone(), hp_pack::id(&bytes));
     Ok(Some(Written { file: output.map(Path::to_owned), name, id, size: bytes.len() }))
-}
-
-/// Through a temporary file beside it, so that it appears whole or not at all. A device or pipe is written directly.
-fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    if std::fs::metadata(path).is_ok_and(|meta| !meta.is_file()) {
-        return std::fs::OpenOptions::new().write(true).open(path)?.write_all(bytes);
-    }
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mode = std::fs::Permissions::from_mode(0o666); // less the umask
-    let mut file = tempfile::Builder::new().prefix(".hp-").permissions(mode).tempfile_in(folder)?;
-    file.write_all(bytes)?;
-    file.as_file().sync_all()?;
-    file.persist(path).map_err(|e| e.error)?;
-    Ok(())
 }
 
 fn json(report: &Report, exit: Exit, written: Option<&Written>) -> serde_json::Value {

@@ -10,11 +10,15 @@ mod diff;
 mod exit;
 mod explain;
 mod inspect;
+mod keygen;
 mod patch_file;
 mod revert;
+mod sign;
 mod status;
 mod targets;
 mod text;
+mod trust;
+mod verify;
 
 use args::{Cli, Verb};
 use clap::Parser;
@@ -29,6 +33,9 @@ fn main() -> ExitCode {
         Verb::Demo(args) => demo::run(args),
         Verb::Diff(args) => diff::run(&args).map(ExitCode::from),
         Verb::Inspect(args) => inspect::run(&args).map(ExitCode::from),
+        Verb::Verify(args) => verify::run(&args).map(ExitCode::from),
+        Verb::Sign(args) => sign::run(&args).map(ExitCode::from),
+        Verb::Keygen(args) => keygen::run(&args).map(ExitCode::from),
         Verb::Apply(args) => apply::run(&args).map(ExitCode::from),
         Verb::Status(args) => status::run(&args).map(ExitCode::from),
         Verb::Revert(args) => revert::run(&args).map(ExitCode::from),
@@ -45,11 +52,12 @@ fn failed(error: &anyhow::Error, json: bool) -> ExitCode {
     if error.chain().any(gone) {
         return Exit::Done.into();
     }
+    let exit = if error.is::<exit::Refusal>() { Exit::Refused } else { Exit::Unusable };
     let message = format!("{error:#}");
     // If stderr is gone as well, the exit code is all that is left to say.
     let _ = writeln!(anstream::stderr(), "{bad}hp:{bad:#} {message}", bad = text::BAD);
     if json {
-        let _ = text::print_json(&serde_json::json!({ "exit": Exit::Unusable.code(), "error": message }));
+        let _ = text::print_json(&serde_json::json!({ "exit": exit.code(), "error": message }));
     }
-    Exit::Unusable.into()
+    exit.into()
 }

@@ -3,7 +3,7 @@
 use crate::text::{clean, io_reason};
 use anyhow::anyhow;
 use hp_pack::Patch;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 /// Nobody makes a patch larger than this; a file that is, is something else.
@@ -18,10 +18,16 @@ pub(crate) struct PatchFile {
 }
 
 impl PatchFile {
-    /// Reads and checks a patch file.
+    /// Reads and checks a patch file, whoever made it; see `trust` for files that are to be loaded.
     pub(crate) fn read(path: &Path) -> anyhow::Result<PatchFile> {
         let name = clean(&path.display().to_string());
         let bytes = read_bytes(path).map_err(|e| anyhow!("cannot read the patch {name}: {}", io_reason(&e)))?;
+        PatchFile::parse(path, bytes)
+    }
+
+    /// Checks the content of a patch file.
+    pub(crate) fn parse(path: &Path, bytes: Vec<u8>) -> anyhow::Result<PatchFile> {
+        let name = clean(&path.display().to_string());
         let patch = hp_pack::read(&bytes).map_err(|e| anyhow!("{name}: {e}"))?;
         Ok(PatchFile { path: path.to_owned(), id: hp_pack::id(&bytes), bytes, patch })
     }
@@ -32,11 +38,27 @@ impl PatchFile {
     }
 }
 
-fn read_bytes(path: &Path) -> std::io::Result<Vec<u8>> {
+/// The whole file.
+pub(crate) fn read_bytes(path: &Path) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     std::fs::File::open(path)?.take(MAX_SIZE + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > MAX_SIZE {
         return Err(std::io::Error::other("it is larger than 1 GiB; is it a patch?"));
     }
     Ok(bytes)
+}
+
+/// Through a temporary file beside it, so that it appears whole or not at all. A device or pipe is written directly.
+pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    if std::fs::metadata(path).is_ok_and(|meta| !meta.is_file()) {
+        return std::fs::OpenOptions::new().write(true).open(path)?.write_all(bytes);
+    }
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mode = std::fs::Permissions::from_mode(0o666); // less the umask
+    let mut file = tempfile::Builder::new().prefix(".hp-").permissions(mode).tempfile_in(folder)?;
+    file.write_all(bytes)?;
+    file.as_file().sync_all()?;
+    file.persist(path).map_err(|e| e.error)?;
+    Ok(())
 }

@@ -189,7 +189,7 @@ fn scrypt_parameters(operations: u64, memory: u64) -> Result<scrypt::Params, Key
         (log_of(operations / u64::from(R * 4)), 1)
     } else {
         let log_n = log_of(memory / u64::from(R * 128));
-        let rp = (operations / 4 >> log_n).min(0x3fff_ffff);
+        let rp = ((operations / 4) >> log_n).min(0x3fff_ffff);
         (log_n, rp as u32 / R)
     };
     if log_n > 21 || p > 8 {
