@@ -15,6 +15,7 @@ const TOOLS: &[(&str, &str)] = &[
     ("gdb", "gdb"),
     ("make", "make"),
     ("minisign", "minisign"),
+    ("musl-gcc", "musl-tools"),
     ("objdump", "binutils"),
     ("python3", "python3"),
     ("xz", "xz-utils"),

@@ -83,9 +83,11 @@ fn wanted(patch: &Patch) -> Vec<(u32, bool)> {
 impl<'a> Scope<'a> {
     fn read(process: &'a Process, maps: &'a Maps, images: &'a [Image]) -> Scope<'a> {
         let mem = &process.mem;
-        let modules = linked_modules(process)
-            .filter(|modules| !modules.is_empty())
-            .unwrap_or_else(|| images.iter().filter_map(|i| Module::read(mem, i.bias, i.dynamic?.start)).collect());
+        let modules = linked_modules(process).filter(|modules| !modules.is_empty()).unwrap_or_else(|| {
+            // A static program has no list; the kernel's own module is nothing that it was linked with.
+            let own = images.iter().filter(|image| image.path != "[vdso]");
+            own.filter_map(|image| Module::read(mem, image.bias, image.dynamic?.start)).collect()
+        });
         Scope { mem, maps, images, modules }
     }
 

@@ -34,6 +34,11 @@ pub fn run_tool(tool: &str, arguments: &[&str]) -> String {
 impl Program {
     /// Compiles a program from C.
     pub fn build(source: &str, flags: &[&str]) -> Program {
+        Program::build_with("gcc", source, flags)
+    }
+
+    /// The same with another compiler.
+    pub fn build_with(compiler: &str, source: &str, flags: &[&str]) -> Program {
         let dir = tempfile::tempdir().unwrap();
         let c = dir.path().join("target.c");
         let exe = dir.path().join("target");
@@ -44,7 +49,7 @@ impl Program {
         let mut arguments = vec!["-O2", "-g", "-fno-ipa-ra", "-pthread", "-Wl,--build-id=sha1", "-o"];
         arguments.extend([exe.to_str().unwrap(), c.to_str().unwrap()]);
         arguments.extend(flags);
-        run_tool("gcc", &arguments);
+        run_tool(compiler, &arguments);
         let file = std::fs::read(&exe).unwrap();
         Program { dir, exe, file }
     }
