@@ -17,7 +17,7 @@ use crate::sites::{Leads, Standing, Writer, is_in_one_page, stranger};
 use crate::stops::{Acted, Stops, site_bytes, site_watch};
 use crate::threads::Stopped;
 use crate::unwind::Unwinder;
-use crate::{Done, Error, Measured, Options, cleanup, place, revert, scope, stage, sys};
+use crate::{Done, Error, Measured, Options, cleanup, gate, place, revert, scope, seccomp, stage, sys};
 use hp_pack::{Entry, FunctionRecord, Patch, Role, SectionKind};
 use std::ops::Range;
 use std::time::Instant;
@@ -51,7 +51,6 @@ fn apply_in(session: &Session, patch: &Patch, id: &str, options: &Options) -> Re
     }
     plan.check_bytes(found)?;
     session.check_relatives(options.timeout)?;
-    let helpers = session.helpers()?;
     let imports = scope::resolve(&session.process, &session.maps, &session.images, patch)?;
     let unwinder = Unwinder::new(&session.process.mem, &session.images, &session.ledgers);
     let mut stops = Stops::new(&session.process, unwinder, options);
@@ -59,6 +58,15 @@ fn apply_in(session: &Session, patch: &Patch, id: &str, options: &Options) -> Re
         stops.learn(ledger);
     }
     let slots = Slots::find(&session.process.mem, &session.images);
+    let at = match found {
+        Some(ledger) => ledger.mapping.start,
+        None => place::find(&session.maps, plan.base.span, plan.layout.size)?,
+    };
+    let calls = if found.is_some() { Vec::new() } else { stage::calls(at, &plan.layout, slots.any()) };
+    let gate = gate::call(at.plus(plan.layout.gates.0));
+    let survey = seccomp::survey(&mut stops.tracer, &calls, &gate, options.timeout)?;
+    stops.may_close = survey.gates;
+    let helpers = survey.helpers;
     let work = Work { plan, imports, slots, helpers, options };
     match options.dry_run {
         true => work.rehearse(stops, found),

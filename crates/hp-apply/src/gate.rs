@@ -15,6 +15,7 @@
 //! inside waits for.
 
 use crate::addr::{LiveAddr, LiveRange};
+use crate::seccomp::Call;
 
 /// Length of one gate.
 pub(crate) const GATE_SIZE: u64 = 24;
@@ -22,6 +23,11 @@ pub(crate) const GATE_SIZE: u64 = 24;
 /// `push %rax; push %rcx; push %r11; mov $getppid,%eax; syscall; pop %r11; pop %rcx; pop %rax; jmp …`
 const CODE: [u8; 16] =
     [0x50, 0x51, 0x41, 0x53, 0xb8, libc::SYS_getppid as u8, 0, 0, 0, 0x0f, 0x05, 0x41, 0x5b, 0x59, 0x58, 0xe9];
+
+/// The system call in the gate at `at`, as a filter sees it. It changes nothing, so it may fail.
+pub(crate) fn call(at: LiveAddr) -> Call {
+    Call { number: libc::SYS_getppid, arguments: [0; 6], after: at.plus(11) }
+}
 
 /// The gate at `at` that leads to `thunk`; `None` if that is out of reach.
 pub(crate) fn code(at: LiveAddr, thunk: LiveAddr) -> Option<[u8; GATE_SIZE as usize]> {
@@ -68,6 +74,8 @@ mod tests {
         let at = LiveAddr(0x1000);
         let gate = code(at, LiveAddr(0x900)).unwrap();
         assert_eq!(gate[15], 0xe9);
+        let after = (call(at).after.0 - at.0) as usize;
+        assert_eq!(gate[after - 2..after], [0x0f, 0x05]);
         assert_eq!(i32::from_le_bytes(gate[16..20].try_into().unwrap()), 0x900 - 0x1014);
         assert!(code(at, LiveAddr(1 << 40)).is_none());
         let gates = Gates { range: at.range(48), entries: vec![LiveAddr(1), LiveAddr(2)] };

@@ -36,6 +36,7 @@ mod remote;
 mod revert;
 mod safe_point;
 mod scope;
+mod seccomp;
 mod session;
 mod sites;
 mod stage;

@@ -32,6 +32,7 @@ use crate::addr::{LiveAddr, LiveRange};
 use crate::bytes::u64_at;
 use crate::image::Image;
 use crate::process::{self, Process};
+use crate::seccomp::{Call, Filters};
 use crate::sys::{self, Mem, Regs, StopKind, Wait};
 use crate::threads::Task;
 
@@ -56,6 +57,13 @@ const ERESTART_RESTARTBLOCK: i64 = -516;
 pub(crate) struct Slot {
     at: LiveAddr,
     fill: u8,
+}
+
+impl Slot {
+    /// Where the stub's system call comes back to.
+    pub(crate) fn after(self) -> LiveAddr {
+        self.at.plus(SYSCALL_LEN)
+    }
 }
 
 /// Places for stubs in the target.
@@ -169,12 +177,19 @@ pub(crate) struct Remote<'t> {
     process: &'t Process,
     task: &'t mut Task,
     slot: Slot,
+    /// Seccomp filters of the thread.
+    filters: Filters,
 }
 
 impl<'t> Remote<'t> {
     /// Writes the stub. `NotNow` if this thread must not be used.
     pub(crate) fn begin(process: &'t Process, task: &'t mut Task, slot: Slot) -> Result<Self, CallError> {
-        let mut remote = Remote { process, task, slot };
+        let filters = match process::thread_seccomp(process.pid, task.tid) {
+            Some(0) => Filters::default(),
+            Some(2) => Filters::of(task.tid).map_err(|_| CallError::NotNow)?,
+            _ => return Err(CallError::NotNow),
+        };
+        let mut remote = Remote { process, task, slot, filters };
         remote.take_signals()?;
         if in_rseq_section(process, remote.task) {
             return Err(CallError::NotNow);
@@ -196,8 +211,11 @@ impl<'t> Remote<'t> {
         self.task.tid
     }
 
-    /// Makes one system call.
+    /// Makes one system call, if no filter of the thread is against it.
     pub(crate) fn call(&mut self, number: i64, arguments: [u64; 6]) -> Result<u64, CallError> {
+        if self.filters.refuses(&Call { number, arguments, after: self.slot.after() }).is_some() {
+            return Err(CallError::Errno(libc::EPERM));
+        }
         for _ in 0..MAX_SIGNALS {
             if self.take_signals()? {
                 self.write_stub()?;

@@ -4,7 +4,7 @@
 //! bytes. Then, if no pointer into the payload is left anywhere, it is unmapped; else it
 //! stays, unused, and a later apply of the same patch takes it up again.
 
-use crate::addr::LiveRange;
+use crate::addr::{LiveAddr, LiveRange};
 use crate::base_file::check_originals;
 use crate::ledger::Ledger;
 use crate::pointers::{Search, hidden_holder, search_running, search_stopped};
@@ -15,7 +15,7 @@ use crate::sites::{Leads, Standing, Writer, stranger};
 use crate::stops::{Acted, Stops};
 use crate::threads::NotNow;
 use crate::unwind::Unwinder;
-use crate::{Done, Error, Measured, Options, cleanup, stage, sys};
+use crate::{Done, Error, Measured, Options, cleanup, gate, seccomp, stage, sys};
 use std::time::Duration;
 
 /// Longest stop for the last search before unmapping.
@@ -47,12 +47,15 @@ fn revert_in(session: &Session, id: Option<&str>, options: &Options) -> Result<D
         check(session, ledger)?;
     }
     session.check_relatives(options.timeout)?;
-    let helpers = session.helpers()?;
     let unwinder = Unwinder::new(&session.process.mem, &session.images, &session.ledgers);
     let mut stops = Stops::new(&session.process, unwinder, options);
     for ledger in &session.ledgers {
         stops.learn(ledger);
     }
+    let gate = gate::call(session.ledgers.first().map_or(LiveAddr(0), |ledger| ledger.gates.start));
+    let survey = seccomp::survey(&mut stops.tracer, &[], &gate, options.timeout)?;
+    stops.may_close = survey.gates;
+    let helpers = survey.helpers;
     if options.dry_run {
         return rehearse(&mut stops, work.into_iter().filter(|(_, standing)| !unused(standing)).collect());
     }
@@ -211,7 +214,7 @@ fn reclaim(
         if stage::unmap(&mut stopped, &slots, helpers, ledger.mapping)? {
             return Ok(Ok(()));
         }
-        why = "no thread can unmap it now".to_owned();
+        why = "no thread can make the call that unmaps it now (a seccomp filter may refuse it)".to_owned();
     }
     Ok(Err(why))
 }

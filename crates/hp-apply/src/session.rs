@@ -90,23 +90,6 @@ impl Session {
             std::thread::sleep(Duration::from_millis(5));
         }
     }
-
-    /// Threads that may make a system call for us: those without a seccomp filter.
-    pub(crate) fn helpers(&self) -> Result<Vec<i32>, Error> {
-        let pid = self.process.pid;
-        let mut threads = process::threads(pid);
-        // The main thread first: some kernels let only its tracer write to the memory.
-        threads.sort_unstable_by_key(|&tid| (tid != pid, tid));
-        let all = threads.len();
-        threads.retain(|&tid| process::thread_seccomp(pid, tid) == Some(0));
-        if threads.is_empty() && all > 0 {
-            return Err(Error::Refused(format!(
-                "process {pid} has a seccomp filter, which may forbid the system calls that loading a patch needs; \
-                 such processes are not supported yet"
-            )));
-        }
-        Ok(threads)
-    }
 }
 
 /// The maps as they are now.

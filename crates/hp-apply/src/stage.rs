@@ -9,6 +9,7 @@ use crate::layout::Layout;
 use crate::ledger::{CLAIM_SIZE, claim};
 use crate::process::Process;
 use crate::remote::{CallError, Remote, Slot, Slots};
+use crate::seccomp::Call;
 use crate::session::read_maps;
 use crate::threads::{Stopped, Tracer};
 use crate::{place, process};
@@ -92,8 +93,31 @@ fn load_by(stopped: &mut Stopped<'_, '_>, slot: Slot, at: LiveAddr, load: &Load<
     filled.map_err(CallError::Fatal)
 }
 
+/// The system calls that loading takes, in order: the whole range is reserved, then the
+/// parts are mapped anew over it instead of changing its protection. That is allowed where
+/// gaining execute permission later is not (`PR_SET_MDWE`).
+fn maps(at: LiveAddr, layout: &Layout) -> Vec<[u64; 6]> {
+    let end = layout.variables.0;
+    let parts = [
+        (layout.code.0, end, libc::PROT_READ | libc::PROT_EXEC),
+        (end, layout.size, libc::PROT_READ | libc::PROT_WRITE),
+    ];
+    let parts = parts.into_iter().filter(|part| part.0 < part.1);
+    let over = parts.map(|(start, end, access)| [at.0 + start, end - start, access as u64, MAP_OVER, NO_FILE, 0]);
+    std::iter::once([at.0, layout.size, PROT_READ, MAP_NEW, NO_FILE, 0]).chain(over).collect()
+}
+
+/// The same and the call that takes it all away, as a seccomp filter sees them.
+pub(crate) fn calls(at: LiveAddr, layout: &Layout, slot: Option<Slot>) -> Vec<Call> {
+    let after = slot.map_or(LiveAddr(0), Slot::after);
+    let call = |number, arguments| Call { number, arguments, after };
+    let maps = maps(at, layout).into_iter().map(|arguments| call(libc::SYS_mmap, arguments));
+    maps.chain([call(libc::SYS_munmap, [at.0, layout.size, 0, 0, 0, 0])]).collect()
+}
+
 fn reserve(remote: &mut Remote<'_>, at: LiveAddr, layout: &Layout) -> Result<(), CallError> {
-    let got = remote.call(libc::SYS_mmap, [at.0, layout.size, PROT_READ, MAP_NEW, NO_FILE, 0])?;
+    let Some(&arguments) = maps(at, layout).first() else { return Ok(()) };
+    let got = remote.call(libc::SYS_mmap, arguments)?;
     if got != at.0 {
         // Kernels before 4.17 take the address as a hint only.
         let _ = unmap_by(remote, LiveAddr(got).range(layout.size));
@@ -103,15 +127,7 @@ fn reserve(remote: &mut Remote<'_>, at: LiveAddr, layout: &Layout) -> Result<(),
 }
 
 fn map_parts(remote: &mut Remote<'_>, at: LiveAddr, layout: &Layout) -> Result<(), CallError> {
-    // The parts are mapped anew over the reserved range instead of changing its protection:
-    // that is allowed where gaining execute permission later is not (PR_SET_MDWE).
-    let end = layout.variables.0;
-    let parts = [
-        (layout.code.0, end, libc::PROT_READ | libc::PROT_EXEC),
-        (end, layout.size, libc::PROT_READ | libc::PROT_WRITE),
-    ];
-    for (start, end, access) in parts.into_iter().filter(|part| part.0 < part.1) {
-        let arguments = [at.0 + start, end - start, access as u64, MAP_OVER, NO_FILE, 0];
+    for arguments in maps(at, layout).into_iter().skip(1) {
         if let Err(error) = remote.call(libc::SYS_mmap, arguments) {
             let _ = unmap_by(remote, at.range(layout.size));
             return Err(error);

@@ -31,6 +31,8 @@ pub(crate) struct Stops<'p> {
     pub(crate) tracer: Tracer<'p>,
     pub(crate) unwinder: Unwinder<'p>,
     pub(crate) gates: Vec<Gates>,
+    /// Gates may be used: no thread has a filter that would harm it there.
+    pub(crate) may_close: bool,
     max_pause: Option<Duration>,
     deadline: Instant,
 }
@@ -57,7 +59,7 @@ impl<'p> Stops<'p> {
         let now = Instant::now();
         let deadline = now.checked_add(options.timeout).unwrap_or(now + Duration::from_secs(1 << 30));
         let tracer = Tracer::new(process);
-        Stops { tracer, unwinder, gates: Vec::new(), max_pause: options.max_pause, deadline }
+        Stops { tracer, unwinder, gates: Vec::new(), may_close: true, max_pause: options.max_pause, deadline }
     }
 
     pub(crate) fn process(&self) -> &'p Process {
@@ -119,7 +121,7 @@ impl<'p> Stops<'p> {
         attempt.tries += 1;
         let mut busy = judge.busy(&stopped.tasks, watch);
         let hopeless = attempt.tries > PLAIN_TRIES || busy.len() >= MANY_BUSY;
-        let gates = gated.filter(|_| hopeless && !judge.any_blocked(&stopped.tasks, watch));
+        let gates = gated.filter(|_| self.may_close && hopeless && !judge.any_blocked(&stopped.tasks, watch));
         if let Some(ledger) = gates.filter(|_| !busy.is_empty())
             && judge.busy(&stopped.tasks, &site_watch(&ledger.functions)).is_empty()
         {

@@ -19,6 +19,7 @@ const PTRACE_SEIZE: u64 = 0x4206;
 const PTRACE_INTERRUPT: u64 = 0x4207;
 const PTRACE_GETREGSET: u64 = 0x4204;
 const PTRACE_GET_RSEQ_CONFIGURATION: u64 = 0x420f;
+const PTRACE_SECCOMP_GET_FILTER: u64 = 0x420c;
 const NT_X86_XSTATE: u64 = 0x202;
 const KCMP_VM: u64 = 1;
 
@@ -121,6 +122,18 @@ pub(crate) fn rseq_area(tid: i32) -> io::Result<Option<LiveAddr>> {
         Err(error) if error.raw_os_error() == Some(libc::EIO) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// A seccomp filter of a stopped thread, the newest at index 0, as `struct sock_filter`s.
+pub(crate) fn seccomp_filter(tid: i32, index: u64) -> io::Result<Option<Vec<u8>>> {
+    let count = match ptrace(PTRACE_SECCOMP_GET_FILTER, tid, index, 0) {
+        Ok(count) => count,
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let mut buffer = vec![0u8; count as usize * 8];
+    ptrace(PTRACE_SECCOMP_GET_FILTER, tid, index, buffer.as_mut_ptr() as u64)?;
+    Ok(Some(buffer))
 }
 
 /// Writes one word through ptrace, for kernels that forbid forced writes to `/proc/PID/mem`.

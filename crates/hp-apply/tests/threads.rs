@@ -14,7 +14,7 @@ fn alone() -> std::sync::MutexGuard<'static, ()> {
 }
 
 /// The cycles of one hammered program end after this long, on a busy machine too,
-const HAMMER_LIMIT: Duration = Duration::from_secs(20);
+const HAMMER_LIMIT: Duration = Duration::from_secs(10);
 /// but not before so many.
 const FEWEST_CYCLES: u32 = 12;
 
