@@ -1,11 +1,28 @@
-//! `hp apply`: every patch file is read and checked before the first process is touched.
+//! `hp apply`: every patch file is read and checked before the first process is touched, and every process is
+//! looked at before the first is changed. If one refuses all the same, those that were changed are changed back:
+//! all or none, unless each is to be taken for itself.
 
 use crate::args::ApplyArgs;
 use crate::exit::Exit;
+use crate::health;
 use crate::patch_file::PatchFile;
 use crate::targets::{Reporter, Subject, Verb, named, unseen};
 use crate::text::{clean, hex};
+use hp_apply::{Done, Options, Outcome};
 use std::path::Path;
+
+/// One patch for one process.
+struct Job<'a> {
+    pid: i32,
+    file: &'a PatchFile,
+    subject: Subject,
+}
+
+impl Job<'_> {
+    fn apply(&self, options: &Options) -> Outcome {
+        hp_apply::apply(self.pid, &self.file.bytes, options)
+    }
+}
 
 /// Applies each patch to each of its targets.
 pub(crate) fn run(args: &ApplyArgs) -> anyhow::Result<Exit> {
@@ -16,6 +33,7 @@ pub(crate) fn run(args: &ApplyArgs) -> anyhow::Result<Exit> {
         reporter.nothing(&no_process_of(path));
         return reporter.finish();
     }
+    let mut jobs = Vec::new();
     for file in &patches {
         let pids = match &named {
             Some(pids) => pids.clone(),
@@ -25,11 +43,67 @@ pub(crate) fn run(args: &ApplyArgs) -> anyhow::Result<Exit> {
             reporter.nothing(&no_process_for(file));
         }
         let subject = Subject { id: Some(file.id.clone()), name: Some(file.patch.name.clone()) };
-        for pid in pids {
-            reporter.add(&subject, &hp_apply::apply(pid, &file.bytes, &args.how.options()));
+        jobs.extend(pids.into_iter().map(|pid| Job { pid, file, subject: subject.clone() }));
+    }
+    // A process that was not asked for by number and has ended is no target any more.
+    let gone = |job: &Job, outcome: &Outcome| outcome.result.is_err() && named.is_none() && !health::lives(job.pid);
+    let options = args.how.options();
+    let together = !args.each && !options.dry_run;
+    if together && jobs.len() > 1 && !rehearsed(&jobs, &options, &mut reporter, gone) {
+        return reporter.finish();
+    }
+    let mut applied = Vec::new();
+    for job in &jobs {
+        let outcome = job.apply(&options);
+        if gone(job, &outcome) {
+            continue;
+        }
+        reporter.add(&job.subject, &outcome);
+        match outcome.result {
+            Ok(Done::Applied(_)) => applied.push(job),
+            Err(_) if together => {
+                take_back(&applied, &options, &mut reporter);
+                return reporter.finish();
+            }
+            _ => {}
+        }
+    }
+    if let Some(command) = args.health.as_deref().filter(|_| !applied.is_empty()) {
+        let pids: Vec<i32> = applied.iter().map(|job| job.pid).collect();
+        if let Err(why) = health::check(command, &pids, args.health_for) {
+            reporter.failed(&format!("health check failed: {why}"));
+            take_back(&applied, &options, &mut reporter);
         }
     }
     reporter.finish()
+}
+
+/// Looks at every target without changing any; false if one of them would refuse.
+fn rehearsed(jobs: &[Job], options: &Options, reporter: &mut Reporter, gone: impl Fn(&Job, &Outcome) -> bool) -> bool {
+    let rehearsal = Options { dry_run: true, ..options.clone() };
+    let mut fine = true;
+    for job in jobs {
+        let outcome = job.apply(&rehearsal);
+        if outcome.result.is_err() && !gone(job, &outcome) {
+            reporter.add(&job.subject, &outcome);
+            fine = false;
+        }
+    }
+    if !fine {
+        reporter.note("nothing was applied to the other processes either; --each applies where it can");
+    }
+    fine
+}
+
+/// Reverts what was applied, the last first.
+fn take_back(applied: &[&Job], options: &Options, reporter: &mut Reporter) {
+    for job in applied.iter().rev() {
+        let outcome = hp_apply::revert(job.pid, Some(&job.file.id), &Options { dry_run: false, ..options.clone() });
+        // One that has ended has nothing left to take back.
+        if outcome.result.is_ok() || health::lives(job.pid) {
+            reporter.taken_back(&job.subject, &outcome);
+        }
+    }
 }
 
 /// Nothing runs this program.

@@ -106,6 +106,15 @@ pub(crate) struct ApplyArgs {
     /// Whose.
     #[command(flatten)]
     pub(crate) trust: TrustArgs,
+    /// Apply wherever it can be done (default: all or none)
+    #[arg(long)]
+    pub(crate) each: bool,
+    /// Run CMD by the shell afterwards; if it fails, or a process ends, take everything back
+    #[arg(long, value_name = "CMD")]
+    pub(crate) health: Option<String>,
+    /// Run it again every second, for so long
+    #[arg(long, value_name = "TIME", default_value = "0s", value_parser = parse_duration, requires = "health")]
+    pub(crate) health_for: Duration,
     /// How.
     #[command(flatten)]
     pub(crate) how: HowArgs,

@@ -9,6 +9,7 @@ mod demo;
 mod diff;
 mod exit;
 mod explain;
+mod health;
 mod inspect;
 mod keygen;
 mod patch_file;

@@ -33,6 +33,7 @@ pub(crate) struct Reporter {
     verb: Verb,
     exits: Vec<Exit>,
     entries: Vec<Value>,
+    notes: Vec<String>,
 }
 
 /// Which command reports.
@@ -44,7 +45,7 @@ pub(crate) enum Verb {
 
 impl Reporter {
     pub(crate) fn new(verb: Verb, json: bool) -> Reporter {
-        Reporter { json, verb, exits: Vec::new(), entries: Vec::new() }
+        Reporter { json, verb, exits: Vec::new(), entries: Vec::new(), notes: Vec::new() }
     }
 
     /// Takes one target's outcome.
@@ -64,6 +65,40 @@ impl Reporter {
         };
     }
 
+    /// Takes the outcome of a revert of what this very command had applied.
+    pub(crate) fn taken_back(&mut self, subject: &Subject, outcome: &Outcome) {
+        if let Err(error) = &outcome.result {
+            self.exits.push(exit_of_error(error));
+        }
+        if self.json {
+            let mut entry = entry(subject, outcome);
+            if outcome.result.is_ok() {
+                entry["result"] = "taken-back".into();
+            }
+            self.entries.push(entry);
+            return;
+        }
+        let what = match &outcome.result {
+            Ok(_) => format!("taken back {}", subject.words()),
+            Err(error) => format!("{BAD}not taken back{BAD:#}: {}", clean(&error.to_string())),
+        };
+        let _ = writeln!(anstream::stderr(), "{BOLD}{}{BOLD:#}: {what}", target(&outcome.comm, outcome.pid));
+    }
+
+    /// Says on stderr why what was done is not to stay.
+    pub(crate) fn failed(&mut self, message: &str) {
+        self.exits.push(Exit::Refused);
+        self.note(message);
+    }
+
+    /// Says something on stderr that is not about one target.
+    pub(crate) fn note(&mut self, message: &str) {
+        self.notes.push(message.to_owned());
+        if !self.json {
+            let _ = writeln!(anstream::stderr(), "{}", clean(message));
+        }
+    }
+
     /// Says on stderr that there was no target.
     pub(crate) fn nothing(&mut self, message: &str) {
         self.exits.push(Exit::Nothing);
@@ -74,7 +109,7 @@ impl Reporter {
     pub(crate) fn finish(self) -> anyhow::Result<Exit> {
         let exit = Exit::of_all(self.exits);
         if self.json {
-            print_json(&json!({ "exit": exit.code(), "targets": self.entries }))?;
+            print_json(&json!({ "exit": exit.code(), "targets": self.entries, "notes": self.notes }))?;
         }
         Ok(exit)
     }

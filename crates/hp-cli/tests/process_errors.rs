@@ -66,7 +66,8 @@ fn not_permitted() {
         let mut command = Command::new(&program);
         command.arg(verb).arg(&pair.patch).args(["--pid", &pid.to_string()]);
         if root {
-            command.uid(NOBODY).gid(NOBODY);
+            // And not with our configuration.
+            command.uid(NOBODY).gid(NOBODY).env("HOME", pair.folder.path()).env_remove("XDG_CONFIG_HOME");
         }
         run(&mut command).exits(2).says(&[&pid.to_string(), "permi"]);
     }

@@ -1,0 +1,68 @@
+//! The health command of `hp apply`: it decides whether what was applied stays.
+
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+/// Time between two runs.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// Longest time for one run.
+const RUN_LIMIT: Duration = Duration::from_secs(60);
+
+/// Runs the command by the shell, once or again and again for a time. It gets the processes in `HP_PIDS`,
+/// separated by spaces.
+///
+/// # Errors
+/// In words: the command failed or hung, or one of the processes has ended.
+pub(crate) fn check(command: &str, pids: &[i32], time: Duration) -> Result<(), String> {
+    let began = Instant::now();
+    loop {
+        once(command, pids)?;
+        if let Some(pid) = pids.iter().find(|pid| !lives(**pid)) {
+            return Err(format!("process {pid} has ended"));
+        }
+        let left = time.saturating_sub(began.elapsed());
+        if left.is_zero() {
+            return Ok(());
+        }
+        std::thread::sleep(left.min(INTERVAL));
+    }
+}
+
+fn once(command: &str, pids: &[i32]) -> Result<(), String> {
+    let pids: Vec<String> = pids.iter().map(i32::to_string).collect();
+    let mut child = Command::new("/bin/sh")
+        .args(["-c", command])
+        .env("HP_PIDS", pids.join(" "))
+        .stdin(Stdio::null())
+        // Standard output is for the report.
+        .stdout(std::io::stderr())
+        .spawn()
+        .map_err(|error| format!("cannot run /bin/sh: {error}"))?;
+    match ended(&mut child)? {
+        Some(status) if status.success() => Ok(()),
+        Some(status) => Err(format!("`{command}`: {status}")),
+        None => {
+            let _ = child.kill();
+            let _ = child.wait();
+            Err(format!("`{command}` takes longer than {} s", RUN_LIMIT.as_secs()))
+        }
+    }
+}
+
+/// How the command ended; `None` if it did not within the limit.
+fn ended(child: &mut Child) -> Result<Option<ExitStatus>, String> {
+    let began = Instant::now();
+    while began.elapsed() < RUN_LIMIT {
+        if let Some(status) = child.try_wait().map_err(|error| format!("cannot wait for the command: {error}"))? {
+            return Ok(Some(status));
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(None)
+}
+
+/// Whether a process runs, as far as `/proc` tells (proc(5)).
+pub(crate) fn lives(pid: i32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    status.lines().find(|line| line.starts_with("State:")).is_some_and(|line| !line.contains(['Z', 'X']))
+}
