@@ -4,9 +4,10 @@ use hp_pack::manifest::{BuildInfo, FindingInfo, FunctionInfo, Manifest};
 use hp_pack::{Base, Patch, Place, SectionKind, Symbol, SymbolKind};
 use rustc_hash::FxHashSet;
 
+use crate::adjoin::{self, Twins};
 use crate::build::Build;
 use crate::check;
-use crate::compare::Changes;
+use crate::compare::{Changes, Judge};
 use crate::correlate::Correlation;
 use crate::detour;
 use crate::entity::{FunctionId, Target};
@@ -32,7 +33,8 @@ pub(crate) fn patch(
     changes: &Changes,
     options: &Options,
 ) -> Made {
-    let mut payload = Payload::new(old, new, pairs, changes);
+    let twins = Twins::new(old, new, pairs, changes);
+    let mut payload = Payload::new(old, new, pairs, changes, &twins);
     payload.close();
     payload.place(SectionKind::State, 1, &[0]);
     let state_symbol = payload.symbol(Symbol {
@@ -65,6 +67,7 @@ pub(crate) fn patch(
         .map(|(g, _)| new.map.functions[*g].qualified_name())
         .collect();
     let mut findings = std::mem::take(&mut payload.findings);
+    findings.extend(adjoin::doubts(&Judge::new(old, new, pairs), pairs, changes, &twins));
     findings.extend(check::thread_local_layout(&old.image, &new.image, &users));
     let mut patch = Patch {
         name: options.name.clone().unwrap_or_else(|| old.image.file_name.clone()),

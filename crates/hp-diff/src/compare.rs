@@ -66,6 +66,10 @@ impl<'j, 'a> Judge<'j, 'a> {
         Judge { old, new, pairs, changed: FxHashSet::default() }
     }
 
+    pub(crate) fn builds(&self) -> (&'j Build<'a>, &'j Build<'a>) {
+        (self.old, self.new)
+    }
+
     /// Takes into account that these old constant objects have another content now, so
     /// that what refers to them differs too.
     pub(crate) fn with_changed_constants(mut self, changed: FxHashSet<ObjectId>) -> Self {
@@ -176,7 +180,8 @@ impl<'j, 'a> Judge<'j, 'a> {
         Verdict::Different
     }
 
-    fn literals(&self, a: u64, b: u64, usage: Use) -> Verdict {
+    /// Compares two literals by content.
+    pub(crate) fn literals(&self, a: u64, b: u64, usage: Use) -> Verdict {
         let (x, y) = match usage {
             Use::Access(n) => {
                 let (x, y) = (self.old.image.bytes(a, u64::from(n)), self.new.image.bytes(b, u64::from(n)));

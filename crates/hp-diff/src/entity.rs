@@ -331,17 +331,29 @@ impl<'a> Map<'a> {
         self.markers.iter().find(|(_, names)| names.contains(&name)).map(|(a, _)| *a)
     }
 
-    /// The literal at `address`, seen as something whose address is taken.
+    /// The literal at `address`, seen as something whose address is taken, without the
+    /// zeros at its end that are not its terminator.
     pub(crate) fn literal(&self, image: &Image<'a>, address: u64) -> &'a [u8] {
-        let rest = image.bytes_from(address);
-        let limit = (self.next_reference(address) - address) as usize;
-        // A string reaches to its terminator even if something refers to its tail.
-        let end = rest.iter().position(|b| *b == 0).filter(|n| std::str::from_utf8(&rest[..*n]).is_ok());
-        let text = end.map_or(0, |n| n + 1);
-        let extent = &rest[..limit.max(text).min(rest.len())];
+        let (start, end) = self.literal_span(image, address);
+        let extent = &image.bytes_from(start)[..(end - start) as usize];
         let used = extent.iter().rposition(|b| *b != 0).map_or(0, |n| n + 1);
-        &extent[..used.max(text).min(extent.len())]
+        &extent[..used.max(text_length(extent)).min(extent.len())]
     }
+
+    /// Start and end of the literal at `address`: it reaches to the next reference. A string
+    /// reaches to its terminator even if something refers to its tail.
+    pub(crate) fn literal_span(&self, image: &Image<'a>, address: u64) -> (u64, u64) {
+        let rest = image.bytes_from(address);
+        let last_of_text = (text_length(rest) as u64).saturating_sub(1);
+        let end = self.next_reference(address + last_of_text);
+        (address, end.clamp(address, address + rest.len() as u64))
+    }
+}
+
+/// Bytes of the text that `bytes` begin with, with its terminator; 0 if it is none.
+fn text_length(bytes: &[u8]) -> usize {
+    let end = bytes.iter().position(|b| *b == 0).filter(|n| std::str::from_utf8(&bytes[..*n]).is_ok());
+    end.map_or(0, |n| n + 1)
 }
 
 /// The name without the fragment suffix `.cold` or `.cold.N`.

@@ -95,6 +95,8 @@ codes! {
         "The new code uses a variable of which several could be the old one, so its value could not be kept. Build with -g.";
     UnnamedData = "HP0211", Error, "bytes without a symbol differ",
         "Code or writable data that no symbol covers differs between the builds, and what refers to it is not known.";
+    LiteralEnd = "HP0212", Warning, "a text may go on behind its terminator",
+        "Texts carry no length in a build. If this function reads beyond the terminator of the text, as in \"abc\\0def\", into what changed, then it changed too and the patch leaves it out; if it reads a C string, all is well.";
     Exceptions = "HP0301", Error, "a changed function has landing pads",
         "Exception tables of new code are not registered in the target yet. Restart the program instead.";
     CopiedVariable = "HP0302", Error, "a library variable that the old build did not use",

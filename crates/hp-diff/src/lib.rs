@@ -1,6 +1,7 @@
 //! Two builds of a program in, a [`Patch`](hp_pack::Patch) or the findings that forbid one out.
 #![forbid(unsafe_op_in_unsafe_fn)]
 
+mod adjoin;
 mod arch;
 mod assemble;
 mod build;

@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, VecDeque};
 use hp_pack::{Place, Relocation, RelocationKind, Section, SectionKind, Symbol, SymbolKind};
 use rustc_hash::{FxHashMap, FxHashSet};
 
+use crate::adjoin::Twins;
 use crate::arch::{Encoding, JumpTable, Site, Use};
 use crate::build::Build;
 use crate::compare::{Changes, Judge, Verdict, describe, is_number};
@@ -28,6 +29,7 @@ pub(crate) struct Payload<'p, 'a> {
     new: &'p Build<'a>,
     pairs: &'p Correlation,
     changes: &'p Changes,
+    twins: &'p Twins,
     /// New functions that differ from their old selves.
     changed: FxHashSet<FunctionId>,
     sections: BTreeMap<SectionKind, Content>,
@@ -65,6 +67,7 @@ impl<'p, 'a> Payload<'p, 'a> {
         new: &'p Build<'a>,
         pairs: &'p Correlation,
         changes: &'p Changes,
+        twins: &'p Twins,
     ) -> Payload<'p, 'a> {
         let mut old_literals = FxHashMap::default();
         for &address in old.map.references.iter().rev() {
@@ -78,6 +81,7 @@ impl<'p, 'a> Payload<'p, 'a> {
             new,
             pairs,
             changes,
+            twins,
             changed: changes.functions.iter().map(|c| c.1).collect(),
             sections: BTreeMap::new(),
             symbols: Vec::new(),
@@ -651,7 +655,6 @@ impl<'p, 'a> Payload<'p, 'a> {
 
     /// Binds a literal: to an equal one of the old build, else to a copy.
     fn literal(&mut self, within: Option<FunctionId>, address: u64, usage: Use) -> Result<Bound, Problem> {
-        let new = self.new;
         let width = match usage {
             Use::Access(n) => n,
             _ => 0,
@@ -659,39 +662,64 @@ impl<'p, 'a> Payload<'p, 'a> {
         if let Some(known) = self.literal_symbols.get(&(address, width)) {
             return Ok((*known, 0));
         }
-        let content = new.map.literal(&new.image, address);
-        let bytes = match usage {
-            Use::Access(n) => new.image.bytes(address, u64::from(n)),
-            _ => {
-                let limit = (new.map.next_reference(address) - address).max(content.len() as u64);
-                new.image.bytes(address, limit.max(1))
-            }
-        };
-        let Some(bytes) = bytes else {
+        let Use::Access(n) = usage else { return self.addressed_literal(within, address) };
+        let Some(bytes) = self.new.image.bytes(address, u64::from(n)) else {
             return Err(Problem(Code::UnknownReference, "it reaches beyond the constants".into()));
         };
-        let fields = self.fields(address, bytes);
-        if usage == Use::Address && !is_string(content) {
-            self.check_copyable(within, address, bytes)?;
-        }
+        let align = u64::from(n).next_power_of_two().min(64);
+        self.copy_literal(&[(address, address + u64::from(n))], bytes, align, width)
+    }
+
+    /// Binds a literal whose address is taken.
+    fn addressed_literal(&mut self, within: Option<FunctionId>, address: u64) -> Result<Bound, Problem> {
+        let new = self.new;
+        let judge = Judge::new(self.old, new, self.pairs);
+        let span = new.map.literal_span(&new.image, address);
+        let content = new.map.literal(&new.image, address);
+        let plain = new.image.words.range(span.0..span.1).next().is_none();
+        let same = self.old_literals.get(content).filter(|same| {
+            plain && !self.twins.in_doubt(&judge, self.old.map.literal_span(&self.old.image, **same), span)
+        });
         // Zeros behind the text may belong to it: then only a copy is certain to have them.
-        if usage == Use::Address
-            && fields.is_empty()
-            && bytes.len() == content.len()
-            && let Some(same) = self.old_literals.get(content)
+        if content.len() as u64 == span.1 - span.0
+            && let Some(same) = same
         {
+            if !is_string(content) {
+                self.check_copyable(within, address, content)?;
+            }
             let symbol = self.base_symbol(&format!(".L{same:x}"), SymbolKind::Object, *same, content.len() as u64);
             return Ok((symbol, 0));
         }
-        let kind = if fields.is_empty() { SectionKind::Rodata } else { SectionKind::DataRelRo };
-        let align = match usage {
-            Use::Access(n) => u64::from(n).next_power_of_two().min(64),
-            _ => 1 << address.trailing_zeros().min(5),
+        let parts = if same.is_some() { vec![span] } else { self.twins.parts(&judge, span) };
+        for part in &parts {
+            let bytes = new.image.bytes(part.0, part.1 - part.0).unwrap_or_default();
+            if !is_string(new.map.literal(&new.image, part.0)) {
+                self.check_copyable(within, part.0, bytes)?;
+            }
+        }
+        let end = parts.last().map_or(span.1, |p| p.1);
+        let Some(bytes) = new.image.bytes(address, (end - address).max(1)) else {
+            return Err(Problem(Code::UnknownReference, "it reaches beyond the constants".into()));
         };
-        let at = self.place(kind, align, bytes);
-        let name = format!(".LC{}", self.literal_symbols.len());
-        let symbol = self.payload_symbol(&name, SymbolKind::Object, kind, at, bytes.len() as u64);
-        self.literal_symbols.insert((address, width), symbol);
+        let align = parts.iter().map(|p| 1 << p.0.trailing_zeros().min(5)).max().unwrap_or(1);
+        self.copy_literal(&parts, bytes, align, 0)
+    }
+
+    /// Copies literals of the new build that lie side by side. Each keeps its alignment.
+    fn copy_literal(&mut self, parts: &[(u64, u64)], bytes: &[u8], align: u64, width: u32) -> Result<Bound, Problem> {
+        let address = parts[0].0;
+        let fields = self.fields(address, bytes);
+        let kind = if fields.is_empty() { SectionKind::Rodata } else { SectionKind::DataRelRo };
+        let lead = if width == 0 { address % align } else { 0 };
+        let at = self.place(kind, align, &[&vec![0; lead as usize], bytes].concat()) + lead;
+        for (start, end) in parts.iter().rev() {
+            if !self.literal_symbols.contains_key(&(*start, width)) {
+                let name = format!(".LC{}", self.literal_symbols.len());
+                let symbol = self.payload_symbol(&name, SymbolKind::Object, kind, at + start - address, end - start);
+                self.literal_symbols.insert((*start, width), symbol);
+            }
+        }
+        let symbol = self.literal_symbols[&(address, width)];
         self.relocate_fields(kind, at, fields)?;
         Ok((symbol, 0))
     }

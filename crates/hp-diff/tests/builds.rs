@@ -131,6 +131,33 @@ fn every_kind_of_small_change_is_found() {
 }
 
 #[test]
+fn what_lies_behind_a_text_is_in_doubt_only_where_no_other_user_tells() {
+    let builds = Builds::new();
+    let program = |name, first: &str, second: &str| {
+        let source = format!(
+            "#include <stdio.h>\n#define APART __attribute__((noipa)) const char\n\
+             APART *first(void) {{ return {first}; }}\n\
+             APART *second(void) {{ {second}; }}\n\
+             APART *third(void) {{ return \"third\"; }}\n\
+             int main(void) {{ return printf(\"%s %s %s\", first(), second(), third()); }}\n"
+        );
+        builds.build(name, &source, &[])
+    };
+    let doubts = |report: &Report| -> Vec<String> {
+        report.findings.iter().filter(|f| f.code == Code::LiteralEnd).map(|f| f.subject.clone()).collect()
+    };
+    let none: Vec<String> = Vec::new();
+    // A new text between two that have the same users as before.
+    let old = program("old", "\"abc\"", "return \"second\"");
+    let report = diff(&old, &program("new", "\"abc\"", "puts(\"new\"); return \"second\""));
+    assert_eq!((names(&report), doubts(&report)), (vec!["second"], none));
+    // One literal: the first function has its address, the second that of its other half.
+    let one = |name, text: &str| program(name, text, &format!("return {text} + 4"));
+    let report = diff(&one("one", r#""abc\0def""#), &one("other", r#""abc\0xyz""#));
+    assert_eq!((names(&report), doubts(&report)), (vec!["second"], vec!["first".to_owned()]));
+}
+
+#[test]
 fn a_new_initial_value_of_a_variable_is_refused() {
     let builds = Builds::new();
     let old = builds.build("old", PROGRAM, &[]);

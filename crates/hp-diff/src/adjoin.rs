@@ -1,0 +1,146 @@
+//! Literals that lie directly behind one another: are they two, or parts of one?
+//!
+//! No symbol says how long a literal is. Text ends at its terminator, unless it is
+//! `"abc\0def"` and another function refers to the part behind; then no reader of the image
+//! can see that the first function means both. What can be seen: an *unchanged* user of
+//! `def` still means the same literal. If in the other build something else lies before
+//! what it refers to, the two never were one. So it is with a changed user that has kept
+//! the text. Where no user tells, it stays in doubt.
+
+use std::collections::BTreeMap;
+
+use rayon::prelude::*;
+use rustc_hash::FxHashSet;
+
+use crate::arch::Use;
+use crate::build::Build;
+use crate::compare::{Changes, Judge, Verdict};
+use crate::correlate::Correlation;
+use crate::entity::{FunctionId, Target};
+use crate::finding::{Code, Finding};
+use crate::image::Word;
+
+/// What unchanged functions and objects refer to, in both builds, and the texts that a
+/// changed function has kept.
+pub(crate) struct Twins {
+    /// Old and new address, ordered by the old one.
+    forward: Vec<(u64, u64)>,
+    /// New and old address, ordered by the new one.
+    backward: Vec<(u64, u64)>,
+}
+
+impl Twins {
+    pub(crate) fn new(old: &Build<'_>, new: &Build<'_>, pairs: &Correlation, changes: &Changes) -> Twins {
+        let functions = unchanged(pairs, changes);
+        let from_code = functions.par_iter().flat_map_iter(|&pair| sites(old, new, pair).map(|(a, b, _)| (a, b)));
+        let mut forward: Vec<(u64, u64)> =
+            from_code.filter(|(a, _)| old.image.is_constant(*a) && old.map.object_at(*a).is_none()).collect();
+        let rewritten: FxHashSet<_> = changes.variables.iter().map(|v| v.0).chain(changes.constants.clone()).collect();
+        for (o, p) in pairs.objects.iter().filter(|pair| !rewritten.contains(&pair.0)) {
+            let (x, y) = (&old.map.objects[o], &new.map.objects[p]);
+            let words = |build: &Build<'_>, start, end| {
+                let words = build.image.words.range(start..end);
+                words
+                    .filter_map(|(_, w)| match w {
+                        Word::Address(a) => Some(*a),
+                        _ => None,
+                    })
+                    .collect::<Vec<u64>>()
+            };
+            forward.extend(words(old, x.address, x.end()).into_iter().zip(words(new, y.address, y.end())));
+        }
+        for (f, g, _) in &changes.functions {
+            let texts = (own_texts(old, *f), own_texts(new, *g));
+            forward.extend(texts.0.iter().filter_map(|(text, a)| Some((*a, *texts.1.get(text)?))));
+        }
+        forward.sort_unstable();
+        forward.dedup();
+        let mut backward: Vec<(u64, u64)> = forward.iter().map(|(a, b)| (*b, *a)).collect();
+        backward.sort_unstable();
+        Twins { forward, backward }
+    }
+
+    /// True if the literals `x` of the old and `y` of the new build, each from start to end,
+    /// equal so far as they are known, may go on with different content.
+    pub(crate) fn in_doubt(&self, judge: &Judge<'_, '_>, x: (u64, u64), y: (u64, u64)) -> bool {
+        let (old, new) = judge.builds();
+        let (c, d) = (x.1, y.1);
+        let goes_on = (starts_literal(old, c), starts_literal(new, d));
+        if goes_on == (false, false) || goes_on == (true, true) && judge.literals(c, d, Use::Address) == Verdict::Same {
+            return false;
+        }
+        !(apart((old, x), new, &self.forward) || apart((new, y), old, &self.backward))
+    }
+
+    /// The literals of the new build that may be one with the one of this span, which comes
+    /// first.
+    pub(crate) fn parts(&self, judge: &Judge<'_, '_>, span: (u64, u64)) -> Vec<(u64, u64)> {
+        let (old, new) = judge.builds();
+        let (mut parts, mut end) = (vec![span], span.1);
+        while starts_literal(new, end) && !apart((new, (span.0, end)), old, &self.backward) {
+            let part = new.map.literal_span(&new.image, end);
+            parts.push(part);
+            end = part.1;
+        }
+        parts
+    }
+}
+
+/// The texts that a function refers to, and where they are.
+fn own_texts<'b>(build: &'b Build<'_>, function: FunctionId) -> BTreeMap<&'b [u8], u64> {
+    let sites = build.code[function].ranges.iter().flat_map(|r| &r.sites).filter(|s| s.usage == Use::Address);
+    let literals = sites.filter(|s| build.map.resolve(&build.image, s) == Target::Literal);
+    literals.map(|s| (build.map.literal(&build.image, s.target), s.target)).collect()
+}
+
+/// True if an unchanged user of what lies at the literal's end finds something else than
+/// the literal before it in the other build.
+fn apart((here, (start, end)): (&Build<'_>, (u64, u64)), there: &Build<'_>, twins: &[(u64, u64)]) -> bool {
+    let length = end - start;
+    let first = twins.partition_point(|t| t.0 < end);
+    twins[first..]
+        .iter()
+        .take_while(|t| t.0 == end)
+        .any(|(_, twin)| there.image.bytes(twin.wrapping_sub(length), length) != here.image.bytes(start, length))
+}
+
+/// True if something refers to `address` and means a literal.
+fn starts_literal(build: &Build<'_>, address: u64) -> bool {
+    build.map.references.binary_search(&address).is_ok()
+        && !build.code.iter().any(|c| c.tables.iter().any(|t| t.address == address))
+        && build.map.resolve_address(&build.image, address, Use::Access(1)) == Target::Literal
+}
+
+fn unchanged(pairs: &Correlation, changes: &Changes) -> Vec<(FunctionId, FunctionId)> {
+    let changed: FxHashSet<FunctionId> = changes.functions.iter().map(|c| c.0).collect();
+    pairs.functions.iter().filter(|pair| !changed.contains(&pair.0)).collect()
+}
+
+/// Pairs of what two unchanged functions refer to.
+fn sites<'b>(
+    old: &'b Build<'_>,
+    new: &'b Build<'_>,
+    (f, g): (FunctionId, FunctionId),
+) -> impl Iterator<Item = (u64, u64, Use)> {
+    let ranges = old.code[f].ranges.iter().zip(&new.code[g].ranges);
+    ranges.flat_map(|(x, y)| x.sites.iter().zip(&y.sites)).map(|(s, t)| (s.target, t.target, s.usage))
+}
+
+/// Unchanged functions of which that is in doubt, because what lies behind a literal that
+/// they use changed.
+pub(crate) fn doubts(judge: &Judge<'_, '_>, pairs: &Correlation, changes: &Changes, twins: &Twins) -> Vec<Finding> {
+    let (old, new) = judge.builds();
+    let of_pair = |pair: &(FunctionId, FunctionId)| {
+        let doubtful = sites(old, new, *pair).find(|&(a, b, usage)| {
+            usage == Use::Address
+                && old.table(pair.0, a).is_none()
+                && old.map.resolve_address(&old.image, a, usage) == Target::Literal
+                && twins.in_doubt(judge, old.map.literal_span(&old.image, a), new.map.literal_span(&new.image, b))
+        })?;
+        let text = String::from_utf8_lossy(old.map.literal(&old.image, doubtful.0));
+        let text: String = text.trim_end_matches('\0').chars().take(40).collect();
+        let message = format!("it uses {text:?}, and the constant data directly behind that changed");
+        Some(Finding::new(Code::LiteralEnd, old.map.functions[pair.0].qualified_name(), message))
+    };
+    unchanged(pairs, changes).par_iter().filter_map(of_pair).collect()
+}
