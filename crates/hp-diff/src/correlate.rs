@@ -6,7 +6,8 @@
 //! 3. the same name once the compiler's numbering (`.constprop.0`, `.lto_priv.1`) is put aside;
 //! 4. the references that pairs of otherwise identical functions or objects make at the
 //!    same place; they must be unanimous;
-//! 5. for static locals without any of these, the only variable of that name in the file.
+//! 5. for static locals without any of these, the only variable of that name in the file,
+//!    if one function uses it in both builds.
 //!
 //! The number in a static local's symbol (`counter.0`) says nothing: one more static in
 //! the file renumbers the others. Position is never evidence.
@@ -109,19 +110,50 @@ pub(crate) fn correlate(old: &Build<'_>, new: &Build<'_>, locals: (&[StaticLocal
     pairs.objects.join_by_key(static_local_keys(&old.map, locals.0), static_local_keys(&new.map, locals.1));
     while vote(old, new, &mut pairs) {}
     let known = (owners(&old.map, locals.0), owners(&new.map, locals.1));
-    let lonely = |map: &Map<'_>, owners: &FxHashMap<ObjectId, &StaticLocal>| -> Vec<_> {
-        let mut counts: FxHashMap<(String, String), Vec<ObjectId>> = FxHashMap::default();
-        for (id, object) in map.objects.iter().enumerate() {
-            if let Some(stem) = numbered_stem(object.name()) {
-                counts.entry((object.file.to_owned(), stem.to_owned())).or_default().push(id);
-            }
+    let (before, now) = (only_of_their_name(&old.map, &known.0), only_of_their_name(&new.map, &known.1));
+    let (old_users, new_users) = (users(old, before.values()), users(new, now.values()));
+    let pairs_by_name: Vec<(ObjectId, ObjectId)> =
+        before.iter().filter_map(|(key, o)| Some((*o, *now.get(key)?))).collect();
+    for (o, p) in pairs_by_name {
+        let same_user = |f: &FunctionId| {
+            pairs.functions.new_of(*f).is_some_and(|g| new_users.get(&p).is_some_and(|users| users.contains(&g)))
+        };
+        if old_users.get(&o).is_some_and(|users| users.iter().any(same_user)) {
+            pairs.objects.join(o, p);
         }
-        let single = counts.into_iter().filter(|(_, ids)| ids.len() == 1);
-        single.filter(|(_, ids)| !owners.contains_key(&ids[0])).map(|(key, ids)| (key, ids[0])).collect()
-    };
-    pairs.objects.join_by_key(lonely(&old.map, &known.0).into_iter(), lonely(&new.map, &known.1).into_iter());
+    }
     while vote(old, new, &mut pairs) {}
     pairs
+}
+
+/// Static locals without debug information that are alone with their name in their file.
+fn only_of_their_name<'m>(
+    map: &'m Map<'_>,
+    owners: &FxHashMap<ObjectId, &StaticLocal>,
+) -> BTreeMap<(&'m str, &'m str), ObjectId> {
+    let mut found: BTreeMap<(&str, &str), Vec<ObjectId>> = BTreeMap::new();
+    for (id, object) in map.objects.iter().enumerate() {
+        if let Some(stem) = numbered_stem(object.name()) {
+            found.entry((object.file, stem)).or_default().push(id);
+        }
+    }
+    let single = found.into_iter().filter(|(_, ids)| ids.len() == 1 && !owners.contains_key(&ids[0]));
+    single.map(|(key, ids)| (key, ids[0])).collect()
+}
+
+/// Which functions refer to these objects.
+fn users<'m>(build: &Build<'_>, objects: impl Iterator<Item = &'m ObjectId>) -> FxHashMap<ObjectId, Vec<FunctionId>> {
+    let mut users: FxHashMap<ObjectId, Vec<FunctionId>> = objects.map(|o| (*o, Vec::new())).collect();
+    if !users.is_empty() {
+        for (id, code) in build.code.iter().enumerate() {
+            for site in code.ranges.iter().flat_map(|r| &r.sites) {
+                if let Some(list) = build.map.object_at(site.target).and_then(|o| users.get_mut(&o)) {
+                    list.push(id);
+                }
+            }
+        }
+    }
+    users
 }
 
 fn function_names<'m>(map: &'m Map<'_>) -> impl Iterator<Item = ((&'m str, &'m str), FunctionId)> {

@@ -213,3 +213,24 @@ fn stripped_builds_and_mixed_kinds_are_refused_by_code() {
     assert!(has(&diff(&old, &stripped), Code::NoSymbols));
     assert!(has(&diff(&old, &fixed), Code::KindDiffers));
 }
+
+#[test]
+fn a_static_local_of_another_function_is_not_taken_for_the_old_one() {
+    let builds = Builds::new();
+    let program = |name, first: &str, second: &str| {
+        let source = format!(
+            "#define APART __attribute__((noipa)) int\n\
+             APART first(void) {{ {first} }}\nAPART second(void) {{ {second} }}\n\
+             int main(void) {{ return first() + second(); }}\n"
+        );
+        builds.build(name, &source, &["-g0"])
+    };
+    let counts = "static int count; return ++count;";
+    let options = Options { allow: vec![(Code::LayoutUnproven, None)], ..Options::default() };
+    let old = program("old", counts, "return 1;");
+    let same = program("same", "static int count; return count += 2;", "return 1;");
+    let patch = hp_diff::diff(&old, &same, &options).unwrap().patch.unwrap();
+    assert!(patch.symbols.iter().any(|s| s.name.starts_with("count") && s.place == hp_pack::Place::Base));
+    let report = hp_diff::diff(&old, &program("moved", "return 1;", counts), &options).unwrap();
+    assert!(report.findings.iter().any(|f| f.code == Code::UnpairedVariable), "{:?}", report.findings);
+}
