@@ -40,12 +40,14 @@ mod seccomp;
 mod session;
 mod sites;
 mod stage;
+mod start;
 mod status;
 mod stops;
 mod sys;
 mod threads;
 mod unwind;
 
+pub use start::{Started, start};
 #[doc(hidden)]
 pub use sys::{die_at, points};
 

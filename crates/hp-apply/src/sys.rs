@@ -8,7 +8,12 @@
 //! This is the only module of the crate with `unsafe` code.
 #![allow(unsafe_code)]
 
+mod child;
+
 use crate::addr::LiveAddr;
+pub(crate) use child::{
+    Ended, Waited, die_with_us, has_capabilities, send, spawn_traced, wait_for_child, wait_for_stop,
+};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::mem::{MaybeUninit, size_of};

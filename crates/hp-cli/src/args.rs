@@ -38,6 +38,8 @@ pub(crate) enum Verb {
     Keygen(KeygenArgs),
     /// Apply patches to running processes
     Apply(ApplyArgs),
+    /// Start a program patched, before its first instruction
+    Run(RunArgs),
     /// Show which processes are patched, and with what
     Status(StatusArgs),
     /// Take patches out of running processes
@@ -118,6 +120,20 @@ pub(crate) struct ApplyArgs {
     /// How.
     #[command(flatten)]
     pub(crate) how: HowArgs,
+}
+
+/// `hp run`
+#[derive(Args, Debug)]
+pub(crate) struct RunArgs {
+    /// Patch files, applied in this order
+    #[arg(long, required = true, num_args = 1.., value_name = "PATCH")]
+    pub(crate) patch: Vec<PathBuf>,
+    /// Whose.
+    #[command(flatten)]
+    pub(crate) trust: TrustArgs,
+    /// The program and its arguments
+    #[arg(last = true, required = true, value_name = "PROGRAM")]
+    pub(crate) command: Vec<std::ffi::OsString>,
 }
 
 /// Whose patches are accepted.
@@ -272,7 +288,7 @@ impl Verb {
             Verb::Revert(args) => args.how.json,
             Verb::Status(args) => args.json,
             Verb::Explain(args) => args.json,
-            Verb::Demo(_) => false,
+            Verb::Demo(_) | Verb::Run(_) => false,
         }
     }
 }

@@ -14,6 +14,7 @@ mod inspect;
 mod keygen;
 mod patch_file;
 mod revert;
+mod run;
 mod sign;
 mod status;
 mod targets;
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
         Verb::Sign(args) => sign::run(&args).map(ExitCode::from),
         Verb::Keygen(args) => keygen::run(&args).map(ExitCode::from),
         Verb::Apply(args) => apply::run(&args).map(ExitCode::from),
+        Verb::Run(args) => run::run(&args),
         Verb::Status(args) => status::run(&args).map(ExitCode::from),
         Verb::Revert(args) => revert::run(&args).map(ExitCode::from),
         Verb::Explain(args) => explain::run(&args).map(ExitCode::from),
