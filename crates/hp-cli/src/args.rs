@@ -300,7 +300,11 @@ fn parse_allow(text: &str) -> Result<(Code, Option<String>), String> {
         Some((code, subject)) => (code, Some(subject.to_owned())),
         None => (text, None),
     };
-    let code = code.parse().map_err(|_| format!("{code} is not a finding code; `hp explain` lists them"))?;
+    let code: Code = code.parse().map_err(|_| format!("{code} is not a finding code; `hp explain` lists them"))?;
+    if !code.acceptable() {
+        let why = if code.level() == hp_diff::Level::Error { "no patch could be made" } else { "it forbids no patch" };
+        return Err(format!("{code} is not for you to accept: {why}; see `hp explain {code}`"));
+    }
     Ok((code, subject))
 }
 
@@ -354,5 +358,6 @@ mod tests {
         assert_eq!(parse_allow("hp0401=struct x"), Ok((Code::LayoutChanged, Some("struct x".into()))));
         assert!(parse_allow("HP0402=").is_err());
         assert!(parse_allow("HP9999").is_err());
+        assert!(parse_allow("HP0301").is_err());
     }
 }

@@ -109,6 +109,7 @@ fn usage_errors_exit_with_2() {
         &["diff", "old"],
         &["diff", "old", "new", "--allow", "HP9999"],
         &["diff", "old", "new", "--allow", "HP0402="],
+        &["diff", "old", "new", "--allow", "HP0301"],
         &["diff", "old", "new", "--name", ""],
         &["inspect"],
         &["apply", "fix.hpatch"],
