@@ -1,5 +1,7 @@
 //! A build, ready to be compared: its image, its entities and its decoded code.
 
+mod fragments;
+
 use rayon::prelude::*;
 
 use crate::arch::{self, Code, JumpTable};
@@ -34,6 +36,7 @@ impl<'a> Build<'a> {
             .par_iter()
             .map(|f| f.ranges.iter().map(|r| arch::decode(r.address, r.bytes, absolute.clone())).collect())
             .collect();
+        let decoded = fragments::attach(&mut map, &image, decoded);
         map.set_references(&image, decoded.iter().flatten().flat_map(|c| &c.sites).map(|s| s.target));
         let code = decoded
             .into_par_iter()

@@ -20,7 +20,11 @@ pub(crate) fn images(old: &Image<'_>, new: &Image<'_>) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (image, which) in [(old, "old"), (new, "new")] {
         if image.symbols.iter().all(|s| s.kind != SymbolKind::Text) {
-            findings.push(Finding::new(Code::NoSymbols, which, format!("{} is stripped", image.file_name)));
+            findings.push(Finding::new(
+                Code::NoSymbols,
+                which,
+                format!("{} has no symbols, and no unwind rows either", image.file_name),
+            ));
         }
         if image.text_relocations {
             findings.push(Finding::new(
@@ -32,6 +36,15 @@ pub(crate) fn images(old: &Image<'_>, new: &Image<'_>) -> Vec<Finding> {
         if image.sections.iter().any(|s| matches!(s.name, ".gopclntab" | ".note.go.buildid")) {
             findings.push(Finding::new(Code::ForeignRuntime, which, format!("{} is a Go program", image.file_name)));
         }
+    }
+    let stripped = |image: &Image<'_>| image.symbols.iter().any(|s| !s.evidence.has_name());
+    if stripped(old) != stripped(new) {
+        let (which, image) = if stripped(old) { ("old", old) } else { ("new", new) };
+        let message = format!(
+            "{} is stripped, the other build is not; give its debug file with --{which}-debug",
+            image.file_name
+        );
+        findings.push(Finding::new(Code::NoSymbols, which, message));
     }
     if old.fixed_address != new.fixed_address {
         let kind = |i: &Image<'_>| if i.fixed_address { "position-dependent" } else { "position-independent" };
@@ -84,6 +97,7 @@ pub(crate) fn data(old: &Build<'_>, new: &Build<'_>, pairs: &Correlation, change
     walked_sections(old, new, pairs, &mut findings);
     thread_local_values(&old.image, &new.image, &mut findings);
     aliases(old, new, pairs, &mut findings);
+    findings.extend(labels_used_elsewhere(old, changes));
     let changed = |f: &crate::entity::Function<'_>| f.address();
     let resolvers: Vec<u64> = old
         .image
@@ -138,6 +152,25 @@ pub(crate) fn undescribed(
     names.dedup();
     let message = "no debug information describes this function, so the types that it uses were not compared";
     names.into_iter().map(|name| Finding::new(Code::LayoutUnproven, name, message)).collect()
+}
+
+/// Unchanged code that leads into the middle of a changed function would go on in its old code.
+fn labels_used_elsewhere(old: &Build<'_>, changes: &Changes) -> Vec<Finding> {
+    let changed: FxHashSet<FunctionId> = changes.functions.iter().map(|c| c.0).collect();
+    let mut found = Vec::new();
+    for (f, code) in old.code.iter().enumerate().filter(|(f, _)| !changed.is_empty() && !changed.contains(f)) {
+        let sites = code.ranges.iter().flat_map(|c| &c.sites).map(|s| s.target);
+        for target in sites.chain(code.tables.iter().flat_map(|t| t.targets.iter().copied())) {
+            if let Some((g, range, offset)) = old.map.function_at(target)
+                && (range, offset) != (0, 0)
+                && changed.contains(&g)
+            {
+                let message = format!("{} leads to {target:#x}, inside of it", old.map.functions[f].qualified_name());
+                found.push(Finding::new(Code::IntoFunction, old.map.functions[g].qualified_name(), message));
+            }
+        }
+    }
+    found
 }
 
 /// Sections with a `__start_` symbol are lists that the program walks: they must have the

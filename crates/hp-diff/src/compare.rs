@@ -13,7 +13,7 @@ use crate::arch::{self, Encoding, JumpTable, Site, Use};
 use crate::build::Build;
 use crate::correlate::Correlation;
 use crate::entity::{FunctionId, ObjectId, Target, cold_parent};
-use crate::image::Word;
+use crate::image::{Evidence, Word};
 
 /// What a pair of references is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,14 +111,24 @@ impl<'j, 'a> Judge<'j, 'a> {
             // The compiler's own start-up code means the linker's symbols, even where an
             // object begins at the same address.
             let names = self.new.map.markers_at(b.target);
-            verdict = self.old.map.markers_at(a.target).iter().any(|n| names.contains(n)).into();
+            let shared = self.old.map.markers_at(a.target).iter().any(|n| names.contains(n));
+            let both_end = self.old.image.is_end_of_data(a.target) && self.new.image.is_end_of_data(b.target);
+            verdict = (shared || both_end && !self.old.map.functions[pair.0].evidence.has_name()).into();
         }
         let number = is_number(self.old, pair.0, a) && is_number(self.new, pair.1, b);
         if number { (a.target == b.target).into() } else { verdict }
     }
 
     fn is_startup_code(&self, old: FunctionId) -> bool {
-        self.old.map.functions[old].file == "crtstuff.c"
+        // Without symbols: it begins with the comparison of `__TMC_END__` with itself.
+        let compares_itself = || match self.old.code[old].ranges[0].sites.as_slice() {
+            [s, t, ..] => s.target == t.target && (s.usage, t.usage) == (Use::Address, Use::Address) && t.end < 32,
+            _ => false,
+        };
+        match self.old.map.functions[old].evidence {
+            Evidence::Gap => compares_itself(),
+            _ => self.old.map.functions[old].file == "crtstuff.c",
+        }
     }
 
     fn tables(&self, pair: (FunctionId, FunctionId), x: &JumpTable, y: &JumpTable) -> bool {
@@ -145,7 +155,7 @@ impl<'j, 'a> Judge<'j, 'a> {
                     same => (paired && same).into(),
                 }
             }
-            (Target::Object(o, m), Target::Object(p, n)) => self.objects((o, m), (p, n), (a, b), usage),
+            (Target::Object(o, m), Target::Object(p, n)) => self.objects(within, (o, m), (p, n), (a, b), usage),
             (Target::Stub(v), Target::Stub(w)) => self.words(v, w),
             (Target::Slot(_), Target::Slot(w)) if !self.slot_tails(a, b, w) => Verdict::Different,
             (Target::Slot(v), Target::Slot(w)) => self.words(v, w),
@@ -158,7 +168,14 @@ impl<'j, 'a> Judge<'j, 'a> {
         }
     }
 
-    fn objects(&self, x: (ObjectId, i64), y: (ObjectId, i64), (a, b): (u64, u64), usage: Use) -> Verdict {
+    fn objects(
+        &self,
+        within: Option<(FunctionId, FunctionId)>,
+        x: (ObjectId, i64),
+        y: (ObjectId, i64),
+        (a, b): (u64, u64),
+        usage: Use,
+    ) -> Verdict {
         let paired = |o: (ObjectId, i64), p: (ObjectId, i64)| {
             self.pairs.objects.new_of(o.0) == Some(p.0) && o.1 == p.1 && !self.changed.contains(&o.0)
         };
@@ -166,15 +183,20 @@ impl<'j, 'a> Judge<'j, 'a> {
             return Verdict::Same;
         }
         if usage == Use::Address && self.pairs.objects.new_of(x.0) != Some(y.0) {
-            // `&a[64]` and `&b[0]` may be one number: any meaning that both share is the meaning.
+            // `&a[64]` and `&b[0]` may be one number: a meaning that both share is the meaning, if the function uses
+            // that object otherwise too. Else the objects behind it changed places, and it means another one now.
             let meanings = self.new.map.candidates(b);
-            if self.old.map.candidates(a).iter().any(|o| meanings.iter().any(|p| paired(*o, *p))) {
+            let used =
+                |o: ObjectId, p: ObjectId| within.is_some_and(|(f, g)| uses(self.old, f, o) && uses(self.new, g, p));
+            let shared = |o: &(ObjectId, i64), p: &(ObjectId, i64)| paired(*o, *p) && used(o.0, p.0);
+            if self.old.map.candidates(a).iter().any(|o| meanings.iter().any(|p| shared(o, p))) {
                 return Verdict::Same;
             }
         }
         let alone = self.pairs.objects.new_of(x.0).is_none() && self.pairs.objects.old_of(y.0).is_none();
         let (o, p) = (&self.old.map.objects[x.0], &self.new.map.objects[y.0]);
-        if alone && x.1 == y.1 && o.size == p.size && o.constant == p.constant {
+        let same_size = o.size == p.size || o.unnamed && p.unnamed;
+        if alone && x.1 == y.1 && same_size && o.constant == p.constant {
             return Verdict::Undecided(x.0, y.0);
         }
         Verdict::Different
@@ -267,16 +289,25 @@ impl<'j, 'a> Judge<'j, 'a> {
     /// to have changed count as different.
     pub(crate) fn object_contents(&self, (o, p): (ObjectId, ObjectId)) -> Verdict {
         let (x, y) = (&self.old.map.objects[o], &self.new.map.objects[p]);
-        if x.size != y.size {
+        // Without a symbol an object reaches to the next address that something refers to.
+        let shorter = x.size.min(y.size);
+        if x.size != y.size && !(x.unnamed && y.unnamed) {
             return Verdict::Different;
         }
-        match (self.old.image.bytes(x.address, x.size), self.new.image.bytes(y.address, y.size)) {
+        match (self.old.image.bytes(x.address, shorter), self.new.image.bytes(y.address, shorter)) {
             (Some(p), Some(q)) => self.contents((x.address, p), (y.address, q)),
             (None, None) => Verdict::Same,
             // One of them moved between `.bss` and `.data`.
             (Some(bytes), None) | (None, Some(bytes)) => bytes.iter().all(|b| *b == 0).into(),
         }
     }
+}
+
+/// True if a function refers to an object, not only to its end.
+fn uses(build: &Build<'_>, function: FunctionId, object: ObjectId) -> bool {
+    let object = &build.map.objects[object];
+    let mut sites = build.code[function].ranges.iter().flat_map(|c| &c.sites);
+    sites.any(|s| (object.address..object.end()).contains(&s.target))
 }
 
 /// True for a field in position-dependent code that is no address though its value lies in

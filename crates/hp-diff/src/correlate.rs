@@ -12,6 +12,10 @@
 //! The number in a static local's symbol (`counter.0`) says nothing: one more static in
 //! the file renumbers the others. Position is never evidence.
 
+mod stripped;
+
+pub(crate) use stripped::audit;
+
 use std::collections::BTreeMap;
 use std::hash::Hash;
 
@@ -30,6 +34,9 @@ pub(crate) struct Correlation {
     pub functions: Pairs,
     /// Old object to new object.
     pub objects: Pairs,
+    /// Functions without a name that are identical to several others, as many in the new build as in the
+    /// old one: none of them changed, but which is which is not known. Old and new ones.
+    pub alike: (FxHashSet<FunctionId>, FxHashSet<FunctionId>),
     /// New objects that debug information identifies as a static local of some function.
     pub identified: FxHashSet<ObjectId>,
 }
@@ -104,11 +111,13 @@ pub(crate) fn correlate(old: &Build<'_>, new: &Build<'_>, locals: (&[StaticLocal
     let mut pairs = Correlation {
         functions: Pairs::new(old.map.functions.len(), new.map.functions.len()),
         objects: Pairs::new(old.map.objects.len(), new.map.objects.len()),
+        alike: Default::default(),
         identified: locals.1.iter().filter_map(|l| object_of(&new.map, l)).collect(),
     };
     pairs.join_by_name(old, new);
     pairs.objects.join_by_key(static_local_keys(&old.map, locals.0), static_local_keys(&new.map, locals.1));
     while vote(old, new, &mut pairs) {}
+    stripped::join_by_content(old, new, &mut pairs);
     let known = (owners(&old.map, locals.0), owners(&new.map, locals.1));
     let (before, now) = (only_of_their_name(&old.map, &known.0), only_of_their_name(&new.map, &known.1));
     let (old_users, new_users) = (users(old, before.values()), users(new, now.values()));
@@ -123,6 +132,7 @@ pub(crate) fn correlate(old: &Build<'_>, new: &Build<'_>, locals: (&[StaticLocal
         }
     }
     while vote(old, new, &mut pairs) {}
+    stripped::set_alike(old, new, &mut pairs);
     pairs
 }
 
@@ -157,11 +167,13 @@ fn users<'m>(build: &Build<'_>, objects: impl Iterator<Item = &'m ObjectId>) -> 
 }
 
 fn function_names<'m>(map: &'m Map<'_>) -> impl Iterator<Item = ((&'m str, &'m str), FunctionId)> {
-    map.functions.iter().enumerate().flat_map(|(id, f)| f.names.iter().map(move |n| ((f.file, *n), id)))
+    let named = map.functions.iter().enumerate().filter(|(_, f)| f.evidence.has_name());
+    named.flat_map(|(id, f)| f.names.iter().map(move |n| ((f.file, *n), id)))
 }
 
 fn quiet_function_names<'m>(map: &'m Map<'_>) -> impl Iterator<Item = ((&'m str, &'m str), FunctionId)> {
-    map.functions.iter().enumerate().map(|(id, f)| ((f.file, quiet_name(f.name())), id))
+    let named = map.functions.iter().enumerate().filter(|(_, f)| f.evidence.has_name());
+    named.map(|(id, f)| ((f.file, quiet_name(f.name())), id))
 }
 
 /// The name without the numbers that the compiler gives to clones.

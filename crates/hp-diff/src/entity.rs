@@ -149,13 +149,23 @@ impl<'a> Map<'a> {
     pub(crate) fn new(image: &Image<'a>) -> Map<'a> {
         let functions = functions(image);
         let (objects, markers) = objects(image);
-        let mut code_index: Vec<_> = functions
-            .iter()
-            .enumerate()
+        let mut map = Map { functions, objects, markers, code_index: Vec::new(), references: Vec::new() };
+        map.index_code();
+        map
+    }
+
+    /// To be called when the ranges of functions have changed.
+    pub(crate) fn index_code(&mut self) {
+        let ranges = self.functions.iter().enumerate();
+        self.code_index = ranges
             .flat_map(|(id, f)| f.ranges.iter().enumerate().map(move |(i, r)| (r.address, r.end(), id, i)))
             .collect();
-        code_index.sort_unstable();
-        Map { functions, objects, markers, code_index, references: Vec::new() }
+        self.code_index.sort_unstable();
+    }
+
+    /// True if functions are known that have no name: the build is stripped.
+    pub(crate) fn is_stripped(&self) -> bool {
+        self.functions.iter().any(|f| !f.evidence.has_name())
     }
 
     /// Tells the map which addresses are referred to; literals end there.
@@ -176,8 +186,11 @@ impl<'a> Map<'a> {
     /// code copies to the stack: one object for each address that is referred to.
     fn add_unnamed_variables(&mut self, image: &Image<'a>, targets: &BTreeSet<u64>) {
         let mut found = Vec::new();
+        // Constants that hold addresses may lead back to themselves, so they need an identity.
+        let stripped = self.is_stripped();
         let is_variable = |s: &&Section<'_>| {
-            !is_constant_section(s) && s.is_content() && !s.executable && !s.name.starts_with(".got")
+            let named_elsewhere = is_constant_section(s) && !(stripped && s.writable);
+            !named_elsewhere && s.is_content() && !s.executable && !s.name.starts_with(".got")
         };
         for section in image.sections.iter().filter(is_variable) {
             for &address in targets.range(section.address..section.end()) {
@@ -187,17 +200,17 @@ impl<'a> Map<'a> {
                 let empty = zero && image.words.range(address..address + size).next().is_none();
                 // The end of an object is not the start of another one, if nothing is there.
                 if !(known || empty && self.ending_at(address).is_some()) {
-                    found.push((address, size));
+                    found.push((address, size, is_constant_section(section)));
                 }
             }
         }
-        self.objects.extend(found.into_iter().map(|(address, size)| DataObject {
+        self.objects.extend(found.into_iter().map(|(address, size, constant)| DataObject {
             names: vec!["(unnamed)"],
             file: "",
             local: true,
             address,
             size,
-            constant: false,
+            constant,
             unnamed: true,
         }));
         self.objects.sort_by_key(|o| o.address);

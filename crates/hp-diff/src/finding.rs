@@ -62,7 +62,7 @@ macro_rules! codes {
 
 codes! {
     NoSymbols = "HP0101", Error, "no symbol table",
-        "Without .symtab the functions of a build cannot be told apart by name. Give the builds before they are stripped.";
+        "One build is stripped and the other is not, or a build has neither symbols nor .eh_frame to say where its functions are. Give the builds before they are stripped, or their debug files.";
     KindDiffers = "HP0102", Error, "the builds are of different kinds",
         "One build is position-dependent, or a library, and the other is not. Compare builds made with the same flags.";
     NoBuildId = "HP0103", Error, "the old build has no build ID",
@@ -97,6 +97,8 @@ codes! {
         "Code or writable data that no symbol covers differs between the builds, and what refers to it is not known.";
     LiteralEnd = "HP0212", Warning, "a text may go on behind its terminator",
         "Texts carry no length in a build. If this function reads beyond the terminator of the text, as in \"abc\\0def\", into what changed, then it changed too and the patch leaves it out; if it reads a C string, all is well.";
+    PairingUnproven = "HP0213", Error, "stripped code or data could not be paired for certain",
+        "Without symbols, functions and variables are paired by what they contain and by what refers to them; here that is not enough or contradicts itself. Give the debug files (--old-debug, --new-debug), or builds that are not stripped.";
     Exceptions = "HP0301", Error, "a changed function has landing pads",
         "Exception tables of new code are not registered in the target yet. Restart the program instead.";
     CopiedVariable = "HP0302", Error, "a library variable that the old build did not use",

@@ -155,6 +155,7 @@ pub fn diff(old: &Path, new: &Path, options: &Options) -> Result<Report, Error> 
     let pairs = correlate(&old, &new, (&locals.0, &locals.1));
     let changes = compare(&old, &new, &pairs);
     findings.extend(check::data(&old, &new, &pairs, &changes));
+    findings.extend(correlate::audit(&old, &new, &pairs, &changes));
     let mut listed: Vec<Change> = changes.functions.iter().map(|c| changed(&old, &new, &pairs, &changes, c)).collect();
     let mut patch = None;
     let mut copied = FxHashSet::default();
@@ -173,7 +174,8 @@ pub fn diff(old: &Path, new: &Path, options: &Options) -> Result<Report, Error> 
     findings.dedup();
     accept(&mut findings, options);
     let evidence = [evidence(&old), evidence(&new)];
-    let mut report = Report { identical: changes.identical, changes: listed, evidence, findings, patch };
+    let identical = changes.identical + pairs.alike.0.len();
+    let mut report = Report { identical, changes: listed, evidence, findings, patch };
     if report.refused() {
         report.patch = None;
     }
@@ -228,8 +230,10 @@ fn changed(
 
 /// Functions that only one of the builds has.
 fn unpaired(old: &Build<'_>, new: &Build<'_>, pairs: &Correlation, copied: &FxHashSet<FunctionId>) -> Vec<Change> {
-    let removed = old.map.functions.iter().enumerate().filter(|(f, _)| pairs.functions.new_of(*f).is_none());
-    let added = new.map.functions.iter().enumerate().filter(|(g, _)| pairs.functions.old_of(*g).is_none());
+    let gone = |f: FunctionId| pairs.functions.new_of(f).is_none() && !pairs.alike.0.contains(&f);
+    let come = |g: FunctionId| pairs.functions.old_of(g).is_none() && !pairs.alike.1.contains(&g);
+    let removed = old.map.functions.iter().enumerate().filter(|(f, _)| gone(*f));
+    let added = new.map.functions.iter().enumerate().filter(|(g, _)| come(*g));
     let removed = removed.map(|(_, f)| Change {
         name: f.name().to_owned(),
         kind: ChangeKind::Removed,

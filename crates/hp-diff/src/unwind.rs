@@ -38,30 +38,39 @@ impl<'a> Rows<'a> {
     /// Reads `.eh_frame`. What cannot be understood is left out: a function without rows
     /// is a finding later.
     pub(crate) fn read(image: &Image<'a>) -> Rows<'a> {
+        let section = image.sections.iter().find(|s| s.name == ".eh_frame");
+        section.map_or_else(Rows::default, |s| Rows::parse(s.address, s.data))
+    }
+
+    /// Reads the content of `.eh_frame`, which lies at `address`.
+    pub(crate) fn parse(address: u64, data: &'a [u8]) -> Rows<'a> {
         let mut rows = BTreeMap::new();
-        if let Some(section) = image.sections.iter().find(|s| s.name == ".eh_frame") {
-            let mut cies: BTreeMap<usize, Augmented<'a>> = BTreeMap::new();
-            let mut at = 0;
-            while let Some((entry, next)) = entry_at(section.data, at) {
-                let id_at = next - entry.len();
-                match u32::from_le_bytes([entry[0], entry[1], entry[2], entry[3]]) {
-                    0 => {
-                        if let Some(cie) = parse_cie(&entry[4..]) {
-                            cies.insert(at, cie);
-                        }
-                    }
-                    distance => {
-                        let cie = id_at.checked_sub(distance as usize).and_then(|at| cies.get(&at));
-                        let place = section.address + id_at as u64 + 4;
-                        if let Some((start, fde)) = cie.and_then(|c| parse_fde(&entry[4..], place, c)) {
-                            rows.insert(start, fde);
-                        }
+        let mut cies: BTreeMap<usize, Augmented<'a>> = BTreeMap::new();
+        let mut at = 0;
+        while let Some((entry, next)) = entry_at(data, at) {
+            let id_at = next - entry.len();
+            match u32::from_le_bytes([entry[0], entry[1], entry[2], entry[3]]) {
+                0 => {
+                    if let Some(cie) = parse_cie(&entry[4..]) {
+                        cies.insert(at, cie);
                     }
                 }
-                at = next;
+                distance => {
+                    let cie = id_at.checked_sub(distance as usize).and_then(|at| cies.get(&at));
+                    let place = address + id_at as u64 + 4;
+                    if let Some((start, fde)) = cie.and_then(|c| parse_fde(&entry[4..], place, c)) {
+                        rows.insert(start, fde);
+                    }
+                }
             }
+            at = next;
         }
         Rows(rows)
+    }
+
+    /// Start and size in bytes of each range of code that has rows.
+    pub(crate) fn ranges(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.0.iter().map(|(start, fde)| (*start, fde.size))
     }
 
     /// The rows that start at `address`.

@@ -179,6 +179,25 @@ fn the_same_two_builds_give_the_same_bytes_on_any_number_of_threads() {
     assert!(bytes(1) == bytes(4), "the patch depends on the number of threads");
 }
 
+/// The object behind `scale` and the one that `pick` means change places: the address is still that of the end of `scale`.
+#[test]
+fn another_object_behind_the_same_one_is_a_change() {
+    let builds = Builds::new();
+    let source = |order: &str, used: &str| {
+        format!(
+            "__attribute__((aligned(16))) int scale[4] = {{1, 2, 3, 4}}, {order};
+            __attribute__((noinline)) int *pick(void) {{ return {used}; }}
+            int main(int c, char **v) {{ (void)v; scale[c] = a[c] = b[c] = c; return *pick(); }}"
+        )
+    };
+    let (a, b) = ("a[4] = {5, 6, 7, 8}", "b[4] = {5, 6, 7, 9}");
+    for flags in [&["-fno-toplevel-reorder"][..], &["-fno-toplevel-reorder", "-no-pie", "-fno-pie"]] {
+        let old = builds.build("old", &source(&format!("{a}, {b}"), "a"), flags);
+        let new = builds.build("new", &source(&format!("{b}, {a}"), "b"), flags);
+        assert_eq!(names(&diff(&old, &new)), ["pick"], "{flags:?}");
+    }
+}
+
 #[test]
 fn half_a_debug_build_is_not_taken_for_a_whole_one() {
     let builds = Builds::new();

@@ -191,6 +191,11 @@ impl<'a> Image<'a> {
         self.sections[..i].iter().rev().find(|s| !(s.tls && s.data.is_empty()) && address < s.end())
     }
 
+    /// Where `__TMC_END__` of the compiler's start-up code lies.
+    pub(crate) fn is_end_of_data(&self, address: u64) -> bool {
+        self.sections.iter().any(|s| s.name == ".data" && s.end().next_multiple_of(8) == address)
+    }
+
     /// Bytes from `address` to the end of its section's file content; empty in `.bss`.
     pub(crate) fn bytes_from(&self, address: u64) -> &'a [u8] {
         self.section_at(address).and_then(|s| s.data.get((address - s.address) as usize..)).unwrap_or_default()
@@ -234,6 +239,16 @@ fn all_symbols<'a>(input: &'a Input, elf: &ElfFile64<'a, Endianness>) -> Result<
         let mini = ElfFile64::parse(&mini[..]).map_err(|e| malformed(&input.path, &e))?;
         found.extend(read(&input.path, symbols::symbols(&mini, Evidence::MiniDebugInfo))?);
     }
+    found.extend(input.unnamed.iter().map(|f| Symbol {
+        name: &f.name,
+        address: f.address,
+        size: f.size,
+        kind: object::SymbolKind::Text,
+        file: "",
+        local: true,
+        resolver: false,
+        evidence: if f.rows { Evidence::UnwindRows } else { Evidence::Gap },
+    }));
     Ok(found)
 }
 

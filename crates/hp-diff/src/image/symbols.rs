@@ -18,6 +18,17 @@ pub enum Evidence {
     MiniDebugInfo,
     /// `.dynsym`: names that other modules bind to.
     DynamicSymbols,
+    /// The range of unwind rows in `.eh_frame`; the function has no name.
+    UnwindRows,
+    /// Code that lies between functions; it has no name.
+    Gap,
+}
+
+impl Evidence {
+    /// True if the function has a name by which it can be known in another build.
+    pub(crate) fn has_name(self) -> bool {
+        !matches!(self, Evidence::UnwindRows | Evidence::Gap)
+    }
 }
 
 /// A symbol of `.symtab`.

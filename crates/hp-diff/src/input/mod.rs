@@ -9,8 +9,10 @@
 
 mod mini;
 mod places;
+mod unnamed;
 
 pub use places::DebugPlaces;
+pub(crate) use unnamed::Unnamed;
 
 use std::path::{Path, PathBuf};
 
@@ -32,6 +34,8 @@ pub(crate) struct Input {
     pub supplement: Option<DebugFile>,
     /// The content of `.gnu_debugdata`.
     pub mini: Option<Vec<u8>>,
+    /// Functions that no symbol names; empty where there is a symbol table.
+    pub unnamed: Vec<Unnamed>,
 }
 
 /// A file with symbols or types of a build.
@@ -74,8 +78,14 @@ impl Input {
             }
             _ => None,
         };
+        let unnamed = if has_functions(&elf) || symbols_elsewhere {
+            Vec::new()
+        } else {
+            let mini = mini.as_deref().map(|m| parse(path, m)).transpose()?;
+            unnamed::functions(&elf, mini.as_ref())
+        };
         drop(elf);
-        Ok(Input { path: path.to_owned(), data, debug, supplement, mini })
+        Ok(Input { path: path.to_owned(), data, debug, supplement, mini, unnamed })
     }
 }
 

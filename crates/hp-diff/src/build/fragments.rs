@@ -1,0 +1,87 @@
+//! Which ranges of a stripped build are one function.
+//!
+//! Compilers move unlikely code of a function elsewhere, where it has unwind rows of its own and, in a
+//! symbol table, the name `f.cold`. Without symbols it is known by what it does: it jumps
+//! into the middle of the function that it belongs to, and nothing else leads to it. A fragment
+//! that never comes back is left as it is: all that it needs is what it finds when it is jumped to.
+
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use crate::arch::{Code, Use};
+use crate::entity::{FunctionId, Map};
+use crate::image::{Evidence, Image, Word};
+
+/// Attaches fragments to their functions, and puts the code in the order of the functions again.
+pub(super) fn attach(map: &mut Map<'_>, image: &Image<'_>, mut code: Vec<Vec<Code>>) -> Vec<Vec<Code>> {
+    if !map.is_stripped() {
+        return code;
+    }
+    let parents = parents(map, image, &code);
+    if parents.is_empty() {
+        return code;
+    }
+    let mut functions: Vec<_> = std::mem::take(&mut map.functions).into_iter().map(Some).collect();
+    let mut order: Vec<(FunctionId, FunctionId)> = parents.into_iter().collect();
+    order.sort_unstable();
+    for (fragment, parent) in order {
+        let Some(taken) = functions[fragment].take() else { continue };
+        let taken_code = std::mem::take(&mut code[fragment]);
+        if let Some(function) = &mut functions[parent] {
+            function.overlaps |= taken.overlaps;
+            function.ranges.extend(taken.ranges);
+            code[parent].extend(taken_code);
+        }
+    }
+    let kept: Vec<bool> = functions.iter().map(Option::is_some).collect();
+    map.functions = functions.into_iter().flatten().collect();
+    map.index_code();
+    code.into_iter().zip(kept).filter_map(|(c, kept)| kept.then_some(c)).collect()
+}
+
+/// The parent of each fragment.
+fn parents(map: &Map<'_>, image: &Image<'_>, code: &[Vec<Code>]) -> FxHashMap<FunctionId, FunctionId> {
+    let is_unnamed = |f: FunctionId| map.functions[f].evidence == Evidence::UnwindRows;
+    // Who leads to the start of a function from elsewhere; and where functions lead into the middle of others.
+    let mut entered: FxHashMap<FunctionId, FxHashSet<FunctionId>> = FxHashMap::default();
+    let mut inside: FxHashMap<FunctionId, FxHashSet<FunctionId>> = FxHashMap::default();
+    let mut escapes: FxHashSet<FunctionId> = FxHashSet::default();
+    for (f, ranges) in code.iter().enumerate() {
+        for site in ranges.iter().flat_map(|c| &c.sites) {
+            match map.function_at(site.target) {
+                Some((g, _, _)) if g == f => {}
+                Some((g, _, 0)) if site.usage == Use::Branch => {
+                    entered.entry(g).or_default().insert(f);
+                }
+                Some((g, _, 0)) => {
+                    escapes.insert(g);
+                }
+                Some((g, _, _)) if site.usage == Use::Branch => {
+                    inside.entry(f).or_default().insert(g);
+                }
+                _ => {}
+            }
+        }
+    }
+    escapes.extend(image.words.values().filter_map(|w| match w {
+        Word::Address(a) | Word::Resolver(a) => map.function_at(*a).map(|f| f.0),
+        _ => None,
+    }));
+    let is_fragment_of = |f: FunctionId, parent: FunctionId| {
+        let only_there = |callers: &FxHashSet<FunctionId>| callers.iter().all(|c| *c == parent);
+        is_unnamed(f) && !escapes.contains(&f) && entered.get(&f).is_none_or(only_there)
+    };
+    let mut found = FxHashMap::default();
+    for (&f, targets) in &inside {
+        let mut targets = targets.iter();
+        if let (Some(&parent), None) = (targets.next(), targets.next())
+            && is_fragment_of(f, parent)
+            && !is_fragment_of(parent, f)
+        {
+            found.insert(f, parent);
+        }
+    }
+    // A fragment of a fragment does not occur; where it seems to, nothing is known.
+    let fragments: FxHashSet<FunctionId> = found.keys().copied().collect();
+    found.retain(|_, parent| !fragments.contains(parent));
+    found
+}

@@ -1,0 +1,273 @@
+//! Pairing what has no name.
+//!
+//! A function of a stripped build is paired by its content if that occurs once on each side: its
+//! bytes without the fields that lead somewhere, and what those lead to where that has content or a name of
+//! its own (literals, imports, exports). The rest is left to the votes. Both can be wrong: `get() { return a; }` that became
+//! `return b;` looks the same. So [`audit`] goes through every pair of functions that differ and through all that
+//! is left over, and whatever contradicts a pairing is a finding.
+
+use rayon::prelude::*;
+use rustc_hash::{FxHashMap, FxHashSet};
+use sha2::{Digest, Sha256};
+
+use super::{Correlation, vote};
+use crate::arch::{Site, Use, decode_at};
+use crate::build::Build;
+use crate::compare::{Changes, Judge, Verdict};
+use crate::entity::{FunctionId, Target};
+use crate::finding::{Code, Finding};
+use crate::image::{Evidence, Word};
+
+/// Short functions are alike too easily: they are paired by content only when votes have had their say.
+const TELLING: u64 = 64;
+
+/// Pairs functions without a name by content that occurs once.
+pub(super) fn join_by_content(old: &Build<'_>, new: &Build<'_>, pairs: &mut Correlation) {
+    if !old.map.is_stripped() && !new.map.is_stripped() {
+        return;
+    }
+    let (before, now) = (contents(old), contents(new));
+    for smallest in [TELLING, 0] {
+        let large = |build: &Build<'_>, all: &[(FunctionId, [u8; 32])]| -> Vec<([u8; 32], FunctionId)> {
+            let wanted = all.iter().filter(|(f, _)| build.map.functions[*f].size() >= smallest);
+            wanted.map(|(f, key)| (*key, *f)).collect()
+        };
+        loop {
+            let alone = pairs.functions.iter().count();
+            pairs.functions.join_by_key(large(old, &before).into_iter(), large(new, &now).into_iter());
+            while vote(old, new, pairs) {}
+            if pairs.functions.iter().count() == alone {
+                break;
+            }
+        }
+    }
+}
+
+/// Finds the functions that are left over because they are all the same.
+pub(super) fn set_alike(old: &Build<'_>, new: &Build<'_>, pairs: &mut Correlation) {
+    if !old.map.is_stripped() && !new.map.is_stripped() {
+        return;
+    }
+    let mut groups: FxHashMap<[u8; 32], (Vec<FunctionId>, Vec<FunctionId>)> = FxHashMap::default();
+    for (f, key) in contents(old).into_iter().filter(|(f, _)| pairs.functions.new_of(*f).is_none()) {
+        groups.entry(key).or_default().0.push(f);
+    }
+    for (g, key) in contents(new).into_iter().filter(|(g, _)| pairs.functions.old_of(*g).is_none()) {
+        groups.entry(key).or_default().1.push(g);
+    }
+    let judge = Judge::new(old, new, pairs);
+    let same = |f: FunctionId, g: FunctionId| judge.difference((f, g), &mut |_, _, v| v == Verdict::Same).is_none();
+    let mut alike: (FxHashSet<FunctionId>, FxHashSet<FunctionId>) = Default::default();
+    for (before, now) in groups.into_values().filter(|(b, n)| b.len() == n.len()) {
+        if before.iter().all(|f| now.iter().all(|g| same(*f, *g))) {
+            alike.0.extend(before);
+            alike.1.extend(now);
+        }
+    }
+    pairs.alike = alike;
+}
+
+fn contents(build: &Build<'_>) -> Vec<(FunctionId, [u8; 32])> {
+    let functions = (0..build.map.functions.len()).into_par_iter();
+    functions.filter(|f| !build.map.functions[*f].evidence.has_name()).map(|f| (f, content(build, f))).collect()
+}
+
+/// What a function contains, wherever it and what it refers to may lie.
+fn content(build: &Build<'_>, id: FunctionId) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    let function = &build.map.functions[id];
+    for (range, code) in function.ranges.iter().zip(&build.code[id].ranges) {
+        let mut bytes = range.bytes.to_vec();
+        for site in &code.sites {
+            bytes[site.offset as usize..][..usize::from(site.width)].fill(0);
+        }
+        hash.update((bytes.len() as u64).to_le_bytes());
+        hash.update(&bytes);
+        for site in &code.sites {
+            hash.update([0xff, site.width]);
+            describe(build, id, site, &mut hash);
+        }
+    }
+    hash.finalize().into()
+}
+
+/// What a reference leads to, as far as that can be said without pairing anything.
+fn describe(build: &Build<'_>, id: FunctionId, site: &Site, hash: &mut Sha256) {
+    if let Some(table) = build.table(id, site.target) {
+        for target in &table.targets {
+            let place = build.map.function_at(*target).filter(|f| f.0 == id).map_or((9, 9), |f| (f.1, f.2));
+            hash.update([1, place.0 as u8]);
+            hash.update(place.1.to_le_bytes());
+        }
+        return;
+    }
+    let startup = build.map.functions[id].evidence == Evidence::Gap && site.usage == Use::Address;
+    if startup && build.image.is_end_of_data(site.target) {
+        hash.update([8]);
+        return;
+    }
+    match build.map.resolve(&build.image, site) {
+        Target::Function(f, range, offset) => {
+            hash.update([2, u8::from(f == id), range as u8]);
+            hash.update(offset.to_le_bytes());
+            if build.map.functions[f].evidence.has_name() {
+                hash.update(build.map.functions[f].name());
+            }
+        }
+        Target::Object(o, _) if build.map.objects[o].unnamed => hash.update([3]),
+        Target::Object(o, offset) => {
+            hash.update([4]);
+            hash.update(build.map.objects[o].name());
+            hash.update(offset.to_le_bytes());
+        }
+        Target::Stub(Word::Symbol(name, _)) | Target::Slot(Word::Symbol(name, _)) => {
+            hash.update([5]);
+            hash.update(name);
+        }
+        Target::Literal => {
+            let bytes = match site.usage {
+                Use::Access(n) => build.image.bytes(site.target, u64::from(n)).unwrap_or_default(),
+                _ => build.map.literal(&build.image, site.target),
+            };
+            hash.update([6]);
+            if build.image.words.range(site.target..site.target + bytes.len() as u64).next().is_none()
+                && !build.image.fixed_address
+            {
+                hash.update(bytes);
+            }
+        }
+        Target::Marker(name) => hash.update(name),
+        Target::Stub(_) | Target::Slot(_) | Target::Header(_) | Target::Unknown => hash.update([7]),
+    }
+}
+
+/// What speaks against pairings of code and data without a name.
+pub(crate) fn audit(old: &Build<'_>, new: &Build<'_>, pairs: &Correlation, changes: &Changes) -> Vec<Finding> {
+    if !old.map.is_stripped() && !new.map.is_stripped() {
+        return Vec::new();
+    }
+    let mut findings = leftovers(old, new, pairs);
+    let judge = Judge::new(old, new, pairs).with_changed_constants(changes.constants.clone());
+    for &(f, g, _) in &changes.functions {
+        findings.extend(contradictions(&judge, (old, new), pairs, (f, g)));
+    }
+    findings
+}
+
+/// Functions that both builds have left over: one may be the other, changed.
+fn leftovers(old: &Build<'_>, new: &Build<'_>, pairs: &Correlation) -> Vec<Finding> {
+    let unnamed = |build: &Build<'_>, f: FunctionId| !build.map.functions[f].evidence.has_name();
+    let before: Vec<FunctionId> = (0..old.map.functions.len())
+        .filter(|f| pairs.functions.new_of(*f).is_none() && unnamed(old, *f) && !pairs.alike.0.contains(f))
+        .collect();
+    let now: Vec<FunctionId> = (0..new.map.functions.len())
+        .filter(|g| pairs.functions.old_of(*g).is_none() && unnamed(new, *g) && !pairs.alike.1.contains(g))
+        .collect();
+    if before.is_empty() || now.is_empty() {
+        return Vec::new();
+    }
+    let message = |n: usize| format!("nothing shows which of {n} functions of the new build it became, if any");
+    before
+        .into_iter()
+        .map(|f| Finding::new(Code::PairingUnproven, old.map.functions[f].name(), message(now.len())))
+        .collect()
+}
+
+/// Instructions that a changed function has in both builds must lead to pairs; and of those that it has in one
+/// of them only, not both may lead to something that the other side does not use.
+fn contradictions(
+    judge: &Judge<'_, '_>,
+    (old, new): (&Build<'_>, &Build<'_>),
+    pairs: &Correlation,
+    pair: (FunctionId, FunctionId),
+) -> Vec<Finding> {
+    let (before, now) = (tokens(old, pair.0), tokens(new, pair.1));
+    let keys = |tokens: &[Token]| tokens.iter().map(|t| t.bytes.clone()).collect::<Vec<_>>();
+    // Without a deadline: the answer must not depend on how busy the machine is.
+    let steps = similar::capture_diff_slices(similar::Algorithm::Myers, &keys(&before), &keys(&now));
+    let name = old.map.functions[pair.0].name();
+    let mut findings = Vec::new();
+    let (mut left, mut come) = (FxHashSet::default(), FxHashSet::default());
+    for step in steps {
+        let (_, from, to) = step.as_tag_tuple();
+        if matches!(step, similar::DiffOp::Equal { .. }) {
+            for (a, b) in before[from].iter().zip(&now[to]) {
+                for (s, t) in a.sites.iter().zip(&b.sites) {
+                    let unnamed = weak(old, s).is_some() && weak(new, t).is_some();
+                    if unnamed && judge.sites(pair, s, t) != Verdict::Same {
+                        findings.push(Finding::new(
+                            Code::PairingUnproven,
+                            name,
+                            format!(
+                                "the same instruction leads to {:#x} in the old build and to {:#x} in the new one, which are not a pair",
+                                s.target, t.target
+                            ),
+                        ));
+                    }
+                }
+            }
+            continue;
+        }
+        left.extend(before[from].iter().flat_map(|t| &t.sites).filter_map(|s| weak(old, s)));
+        come.extend(now[to].iter().flat_map(|t| &t.sites).filter_map(|s| weak(new, s)));
+    }
+    if let Some(g) = now.iter().flat_map(|t| &t.sites).find_map(|s| match weak(new, s) {
+        Some(Weak::Function(g)) if pairs.alike.1.contains(&g) => Some(g),
+        _ => None,
+    }) {
+        let message = format!("it uses {}, which has several equals", new.map.functions[g].name());
+        findings.push(Finding::new(Code::PairingUnproven, name, message));
+    }
+    let as_old = |w: &Weak| match w {
+        Weak::Function(g) => pairs.functions.old_of(*g).map(Weak::Function),
+        Weak::Object(p) => pairs.objects.old_of(*p).map(Weak::Object),
+    };
+    let now_used: FxHashSet<Weak> = come.iter().filter_map(as_old).collect();
+    let gone = left.iter().any(|w| !now_used.contains(w));
+    let added = come.iter().any(|w| as_old(w).is_none_or(|w| !left.contains(&w)));
+    if gone && added {
+        let message = "it no longer uses something without a name and uses something else, which may be the same";
+        findings.push(Finding::new(Code::PairingUnproven, name, message));
+    }
+    findings.truncate(8);
+    findings
+}
+
+/// An entity whose pairing rests on content and votes alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Weak {
+    Function(FunctionId),
+    Object(usize),
+}
+
+fn weak(build: &Build<'_>, site: &Site) -> Option<Weak> {
+    match build.map.resolve(&build.image, site) {
+        Target::Function(f, _, 0) if !build.map.functions[f].evidence.has_name() => Some(Weak::Function(f)),
+        Target::Object(o, _) if build.map.objects[o].unnamed => Some(Weak::Object(o)),
+        _ => None,
+    }
+}
+
+/// An instruction without the fields that lead somewhere, and these.
+struct Token {
+    bytes: Vec<u8>,
+    sites: Vec<Site>,
+}
+
+fn tokens(build: &Build<'_>, id: FunctionId) -> Vec<Token> {
+    let mut tokens = Vec::new();
+    for (range, code) in build.map.functions[id].ranges.iter().zip(&build.code[id].ranges) {
+        let mut sites = code.sites.iter().peekable();
+        let mut at = 0;
+        while let Some((length, _)) = range.bytes.get(at..).and_then(|b| decode_at(range.address + at as u64, b)) {
+            let mut token = Token { bytes: range.bytes[at..at + length].to_vec(), sites: Vec::new() };
+            while let Some(site) = sites.next_if(|s| (s.instruction as usize) < at + length) {
+                token.bytes[site.offset as usize - at..][..usize::from(site.width)].fill(0);
+                token.sites.push(*site);
+            }
+            tokens.push(token);
+            at += length;
+        }
+    }
+    tokens
+}

@@ -1,0 +1,249 @@
+//! Stripped equals unstripped: what is found between two builds without any symbol is what is found with them,
+//! function by function and by address, or a finding says that it could not be proven.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use hp_diff::{ChangeKind, Code, Evidence, Level, Options, Report};
+
+fn run(command: &mut Command) {
+    let done = command.output().unwrap();
+    assert!(done.status.success(), "{command:?}: {}", String::from_utf8_lossy(&done.stderr));
+}
+
+fn compile(room: &Path, name: &str, source: &str, flags: &str) -> PathBuf {
+    let folder = room.join(name);
+    std::fs::create_dir_all(&folder).unwrap();
+    let (file, program) = (folder.join("program.c"), folder.join("program"));
+    std::fs::write(&file, source).unwrap();
+    run(Command::new("gcc").args(flags.split_whitespace()).arg(&file).arg("-o").arg(&program));
+    program
+}
+
+fn diff(old: &Path, new: &Path) -> Report {
+    hp_diff::diff(old, new, &Options::default()).unwrap()
+}
+
+fn stripped(program: &Path) -> PathBuf {
+    let to = program.with_extension("stripped");
+    run(Command::new("strip").arg("-s").arg(program).arg("-o").arg(&to));
+    to
+}
+
+/// Old addresses of the changed functions.
+fn changed(report: &Report) -> BTreeSet<u64> {
+    report.changes.iter().filter(|c| c.kind == ChangeKind::Changed).map(|c| c.old_address).collect()
+}
+
+/// Without symbols, a fragment that never comes back counts as a function of its own. Gives the address of the
+/// function that it belongs to, by the names of the whole build.
+fn parent(program: &Path, address: u64) -> u64 {
+    let names = Command::new("nm").arg(program).output().unwrap();
+    let names = String::from_utf8(names.stdout).unwrap();
+    let symbols: Vec<(u64, &str)> = names
+        .lines()
+        .filter_map(|l| Some((u64::from_str_radix(l.split(' ').next()?, 16).ok()?, l.rsplit(' ').next()?)))
+        .collect();
+    let body = symbols.iter().filter(|s| s.0 == address).find_map(|s| s.1.strip_suffix(".cold"));
+    symbols.iter().find(|s| Some(s.1) == body).map_or(address, |s| s.0)
+}
+
+/// A finding says that something could not be proven, beside the layouts.
+fn doubts(report: &Report) -> bool {
+    report.findings.iter().any(|f| f.level == Level::Error && f.code != Code::LayoutUnproven)
+}
+
+/// Compares a pair with and without symbols; true if the answers are the same.
+#[track_caller]
+fn same_or_doubted(what: &str, old: &Path, new: &Path) -> bool {
+    let whole = diff(old, new);
+    let bare = diff(&stripped(old), &stripped(new));
+    assert!(bare.evidence.iter().all(|e| !e.contains_key(&Evidence::SymbolTable)), "{what}: {:?}", bare.evidence);
+    let same = changed(&whole) == changed(&bare).into_iter().map(|a| parent(old, a)).collect();
+    assert!(same || doubts(&bare), "{what}: {:?} with symbols, {:?} without", whole.changes, bare.changes);
+    if std::env::var_os("SHOW").is_some() && doubts(&bare) {
+        println!("{what}: {:#?}", bare.findings);
+    }
+    same && !doubts(&bare)
+}
+
+/// `get` reads another variable, and nothing else says which is which.
+#[test]
+fn another_variable_of_the_same_shape_is_never_explained_away() {
+    let room = tempfile::tempdir().unwrap();
+    let whole = |used: &str, setter: &str| {
+        format!(
+            "#include <stdlib.h>
+            #include <stdio.h>
+            static volatile int a, b;
+            static __attribute__((noinline, noclone)) int get(void) {{ return {used}; }}
+            {setter}
+            int main(int c, char **v) {{ set(c, atoi(v[0])); return printf(\"%d\\n\", get()); }}"
+        )
+    };
+    let both = "static __attribute__((noinline)) void set(int x, int y) { a = x; b = y; }";
+    let other =
+        "static __attribute__((noinline)) void set(int x, int y) { if (x > 7) b = y; a = x + y; puts(\"set\"); }";
+    let apart = "static __attribute__((noinline)) void one(int x) { a = x; }
+        static __attribute__((noinline)) void two(int x) { b = x; }
+        static __attribute__((noinline)) void set(int x, int y) { one(x); two(y); }";
+    let alone = "static __attribute__((noinline)) void set(int x, int y) { printf(\"%d\\n\", x + y); }";
+    for (name, setter, new_setter) in [
+        ("main is unchanged", both, both),
+        ("the other user changed too", both, other),
+        ("the other user changed too, reversed", other, both),
+        ("setters of the same shape", apart, apart),
+        ("setters of the same shape, gone", apart, both),
+        ("initialised only", alone, alone),
+    ] {
+        for flags in ["-O2", "-O0", "-O2 -no-pie -fno-pie"] {
+            let file = |side: &str| format!("{side}-{}-{}", name.replace([' ', ','], "-"), flags.replace(' ', ""));
+            let old = compile(room.path(), &file("old"), &whole("a", setter), flags);
+            let new = compile(room.path(), &file("new"), &whole("b", new_setter), flags);
+            let whole = diff(&old, &new);
+            let get = whole.changes.iter().find(|c| c.name == "get").expect("with symbols it is found");
+            let bare = diff(&stripped(&old), &stripped(&new));
+            // In the last case nothing ever writes either variable: calling `b` `a` is no change.
+            assert!(
+                name == "initialised only" || changed(&bare).contains(&get.old_address) || doubts(&bare),
+                "{name} {flags}: {:?} {:?}",
+                bare.changes,
+                bare.findings
+            );
+        }
+    }
+}
+
+/// A program with what a compiler moves and merges.
+const PROGRAM: &str = r#"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#define APART static __attribute__((noinline, noclone))
+APART int twice(int x) { return 2 * x; }
+APART int next(int x) { static int calls; return x + ++calls; }
+APART int last(int x) { static int calls = 7; return x - ++calls; }
+static int (*const table[])(int) = {twice, next, last};
+APART __attribute__((cold)) void fail(const char *why) { fprintf(stderr, "%s\n", why); abort(); }
+APART const char *word(int n) {
+    if (__builtin_expect(n > 99, 0)) fail("too large");
+    switch (n) {
+    case 0: return "zero"; case 1: return "one"; case 2: return "two"; case 3: return "three";
+    case 4: return "four"; case 5: abort(); case 6: puts("six"); return "six"; case 7: return getenv("SEVEN");
+    }
+    return "many";
+}
+APART int walk(const char *text) {
+    int sum = 0;
+    for (; *text; text++) {
+        if (__builtin_expect(*text == '#', 0)) { fprintf(stderr, "comment %d\n", sum); if (sum > 1000) fail(text); sum ^= 7; }
+        sum = sum * 31 + *text;
+    }
+    return sum;
+}
+int main(int argc, char **argv) {
+    for (unsigned i = 0; i < 3; i++) printf("%d %s %d\n", table[i](argc), word(argc + i), walk(argv[0]));
+    return 0;
+}
+"#;
+
+#[test]
+fn edits_are_found_without_symbols() {
+    let room = tempfile::tempdir().unwrap();
+    let edits = [
+        ("constant", "sum * 31", "sum * 33"),
+        ("cold", "sum ^= 7", "sum ^= 9"),
+        ("string", "\"three\"", "\"THREE\""),
+        ("case", "case 5: abort();", "case 5: exit(3);"),
+        ("callee", "return 2 * x", "return 5 * x"),
+        ("callee-cold", "too large", "much too large"),
+        (
+            "inserted",
+            "APART int next",
+            "__attribute__((noinline, used)) int extra(int x) { static int calls; return puts(\"extra\") + ++calls * x; }\nAPART int next",
+        ),
+        ("import", "case 5: abort();", "case 5: return ctermid(0);"),
+    ];
+    let mut same = 0;
+    let mut count = 0;
+    for flags in ["-O2", "-O1", "-O0", "-Os", "-O3 -fcf-protection -fstack-protector-strong", "-O2 -no-pie -fno-pie"] {
+        let name = |n: &str| format!("{n}{}", flags.replace(' ', ""));
+        let old = compile(room.path(), &name("old"), PROGRAM, flags);
+        let report = diff(&stripped(&old), &stripped(&old));
+        assert!(report.changes.is_empty() && !doubts(&report), "{flags}: {:?} {:?}", report.changes, report.findings);
+        for (edit, from, to) in edits {
+            assert!(PROGRAM.contains(from));
+            let new = compile(room.path(), &name(edit), &PROGRAM.replace(from, to), flags);
+            count += 1;
+            same += usize::from(same_or_doubted(&format!("{edit} {flags}"), &old, &new));
+        }
+    }
+    println!("{same} of {count} edits decided");
+    assert!(same * 100 >= count * 80, "only {same} of {count} edits were decided without symbols");
+}
+
+/// All fixtures, old against new.
+#[test]
+fn fixtures_give_the_same_without_symbols() {
+    let room = tempfile::tempdir().unwrap();
+    let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../testdata/fixtures"));
+    let mut fixtures: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
+    fixtures.retain(|f| f.extension().is_some_and(|e| e == "c" || e == "cc"));
+    fixtures.sort();
+    assert!(fixtures.len() > 50);
+    let (next, same, failed) = (AtomicUsize::new(0), AtomicUsize::new(0), Mutex::new(Vec::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(2, usize::from).min(4) {
+            scope.spawn(|| {
+                while let Some(fixture) = fixtures.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let (old, new) =
+                        (build_fixture(fixture, "OLD", room.path()), build_fixture(fixture, "NEW", room.path()));
+                    let name = fixture.file_name().unwrap().to_string_lossy().into_owned();
+                    match std::panic::catch_unwind(|| same_or_doubted(&name, &old, &new)) {
+                        Ok(decided) => same.fetch_add(usize::from(decided), Ordering::Relaxed),
+                        Err(_) => {
+                            failed.lock().unwrap().push(name);
+                            0
+                        }
+                    };
+                }
+            });
+        }
+    });
+    let (same, failed) = (same.into_inner(), failed.into_inner().unwrap());
+    assert!(failed.is_empty(), "{failed:?}");
+    println!("{same} of {} fixtures decided", fixtures.len());
+    assert!(same * 100 >= fixtures.len() * 60, "only {same} of {} fixtures were decided", fixtures.len());
+}
+
+/// Builds the part of a fixture that is patched, with its first build line.
+fn build_fixture(fixture: &Path, side: &str, room: &Path) -> PathBuf {
+    let text = std::fs::read_to_string(fixture).unwrap();
+    let directive = |key: &str| text.lines().find_map(|l| l.strip_prefix(&format!("//# {key}: ")));
+    let cc = fixture.extension().is_some_and(|e| e == "cc");
+    let line = directive("lib").or(directive("build")).unwrap_or(if cc { "g++ -O2 -g" } else { "gcc -O2 -g" });
+    let (compiler, flags) = line.split_once(' ').unwrap();
+    let stem = fixture.file_stem().unwrap().to_string_lossy();
+    let program = room.join(format!("{stem}-{side}"));
+    let mut objects = Vec::new();
+    let mut parts = vec![vec![]];
+    if directive("lib").is_some() {
+        parts = vec![vec!["-DLIB"]];
+    } else if directive("parts").is_some() {
+        parts.push(vec!["-DPART2"]);
+    }
+    let flags: Vec<&str> = flags.split_whitespace().collect();
+    for (i, part) in parts.iter().enumerate() {
+        let object = room.join(format!("{stem}-{side}-{i}.o"));
+        let mut command = Command::new(compiler);
+        command.args(flags.iter().filter(|f| **f != "-shared")).args(part).arg(format!("-D{side}"));
+        run(command.arg("-c").arg(fixture).arg("-o").arg(&object));
+        objects.push(object);
+    }
+    let mut command = Command::new(compiler);
+    run(command.args(&flags).args(&objects).arg("-o").arg(&program).args(["-lm", "-lpthread", "-ldl"]));
+    program
+}
