@@ -99,6 +99,21 @@ pub fn revert(pid: i32, id: Option<&str>, options: &Options) -> Outcome {
     outcome(pid, || revert::revert(pid, id, options))
 }
 
+/// For measuring: stops all threads of a process and lets them go, nothing else. The
+/// length of the stop in nanoseconds.
+#[doc(hidden)]
+pub fn stop_and_go(pid: i32) -> Result<u64, Error> {
+    let work = || {
+        let process = process::Process::open(pid)?;
+        let mut tracer = threads::Tracer::new(&process);
+        match tracer.stop_all()? {
+            Ok(stopped) => Ok(stopped.release(false)),
+            Err(threads::NotNow(line)) => Err(Error::Busy(vec![line])),
+        }
+    };
+    std::thread::scope(|scope| scope.spawn(work).join()).unwrap_or_else(|_| Err(process::ended(pid)))
+}
+
 /// Runs the engine on a thread of its own. Tracing belongs to that thread, so when it ends,
 /// however it ends, the kernel releases whatever it still holds.
 fn outcome(pid: i32, work: impl FnOnce() -> Result<Done, Error> + Send) -> Outcome {

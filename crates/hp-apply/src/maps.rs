@@ -1,6 +1,7 @@
 //! `/proc/PID/maps`, parsed as untrusted text.
 
 use crate::addr::{LiveAddr, LiveRange};
+use crate::sys;
 use std::io;
 
 /// One line of the maps.
@@ -35,7 +36,7 @@ pub(crate) struct Maps {
 
 impl Maps {
     pub(crate) fn of(pid: i32) -> io::Result<Maps> {
-        Ok(Maps::parse(&String::from_utf8_lossy(&std::fs::read(format!("/proc/{pid}/maps"))?)))
+        Ok(Maps::parse(&String::from_utf8_lossy(&sys::read_proc(&format!("/proc/{pid}/maps"))?)))
     }
 
     /// Lines that do not parse are left out: what they map is then "not mapped" to every check.

@@ -1,7 +1,7 @@
 //! What `/proc` says of a process before it is touched, and the one-line reasons for which it cannot be.
 
 use crate::Error;
-use crate::sys::Mem;
+use crate::sys::{self, Mem};
 use std::io;
 
 /// A process that the engine may work on.
@@ -56,7 +56,7 @@ pub(crate) fn threads(pid: i32) -> Vec<i32> {
 
 /// State letter of one thread (`man 5 proc`); `None` when it has ended.
 pub(crate) fn thread_state(pid: i32, tid: i32) -> Option<char> {
-    let stat = std::fs::read(format!("/proc/{pid}/task/{tid}/stat")).ok()?;
+    let stat = sys::read_proc(&format!("/proc/{pid}/task/{tid}/stat")).ok()?;
     stat_fields(&stat)?.first()?.chars().next()
 }
 
@@ -67,9 +67,14 @@ fn stat_fields(stat: &[u8]) -> Option<Vec<String>> {
     Some(tail.split_whitespace().map(str::to_owned).collect())
 }
 
+/// State letter and start time.
+fn life(pid: i32) -> Option<(char, u64)> {
+    let fields = stat_fields(&sys::read_proc(&format!("/proc/{pid}/stat")).ok()?)?;
+    Some((fields.first()?.chars().next()?, fields.get(19)?.parse().ok()?))
+}
+
 fn start_time(pid: i32) -> Option<u64> {
-    let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
-    stat_fields(&stat)?.get(19)?.parse().ok()
+    life(pid).map(|(_, start_time)| start_time)
 }
 
 /// Seccomp mode of one thread.
@@ -78,7 +83,7 @@ pub(crate) fn thread_seccomp(pid: i32, tid: i32) -> Option<u32> {
 }
 
 fn read_status(path: &str) -> Option<Status> {
-    let text = std::fs::read(path).ok()?;
+    let text = sys::read_proc(path).ok()?;
     let text = String::from_utf8_lossy(&text);
     let mut status = Status::default();
     for (key, value) in text.lines().filter_map(|line| line.split_once(':')) {
@@ -156,8 +161,7 @@ impl Process {
 
     /// Whether the number still stands for the process that was opened, and it lives.
     pub(crate) fn is_same(&self) -> bool {
-        let lives = !matches!(thread_state(self.pid, self.pid), None | Some('Z' | 'X'));
-        lives && start_time(self.pid) == Some(self.start_time)
+        life(self.pid).is_some_and(|(state, start_time)| !matches!(state, 'Z' | 'X') && start_time == self.start_time)
     }
 
     /// What an error is if the process has ended meanwhile: memory that cannot be read any
@@ -203,7 +207,7 @@ fn open_error(pid: i32, status: &Status, error: &io::Error) -> Error {
 
 /// Why ptrace is not allowed, with what would help.
 pub(crate) fn not_permitted(pid: i32, status: &Status) -> String {
-    let own = crate::sys::user_id();
+    let own = sys::user_id();
     if own != 0 && own != status.uid {
         let owner = status.uid;
         return format!(

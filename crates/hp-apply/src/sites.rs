@@ -12,7 +12,8 @@
 //! All threads must be stopped while a step runs, none of them inside the overwritten bytes.
 
 use crate::Error;
-use crate::addr::PAGE;
+use crate::addr::{LiveAddr, PAGE, page_floor};
+use crate::bytes::array;
 use crate::ledger::{Ledger, Replaced, SITE};
 use crate::process::Process;
 use std::ops::Range;
@@ -41,9 +42,7 @@ impl Standing {
     pub(crate) fn read(process: &Process, ledger: &Ledger) -> Result<Standing, Error> {
         let read = || -> std::io::Result<Standing> {
             let state: [u8; 1] = process.mem.array(ledger.state)?;
-            let entries =
-                (0..ledger.functions.len()).map(|index| leads(process, ledger, index)).collect::<Result<_, _>>()?;
-            Ok(Standing { active: state != [0], entries })
+            Ok(Standing { active: state != [0], entries: entries(process, ledger, 0..ledger.functions.len())? })
         };
         read().map_err(|error| process.io_error("cannot read the patched entries", &error))
     }
@@ -59,16 +58,35 @@ impl Standing {
     }
 }
 
-fn leads(process: &Process, ledger: &Ledger, index: usize) -> std::io::Result<Leads> {
-    let Some(function) = ledger.functions.get(index) else { return Ok(Leads::Elsewhere) };
-    let bytes: [u8; SITE] = process.mem.array(function.site)?;
-    Ok(match bytes {
+/// Where some of the entries lead. Neighbours share a page, so pages are read, not entries.
+fn entries(process: &Process, ledger: &Ledger, which: Range<usize>) -> std::io::Result<Vec<Leads>> {
+    let mut page = (LiveAddr(1), [0; PAGE as usize]);
+    let mut found = Vec::with_capacity(which.len());
+    for index in which {
+        let Some(function) = ledger.functions.get(index) else { break };
+        let start = LiveAddr(page_floor(function.site.0));
+        let offset = (function.site.0 - start.0) as usize;
+        if page.0 != start {
+            page = (start, process.mem.array(start)?);
+        }
+        let bytes: Option<[u8; SITE]> = array(&page.1, offset);
+        let bytes = match bytes {
+            Some(bytes) => bytes,
+            None => process.mem.array(function.site)?,
+        };
+        found.push(leads(ledger, index, function, bytes));
+    }
+    Ok(found)
+}
+
+fn leads(ledger: &Ledger, index: usize, function: &Replaced, bytes: [u8; SITE]) -> Leads {
+    match bytes {
         bytes if bytes == function.site_bytes => Leads::Old,
         bytes if bytes == function.jump_to(function.new) => Leads::New,
         bytes if bytes == function.jump_to(function.thunk) => Leads::Thunk,
         bytes if bytes == function.jump_to(ledger.gate(index)) => Leads::Gate,
         _ => Leads::Elsewhere,
-    })
+    }
 }
 
 /// Whether the jump fits into one page, so that one write is one write.
@@ -134,10 +152,11 @@ impl Writer<'_> {
         from: &[Leads],
         bytes: impl Fn(usize, &Replaced) -> [u8; SITE],
     ) -> Result<(), Error> {
-        for index in which {
+        let start = which.start;
+        let entries = entries(self.process, self.ledger, which)
+            .map_err(|error| self.process.io_error("cannot read the patched entries", &error))?;
+        for (index, leads) in (start..).zip(entries) {
             let Some(function) = self.ledger.functions.get(index) else { continue };
-            let leads = leads(self.process, self.ledger, index)
-                .map_err(|error| self.process.io_error("cannot read a patched entry", &error))?;
             match leads {
                 Leads::Elsewhere => return Err(stranger(&[&function.name])),
                 leads if from.contains(&leads) => self.write(function.site, &bytes(index, function))?,
@@ -147,7 +166,7 @@ impl Writer<'_> {
         Ok(())
     }
 
-    fn write(&self, at: crate::addr::LiveAddr, bytes: &[u8]) -> Result<(), Error> {
+    fn write(&self, at: LiveAddr, bytes: &[u8]) -> Result<(), Error> {
         self.process
             .mem
             .write(self.tid, at, bytes)

@@ -27,6 +27,8 @@ const PTRACE_GET_RSEQ_CONFIGURATION: u64 = 0x420f;
 const PTRACE_SECCOMP_GET_FILTER: u64 = 0x420c;
 const NT_X86_XSTATE: u64 = 0x202;
 const KCMP_VM: u64 = 1;
+/// `/proc` gives a page at once.
+const PROC_CHUNK: usize = 4096;
 
 static DIE_AT: AtomicU64 = AtomicU64::new(0);
 static POINTS: AtomicU64 = AtomicU64::new(0);
@@ -280,6 +282,26 @@ impl Mem {
             done += count;
         }
         Ok(())
+    }
+}
+
+/// A file of `/proc`, which says nothing of its size: with as few reads as can be.
+pub(crate) fn read_proc(path: &str) -> io::Result<Vec<u8>> {
+    let mut file = File::open(path)?;
+    let mut bytes = Vec::with_capacity(PROC_CHUNK);
+    loop {
+        let len = bytes.len();
+        bytes.resize(len + PROC_CHUNK, 0);
+        match io::Read::read(&mut file, &mut bytes[len..]) {
+            Ok(got) => {
+                bytes.truncate(len + got);
+                if got == 0 {
+                    return Ok(bytes);
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => bytes.truncate(len),
+            Err(error) => return Err(error),
+        }
     }
 }
 
