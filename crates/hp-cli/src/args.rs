@@ -72,6 +72,9 @@ pub(crate) struct DiffArgs {
     /// A patch with a lower number is refused over one with a higher number
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) counter: u64,
+    /// Replace functions too that differ only in line numbers, as in assertions and logs
+    #[arg(long)]
+    pub(crate) exact_lines: bool,
     /// The debug file of OLD, where it is not found by itself
     #[arg(long, value_name = "FILE")]
     pub(crate) old_debug: Option<PathBuf>,

@@ -36,6 +36,7 @@ pub(crate) fn run(args: &DiffArgs) -> anyhow::Result<Exit> {
         name: args.name.clone(),
         fixes: args.fixes.clone(),
         counter: args.counter,
+        exact_lines: args.exact_lines,
         old_debug: args.old_debug.clone(),
         new_debug: args.new_debug.clone(),
         places,
@@ -101,10 +102,14 @@ fn print_report(name: &str, report: &Report) -> io::Result<()> {
     let number = |kind| report.changes.iter().filter(|c| c.kind == kind).count();
     writeln!(
         err,
-        "{BOLD}{name}{BOLD:#}: {} changed, {} added, {} removed, {} identical functions",
+        "{BOLD}{name}{BOLD:#}: {} changed, {} added, {} removed, {}{} identical functions",
         number(ChangeKind::Changed),
         number(ChangeKind::Added),
         number(ChangeKind::Removed),
+        match number(ChangeKind::LineOnly) {
+            0 => String::new(),
+            lines => format!("{lines} line-only, "),
+        },
         report.identical
     )?;
     let width = report.changes.iter().map(|c| c.name.chars().count()).max().unwrap_or(0).min(40);
@@ -116,6 +121,7 @@ fn print_change(err: &mut impl Write, change: &Change, width: usize) -> io::Resu
     let (old, new) = (change.old_size, change.new_size);
     let (kind, style, size) = match change.kind {
         ChangeKind::Changed => ("changed", WARN, format!("{old} → {new} bytes")),
+        ChangeKind::LineOnly => ("lines", DIM, format!("{new} bytes")),
         ChangeKind::Added => ("added", GOOD, format!("{new} bytes")),
         ChangeKind::Removed => ("removed", BAD, format!("{old} bytes")),
     };
@@ -142,7 +148,9 @@ fn print_verdict(report: &Report, exit: Exit, written: Option<&Written>) -> io::
         return writeln!(err, "{GOOD}wrote{GOOD:#} {file}: {size} bytes, id {id}");
     }
     if exit == Exit::Nothing {
-        return writeln!(err, "nothing to do: the builds are equivalent");
+        let lines = report.changes.iter().any(|c| c.kind == ChangeKind::LineOnly);
+        let why = if lines { "the builds differ only in line numbers" } else { "the builds are equivalent" };
+        return writeln!(err, "nothing to do: {why}");
     }
     let open: Vec<&Finding> = report.findings.iter().filter(|f| f.level == Level::Error && !f.accepted).collect();
     let mut codes: Vec<&str> = open.iter().map(|f| f.code.as_str()).collect();

@@ -15,6 +15,7 @@ mod finding;
 mod image;
 mod input;
 mod layout;
+mod lines;
 mod payload;
 mod unwind;
 
@@ -45,6 +46,8 @@ pub struct Options {
     pub fixes: Vec<String>,
     /// Orders patches of one base: an older one is refused over a newer one.
     pub counter: u64,
+    /// Functions that differ only in line numbers are changed ones too.
+    pub exact_lines: bool,
     /// The old build's debug file, if it is not where [`places`](Self::places) says.
     pub old_debug: Option<PathBuf>,
     /// The new build's.
@@ -101,6 +104,8 @@ pub struct Change {
 pub enum ChangeKind {
     /// In both builds, with other behaviour.
     Changed,
+    /// In both builds; they differ in line numbers that calls report, and in nothing else.
+    LineOnly,
     /// Only in the new build.
     Added,
     /// Only in the old build.
@@ -153,7 +158,12 @@ pub fn diff(old: &Path, new: &Path, options: &Options) -> Result<Report, Error> 
     });
     let (old, new) = (Build::new(old_image, numbers.clone()), Build::new(new_image, numbers));
     let pairs = correlate(&old, &new, (&locals.0, &locals.1));
-    let changes = compare(&old, &new, &pairs);
+    let mut changes = compare(&old, &new, &pairs);
+    let mut line_only = Vec::new();
+    if !options.exact_lines {
+        let functions = lines::line_only(&old, &new, &pairs, &changes);
+        (line_only, changes.functions) = changes.functions.into_iter().partition(|c| functions.contains(&c.0));
+    }
     findings.extend(check::data(&old, &new, &pairs, &changes));
     findings.extend(correlate::audit(&old, &new, &pairs, &changes));
     let mut listed: Vec<Change> = changes.functions.iter().map(|c| changed(&old, &new, &pairs, &changes, c)).collect();
@@ -168,6 +178,11 @@ pub fn diff(old: &Path, new: &Path, options: &Options) -> Result<Report, Error> 
         copied = made.copied;
         patch = Some(made.patch);
     }
+    listed.extend(line_only.iter().map(|c| Change {
+        kind: ChangeKind::LineOnly,
+        cause: "only line numbers differ".into(),
+        ..changed(&old, &new, &pairs, &changes, c)
+    }));
     listed.extend(unpaired(&old, &new, &pairs, &copied));
     listed.sort_by(|a, b| (&a.name, a.old_address, a.new_address).cmp(&(&b.name, b.old_address, b.new_address)));
     findings.sort_by(by_weight);

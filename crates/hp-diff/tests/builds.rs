@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use hp_diff::{Code, Options, Report};
+use hp_diff::{ChangeKind, Code, Options, Report};
 
 const PROGRAM: &str = r#"
 #include <stdio.h>
@@ -252,4 +252,31 @@ fn a_static_local_of_another_function_is_not_taken_for_the_old_one() {
     assert!(patch.symbols.iter().any(|s| s.name.starts_with("count") && s.place == hp_pack::Place::Base));
     let report = hp_diff::diff(&old, &program("moved", "return 1;", counts), &options).unwrap();
     assert!(report.findings.iter().any(|f| f.code == Code::UnpairedVariable), "{:?}", report.findings);
+}
+
+#[test]
+fn a_line_number_alone_is_no_change_but_any_other_number_is() {
+    let builds = Builds::new();
+    let program = |name, blank: &str, number: &str| {
+        let source = format!(
+            "__attribute__((noipa)) int report(int line, int n) {{ return line + n; }}\n{blank}\
+             __attribute__((noipa)) int logged(int n) {{\n    return report(__LINE__, n) + 1;\n}}\n\
+             __attribute__((noipa)) int fixed(int n) {{\n    return report({number}, n) + 1;\n}}\n\
+             int main(void) {{ return logged(1) + fixed(2); }}\n"
+        );
+        builds.build(name, &source, &[])
+    };
+    let kinds = |report: &Report| report.changes.iter().map(|c| (c.name.clone(), c.kind)).collect::<Vec<_>>();
+    let old = program("old", "", "500");
+    let shifted = program("shifted", "\n\n\n", "500");
+    assert_eq!(kinds(&diff(&old, &shifted)), [("logged".to_owned(), ChangeKind::LineOnly)]);
+    assert!(diff(&old, &shifted).patch.is_none());
+    let exact = Options { exact_lines: true, ..Options::default() };
+    let report = hp_diff::diff(&old, &shifted, &exact).unwrap();
+    assert_eq!(kinds(&report), [("logged".to_owned(), ChangeKind::Changed)]);
+    assert!(report.patch.is_some());
+    // A number that moved by as much as the lines did, but is no line.
+    let report = diff(&old, &program("number", "\n\n\n", "503"));
+    let expected = [("fixed".to_owned(), ChangeKind::Changed), ("logged".to_owned(), ChangeKind::LineOnly)];
+    assert_eq!(kinds(&report), expected);
 }

@@ -8,7 +8,8 @@
 mod x86_64;
 
 pub(crate) use x86_64::{
-    JumpTableContext, decode, decode_at, first_difference, jump_tables, padding, plt_stubs, thunk, unpadded,
+    DifferingArgument, JumpTableContext, decode, decode_at, differing_arguments, first_difference, jump_tables,
+    padding, plt_stubs, thunk, unpadded,
 };
 
 /// How a field in an instruction encodes its target.

@@ -1,11 +1,13 @@
 //! x86-64: decoding by `iced-x86`, encodings after the Intel SDM, volume 2.
 
 mod decode;
+mod immediates;
 mod jump_table;
 mod plt;
 mod thunk;
 
 pub(crate) use decode::{decode, decode_at, first_difference, padding, unpadded};
+pub(crate) use immediates::{DifferingArgument, differing_arguments};
 pub(crate) use jump_table::{Context as JumpTableContext, jump_tables};
 pub(crate) use plt::plt_stubs;
 pub(crate) use thunk::thunk;
