@@ -53,11 +53,11 @@ pub(crate) enum Verb {
 /// `hp diff`
 #[derive(Args, Debug)]
 pub(crate) struct DiffArgs {
-    /// The build that is running
+    /// The build that is running, or a directory tree of builds
     pub(crate) old: PathBuf,
-    /// The build with the fix
+    /// The build with the fix, or a directory tree
     pub(crate) new: PathBuf,
-    /// Write the patch to FILE, whole or not at all (default: to standard output)
+    /// Write the patch to FILE, whole or not at all (default: to standard output); of trees: to files in this directory
     #[arg(short, long, value_name = "FILE")]
     pub(crate) output: Option<PathBuf>,
     /// Accept errors of this code, for one subject or for all; see `hp explain`

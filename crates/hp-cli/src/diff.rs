@@ -1,5 +1,7 @@
 //! `hp diff`: the report for a person or as JSON, and the patch, which is written whole or not at all.
 
+mod tree;
+
 use crate::args::DiffArgs;
 use crate::exit::Exit;
 use crate::patch_file::write_file;
@@ -20,7 +22,14 @@ struct Written {
 
 /// Compares, reports, writes.
 pub(crate) fn run(args: &DiffArgs) -> anyhow::Result<Exit> {
-    if args.output.is_none() && !args.json && io::stdout().is_terminal() {
+    let trees = [&args.old, &args.new].map(|path| path.is_dir());
+    if trees[0] != trees[1] && [&args.old, &args.new].iter().all(|p| p.exists()) {
+        let (tree, file) = if trees[0] { (&args.old, &args.new) } else { (&args.new, &args.old) };
+        let [tree, file] = [tree, file].map(|p| clean(&p.display().to_string()));
+        bail!("{tree} is a directory and {file} is not; give two files or two directories");
+    }
+    let is_tree = trees == [true, true];
+    if args.output.is_none() && !args.json && !is_tree && io::stdout().is_terminal() {
         bail!("refusing to write a patch to a terminal; use -o FILE or > FILE");
     }
     if let Some(output) = &args.output
@@ -41,12 +50,11 @@ pub(crate) fn run(args: &DiffArgs) -> anyhow::Result<Exit> {
         new_debug: args.new_debug.clone(),
         places,
     };
+    if is_tree {
+        return tree::run(args, options);
+    }
     let report = hp_diff::diff(&args.old, &args.new, &options)?;
-    let exit = match &report.patch {
-        _ if report.refused() => Exit::Refused,
-        Some(_) => Exit::Done,
-        None => Exit::Nothing,
-    };
+    let exit = exit_of(&report);
     if args.json {
         let written = write(&report, exit, args.output.as_deref(), false)?;
         print_json(&json(&report, exit, written.as_ref()))?;
@@ -57,6 +65,14 @@ pub(crate) fn run(args: &DiffArgs) -> anyhow::Result<Exit> {
         let _ = print_verdict(&report, exit, written.as_ref());
     }
     Ok(exit)
+}
+
+fn exit_of(report: &Report) -> Exit {
+    match &report.patch {
+        _ if report.refused() => Exit::Refused,
+        Some(_) => Exit::Done,
+        None => Exit::Nothing,
+    }
 }
 
 fn same_file(a: &Path, b: &Path) -> bool {

@@ -33,8 +33,8 @@ pub(crate) fn images(old: &Image<'_>, new: &Image<'_>) -> Vec<Finding> {
                 format!("{} has text relocations", image.file_name),
             ));
         }
-        if image.sections.iter().any(|s| matches!(s.name, ".gopclntab" | ".note.go.buildid")) {
-            findings.push(Finding::new(Code::ForeignRuntime, which, format!("{} is a Go program", image.file_name)));
+        if let Some(runtime) = foreign_runtime(image) {
+            findings.push(Finding::new(Code::ForeignRuntime, which, format!("{} {runtime}", image.file_name)));
         }
     }
     let stripped = |image: &Image<'_>| image.symbols.iter().any(|s| !s.evidence.has_name());
@@ -59,6 +59,18 @@ pub(crate) fn images(old: &Image<'_>, new: &Image<'_>) -> Vec<Finding> {
         findings.push(Finding::new(Code::CompilersDiffer, &old.file_name, message));
     }
     findings
+}
+
+/// What moves stacks or code by itself, so that no look at the stacks tells where threads are.
+fn foreign_runtime(image: &Image<'_>) -> Option<&'static str> {
+    // The linker of Go keeps these also in programs without symbols and in position-independent ones.
+    let is_go = |name: &str| matches!(name, ".go.buildinfo" | ".note.go.buildid") || name.ends_with(".gopclntab");
+    if image.sections.iter().any(|s| is_go(s.name)) {
+        return Some("has the Go runtime in it");
+    }
+    let splits = |name: &str| name.split('@').next() == Some("__morestack");
+    let split_stacks = image.symbols.iter().any(|s| splits(s.name)) || image.imported.iter().any(|n| splits(n));
+    split_stacks.then_some("was built with -fsplit-stack: frames lie on stacks that are switched as it runs")
 }
 
 /// Facts about data and names that a patch of functions does not bring along.

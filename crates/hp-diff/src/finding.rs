@@ -72,7 +72,7 @@ codes! {
     CompilersDiffer = "HP0105", Warning, "the builds were made by different compilers",
         "Many functions will differ for no reason in the source. Build both with the same compiler and flags.";
     ForeignRuntime = "HP0106", Error, "the language's runtime would not survive a patch",
-        "The program brings a runtime that moves stacks or code by itself (Go). Restart it instead.";
+        "The program brings a runtime that moves or switches stacks by itself (Go, split stacks), so nothing proves that no thread is inside a function. Restart it instead.";
     BoundaryUnclear = "HP0201", Error, "the extent of a function is unclear",
         "Symbols overlap, so it cannot be said which bytes belong to the function. This happens in hand-written assembly.";
     Undecodable = "HP0202", Error, "the function holds bytes that are no instruction",

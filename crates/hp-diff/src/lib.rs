@@ -21,7 +21,7 @@ mod unwind;
 
 pub use finding::{Code, Finding, Level};
 pub use image::Evidence;
-pub use input::DebugPlaces;
+pub use input::{DebugPlaces, FileKind, file_kind, same_content};
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

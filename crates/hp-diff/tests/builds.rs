@@ -280,3 +280,23 @@ fn a_line_number_alone_is_no_change_but_any_other_number_is() {
     let expected = [("fixed".to_owned(), ChangeKind::Changed), ("logged".to_owned(), ChangeKind::LineOnly)];
     assert_eq!(kinds(&report), expected);
 }
+
+#[test]
+fn runtimes_that_would_not_survive_are_refused_by_code() {
+    let builds = Builds::new();
+    // As the linker of Go lays them out, in a program of any language.
+    for section in [".go.buildinfo,\\\"aw\\\"", ".note.go.buildid,\\\"a\\\"", ".gopclntab,\\\"aw\\\""] {
+        let go = format!("__asm__(\".section {section}\\n.quad 1\\n.text\");\n{PROGRAM}");
+        let old = builds.build("go", &go, &[]);
+        let new = builds.build("new", PROGRAM, &[]);
+        for report in [diff(&old, &new), diff(&new, &old)] {
+            assert!(report.refused() && report.patch.is_none(), "{section}");
+            assert!(report.findings.iter().any(|f| f.code == Code::ForeignRuntime), "{section}: {:?}", report.findings);
+        }
+    }
+    let deep = "int f(int n) { volatile char room[9999]; room[n % 9999] = n; return n ? f(n - 1) + room[0] : 0; }
+        int main(int c, char **v) { (void)v; return f(c); }";
+    let split = builds.build("split", deep, &["-fsplit-stack"]);
+    let report = diff(&split, &split);
+    assert!(report.findings.iter().any(|f| f.code == Code::ForeignRuntime), "{:?}", report.findings);
+}

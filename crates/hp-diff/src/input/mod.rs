@@ -23,6 +23,59 @@ use object::{Endianness, Object, ObjectSection};
 use crate::Error;
 use crate::image::{check_header, has_functions};
 
+/// What a file is, as far as comparing builds goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileKind {
+    /// A program or shared object.
+    Image,
+    /// The symbols and types of an image, without its contents.
+    DebugFile,
+    /// An object file that was not linked.
+    Object,
+    /// An archive of object files (`ar`).
+    Archive,
+    /// None of these.
+    Other,
+}
+
+/// What the file at `path` is. Reads no more of it than that takes.
+///
+/// # Errors
+/// If it cannot be read.
+pub fn file_kind(path: &Path) -> Result<FileKind, Error> {
+    use std::io::Read;
+    let failed = |source| Error::Io { path: path.to_owned(), source };
+    let mut head = Vec::new();
+    std::fs::File::open(path).map_err(failed)?.take(64).read_to_end(&mut head).map_err(failed)?;
+    if head.starts_with(b"!<arch>\n") || head.starts_with(b"!<thin>\n") {
+        return Ok(FileKind::Archive);
+    }
+    if !head.starts_with(b"\x7fELF") || head.len() < 64 {
+        return Ok(FileKind::Other);
+    }
+    match u16::from_le_bytes([head[16], head[17]]) {
+        1 => Ok(FileKind::Object),
+        2 | 3 => {
+            let data = map(path)?;
+            // A debug file has the headers of what is loaded, and nothing behind them.
+            let debug = object::File::parse(&data[..]).is_ok_and(|file| {
+                let text = file.section_by_name(".text");
+                text.is_some_and(|s| s.size() > 0 && s.file_range().is_none())
+            });
+            Ok(if debug { FileKind::DebugFile } else { FileKind::Image })
+        }
+        _ => Ok(FileKind::Other),
+    }
+}
+
+/// True if two files have the same bytes.
+///
+/// # Errors
+/// If one cannot be read.
+pub fn same_content(a: &Path, b: &Path) -> Result<bool, Error> {
+    Ok(map(a)?[..] == map(b)?[..])
+}
+
 /// One build, opened; an image borrows from it.
 #[derive(Debug)]
 pub(crate) struct Input {
