@@ -8,13 +8,14 @@ use crate::base_file::substitute;
 use crate::bytes::sha256;
 use crate::image::Image;
 use crate::layout::Layout;
-use crate::ledger::{Ledger, OldRange, Replaced, SITE};
+use crate::ledger::{Bridged, Ledger, OldRange, Replaced, SITE};
 use crate::relocate::{Imports, Payload, hands_out};
 use crate::remote::Slots;
 use crate::safe_point::{Watch, Watched};
 use crate::session::{Session, is_base, read_maps};
 use crate::sites::{Leads, Standing, Writer, is_in_one_page, stranger};
 use crate::stops::{Acted, Stops, site_bytes, site_watch};
+use crate::takeover::{self, Touched};
 use crate::threads::Stopped;
 use crate::unwind::Unwinder;
 use crate::{Done, Error, Measured, Options, cleanup, gate, place, revert, scope, seccomp, stage, sys};
@@ -33,23 +34,31 @@ pub(crate) fn apply(pid: i32, patch: &Patch, id: &str, options: &Options) -> Res
 }
 
 fn apply_in(session: &Session, patch: &Patch, id: &str, options: &Options) -> Result<Done, Error> {
-    let plan = Plan::make(session, patch, id)?;
-    let found = session.ledgers.iter().find(|ledger| ledger.id == id && is_base(plan.base, ledger));
-    plan.check_neighbours(found)?;
-    let standing = match found {
-        Some(ledger) => Some(Standing::read(&session.process, ledger)?),
-        None => None,
-    };
-    if let (Some(ledger), Some(standing)) = (found, &standing) {
-        let strangers = standing.strangers(ledger);
+    let mut plan = Plan::make(session, patch, id)?;
+    if options.dry_run && takeover::is_pending(session)? {
+        let what = "finish what an applier left that died while it replaced a patch; then look again".to_owned();
+        return Ok(Done::Rehearsed(vec![what]));
+    }
+    takeover::settle(session, options)?;
+    let found = plan.found()?;
+    plan.older = plan.check_neighbours(found.as_ref().map(|(ledger, _)| *ledger))?;
+    if let Some((ledger, standing)) = &found {
+        let strangers = standing.strangers(ledger, &session.ledgers);
         if !strangers.is_empty() {
             return Err(stranger(&strangers));
         }
         if standing.active && standing.all(Leads::New) {
             return Ok(Done::AlreadyApplied);
         }
+        if !standing.is_unused() && !plan.older.is_empty() {
+            let what = "an apply of this patch was interrupted before an older one was applied; revert it first";
+            return Err(Error::Refused(what.to_owned()));
+        }
     }
-    plan.check_bytes(found)?;
+    plan.check_bytes(found.as_ref().map(|(ledger, _)| *ledger))?;
+    plan.lay_out()?;
+    // A payload that lies unused can be taken up again only if it has the size that is needed now.
+    let found = found.filter(|(ledger, standing)| !standing.is_unused() || ledger.mapping.len() == plan.layout.size);
     session.check_relatives(options.timeout)?;
     let imports = scope::resolve(&session.process, &session.maps, &session.images, patch)?;
     let unwinder = Unwinder::new(&session.process.mem, &session.images, &session.ledgers);
@@ -57,10 +66,12 @@ fn apply_in(session: &Session, patch: &Patch, id: &str, options: &Options) -> Re
     for ledger in &session.ledgers {
         stops.learn(ledger);
     }
+    // Who stands in a gate of an older patch would go on into its new code.
+    stops.forget_gates(&plan.older);
     let slots = Slots::find(&session.process.mem, &session.images);
     let at = match found {
-        Some(ledger) => ledger.mapping.start,
-        None => place::find(&session.maps, plan.base.span, plan.layout.size)?,
+        Some((ledger, _)) => ledger.mapping.start,
+        None => place::find(&session.maps, plan.reach(), plan.layout.size)?,
     };
     let calls = if found.is_some() { Vec::new() } else { stage::calls(at, &plan.layout, slots.any()) };
     let gate = gate::call(at.plus(plan.layout.gates.0));
@@ -69,10 +80,13 @@ fn apply_in(session: &Session, patch: &Patch, id: &str, options: &Options) -> Re
     let helpers = survey.helpers;
     let work = Work { plan, imports, slots, helpers, options };
     match options.dry_run {
-        true => work.rehearse(stops, found),
-        false => work.carry_out(stops, found.cloned().zip(standing)),
+        true => work.rehearse(stops, found.map(|(ledger, _)| ledger)),
+        false => work.carry_out(stops, found),
     }
 }
+
+/// A ledger of this very patch that is there already, and how it stands.
+type Found<'a> = (&'a Ledger, Standing);
 
 /// What is to be done, as far as it does not depend on where the payload will lie.
 struct Plan<'a> {
@@ -81,6 +95,9 @@ struct Plan<'a> {
     id: &'a str,
     base: &'a Image,
     layout: Layout,
+    /// The patches that this one takes the place of.
+    older: Vec<&'a Ledger>,
+    bridged: Vec<Bridged>,
 }
 
 impl<'a> Plan<'a> {
@@ -92,10 +109,9 @@ impl<'a> Plan<'a> {
             ));
         }
         // The size of a ledger does not depend on the addresses in it.
-        let empty = Layout::of(patch, 0)?;
-        let mut plan = Plan { session, patch, id, base, layout: empty };
-        let size = plan.ledger(LiveAddr(0), &[])?.bytes()?.len() as u64;
-        plan.layout = Layout::of(patch, size)?;
+        let empty = Layout::of(patch, 0, 0)?;
+        let mut plan = Plan { session, patch, id, base, layout: empty, older: Vec::new(), bridged: Vec::new() };
+        plan.lay_out()?;
         for (record, _) in plan.entries() {
             if !base.span.covers(plan.range(record)) {
                 return Err(Error::Refused(format!(
@@ -105,6 +121,38 @@ impl<'a> Plan<'a> {
             }
         }
         Ok(plan)
+    }
+
+    /// Lays the payload out, with what a takeover needs.
+    fn lay_out(&mut self) -> Result<(), Error> {
+        let functions = self.ledger(LiveAddr(0), &[])?.functions;
+        self.bridged = takeover::bridged(&self.session.process, &self.older, &functions)?;
+        let size = self.ledger(LiveAddr(0), &[])?.bytes()?.len() as u64;
+        let takeover = takeover::size(functions.iter().map(|function| function.site), &self.bridged);
+        self.layout = Layout::of(self.patch, size, takeover)?;
+        Ok(())
+    }
+
+    /// The ledger of this patch for this base: the one in use, else any.
+    fn found(&self) -> Result<Option<Found<'a>>, Error> {
+        let mut unused = None;
+        for ledger in self.session.ledgers.iter().filter(|ledger| ledger.id == self.id && is_base(self.base, ledger)) {
+            let standing = Standing::read(&self.session.process, ledger)?;
+            if !standing.is_unused() {
+                return Ok(Some((ledger, standing)));
+            }
+            unused = Some((ledger, standing));
+        }
+        Ok(unused)
+    }
+
+    /// What the payload must be near to: the base, and the payloads that its bridges lead to.
+    fn reach(&self) -> LiveRange {
+        let mappings = self.older.iter().map(|ledger| ledger.mapping);
+        mappings.fold(self.base.span, |hull, mapping| LiveRange {
+            start: hull.start.min(mapping.start),
+            end: hull.end.max(mapping.end),
+        })
     }
 
     fn entries(&self) -> impl Iterator<Item = (&'a FunctionRecord, &'a Entry)> {
@@ -155,6 +203,7 @@ impl<'a> Plan<'a> {
             counter: patch.counter,
             uid: sys::user_id(),
             applied_at: sys::epoch_seconds(),
+            sequence: 1 + self.session.ledgers.iter().map(|ledger| ledger.sequence).max().unwrap_or(0),
             base: base.span,
             mapping: at.range(layout.size),
             constants: part(layout.constants),
@@ -164,11 +213,13 @@ impl<'a> Plan<'a> {
             text: layout.live(at, SectionKind::Text),
             thunks: layout.live(at, SectionKind::Thunks),
             gates: part(layout.gates),
+            takeover: if self.bridged.is_empty() { LiveRange::default() } else { part(layout.takeover) },
             variables: part(layout.variables),
             eh_frame: layout.live(at, SectionKind::EhFrame),
             state: at.plus(layout.state),
             hands_out: hands_out(patch),
             functions,
+            bridged: self.bridged.clone(),
         })
     }
 
@@ -201,33 +252,41 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// Refuses what other patches of the same base stand against.
-    fn check_neighbours(&self, own: Option<&Ledger>) -> Result<(), Error> {
+    /// The patches of the same base that this one takes the place of. Refuses what others stand against.
+    fn check_neighbours(&self, own: Option<&Ledger>) -> Result<Vec<&'a Ledger>, Error> {
+        let functions = self.ledger(LiveAddr(0), &[])?.functions;
+        let touched = Touched::by(&functions);
+        let mut older = Vec::new();
         let others = self.session.ledgers.iter().filter(|ledger| is_base(self.base, ledger));
         for other in others.filter(|other| own.is_none_or(|own| own.mapping != other.mapping)) {
             let standing = Standing::read(&self.session.process, other)?;
-            if !standing.active && standing.all(Leads::Old) {
+            if standing.is_unused() {
                 continue;
             }
             let (id, name) = (&other.id, &other.name);
             if other.counter > self.patch.counter {
                 return Err(Error::Refused(format!("a newer patch of the same base is applied: {name} ({id})")));
             }
-            let touched = |record: &&FunctionRecord| {
-                let range = self.range(record);
-                other.functions.iter().any(|function| {
-                    function.site_range().overlaps(range) || function.old.iter().any(|old| old.range.overlaps(range))
-                })
-            };
-            let names: Vec<String> = self.patch.functions.iter().filter(touched).map(|r| self.name(r)).collect();
-            if !names.is_empty() {
+            let mut names: Vec<&str> =
+                other.functions.iter().filter_map(|function| touched.find(function)).map(|own| &*own.name).collect();
+            names.dedup();
+            if names.is_empty() {
+                continue;
+            }
+            if other.counter == self.patch.counter {
                 let names = names.join(", ");
                 return Err(Error::Refused(format!(
-                    "patch {name} ({id}) has already replaced {names}; revert it first"
+                    "patch {name} ({id}) has already replaced {names}; revert it first, or give this one a higher counter"
                 )));
             }
+            if !standing.active || !standing.all(Leads::New) {
+                return Err(Error::Refused(format!(
+                    "an apply of patch {name} ({id}) was interrupted; revert it first"
+                )));
+            }
+            older.push(other);
         }
-        Ok(())
+        Ok(older)
     }
 
     /// Every byte of every function to be replaced must be what the diff saw.
@@ -238,8 +297,8 @@ impl<'a> Plan<'a> {
                 .mem
                 .bytes(range.start, range.len() as usize)
                 .map_err(|error| process.io_error(&format!("cannot read its code at {}", range.start), &error))?;
-            if let Some(own) = own {
-                substitute(&mut bytes, range, own);
+            for ledger in own.iter().chain(&self.older) {
+                substitute(&mut bytes, range, ledger);
             }
             Ok(bytes)
         };
@@ -267,7 +326,17 @@ impl<'a> Plan<'a> {
     /// Content and ledger for an address.
     fn payload(&self, at: LiveAddr, imports: &Imports) -> Result<(Vec<u8>, Ledger), Error> {
         let payload = Payload { patch: self.patch, layout: &self.layout, base: at, bias: self.base.bias, imports };
-        let content = payload.bytes()?;
+        let mut content = payload.bytes()?;
+        if let Some(view) = takeover::view(&self.ledger(at, &[])?) {
+            let far = || Error::Refused("the payload would lie too far from the patch that it replaces".to_owned());
+            let code = takeover::code(&view).ok_or_else(far)?;
+            let (start, end) = self.layout.takeover;
+            content
+                .get_mut(start as usize..end as usize)
+                .filter(|room| room.len() == code.len())
+                .ok_or_else(far)?
+                .copy_from_slice(&code);
+        }
         let ledger = self.ledger(at, &content)?;
         Ok((content, ledger))
     }
@@ -286,10 +355,10 @@ impl Work<'_> {
         let session = self.plan.session;
         let at = match found {
             Some(ledger) => ledger.mapping.start,
-            None => place::find(&read_maps(&session.process)?, self.plan.base.span, self.plan.layout.size)?,
+            None => place::find(&read_maps(&session.process)?, self.plan.reach(), self.plan.layout.size)?,
         };
         let (_, ledger) = self.plan.payload(at, &self.imports)?;
-        let (busy, pause_ns) = stops.look(&flip_watch(&ledger))?;
+        let (busy, pause_ns) = stops.look(&self.flip_watch(&ledger, takeover::view(&ledger).as_ref()))?;
         let size = self.plan.layout.size;
         let mut lines = vec![match found {
             Some(_) => format!("use the {size} bytes at {at} that an earlier apply left"),
@@ -297,6 +366,9 @@ impl Work<'_> {
         }];
         for function in &ledger.functions {
             lines.push(format!("redirect {} at {} to {}", function.name, function.entry(), function.new));
+        }
+        for older in &self.plan.older {
+            lines.push(format!("take the place of patch {} ({})", older.name, older.id));
         }
         let pause = pause_ns as f64 / 1e6;
         lines.push(match busy.is_empty() {
@@ -306,34 +378,51 @@ impl Work<'_> {
         Ok(Done::Rehearsed(lines))
     }
 
-    fn carry_out(&self, mut stops: Stops<'_>, found: Option<(Ledger, Standing)>) -> Result<Done, Error> {
+    fn carry_out(&self, mut stops: Stops<'_>, found: Option<Found<'_>>) -> Result<Done, Error> {
         let (ledger, standing) = self.staged(&mut stops, found)?;
         stops.learn(&ledger);
-        self.commit(&mut stops, &ledger, &standing).inspect_err(|_| {
+        let view = takeover::view(&ledger).filter(|_| !standing.active);
+        if let Some(view) = &view {
+            stops.learn(view);
+        }
+        let seen = view.as_ref().unwrap_or(&ledger);
+        let watch = match standing.active {
+            // An active patch is only tidied: nothing changes its meaning.
+            true => site_watch(&ledger.functions),
+            false => self.flip_watch(&ledger, view.as_ref()),
+        };
+        let mut measured = self.commit(&mut stops, &watch, seen, standing.active).inspect_err(|_| {
             // What cannot be undone now is undone or finished by the next apply or revert.
-            let _ = revert::undo(self.plan.session, &mut stops, &self.helpers, &ledger);
-        })
+            let _ = revert::undo(self.plan.session, &mut stops, &self.helpers, seen);
+        })?;
+        // The patch is in effect whatever comes of this.
+        for older in &self.plan.older {
+            measured.replaced.push(older.id.clone());
+            let left = revert::reclaim(self.plan.session, &mut stops, &self.helpers, older, self.options);
+            if let Ok(Err(why)) = left {
+                measured.kept.push(why);
+            }
+        }
+        let _ = cleanup::clean(self.plan.session, &mut stops, &self.helpers);
+        measured.functions = ledger.functions.len() as u32;
+        measured.stops = stops.tracer.stops;
+        measured.longest_other_pause_ns = stops.tracer.longest_ns;
+        Ok(Done::Applied(measured))
     }
 
     /// Arm, flip, tidy.
-    fn commit(&self, stops: &mut Stops<'_>, ledger: &Ledger, standing: &Standing) -> Result<Done, Error> {
+    fn commit(&self, stops: &mut Stops<'_>, watch: &Watch, ledger: &Ledger, active: bool) -> Result<Measured, Error> {
         let process = &self.plan.session.process;
-        let mut measured = Measured {
-            functions: ledger.functions.len() as u32,
-            mapped_bytes: ledger.mapping.len(),
-            ..Measured::default()
-        };
+        let mut measured = Measured { mapped_bytes: ledger.mapping.len(), ..Measured::default() };
         let batches = ledger.functions.len() > BATCH;
-        if batches && !standing.active {
+        if batches && !active {
             for (which, functions) in chunks(ledger) {
                 stops.at_safe_point(&site_watch(functions), false, None, |stopped| {
                     writer(stopped, process, ledger).arm(which.clone())
                 })?;
             }
         }
-        // An active patch is only tidied: nothing changes its meaning.
-        let watch = if standing.active { site_watch(&ledger.functions) } else { flip_watch(ledger) };
-        let flip = self.flip(stops, &watch, ledger, batches)?;
+        let flip = self.flip(stops, watch, ledger, batches)?;
         (measured.flip_pause_ns, measured.threads) = (flip.pause_ns, flip.threads);
         if batches {
             for (which, _) in chunks(ledger) {
@@ -341,28 +430,38 @@ impl Work<'_> {
                     writer(stopped, process, ledger).tidy(which.clone())
                 })?;
             }
+            stops.at_safe_point(&Watch::default(), false, None, |stopped| {
+                writer(stopped, process, ledger).finish_takeover(&self.plan.older)
+            })?;
         }
-        // The patch is in effect whatever comes of this.
-        let _ = cleanup::clean(self.plan.session, stops, &self.helpers);
-        measured.stops = stops.tracer.stops;
-        measured.longest_other_pause_ns = stops.tracer.longest_ns;
-        Ok(Done::Applied(measured))
+        Ok(measured)
+    }
+
+    /// Old code: the replaced functions, the thunks and bridges, and the patches that go.
+    fn flip_watch(&self, ledger: &Ledger, view: Option<&Ledger>) -> Watch {
+        let mut list = old_functions(ledger);
+        if let Some(view) = view {
+            list.push(Watched::plain(takeover::bridges(view), "a bridge"));
+            list.extend(view.functions.iter().map(site_bytes));
+            list.extend(takeover::old_code(&self.plan.older));
+        }
+        Watch::new(list)
     }
 
     /// The payload in the target, ledger written.
-    fn staged(&self, stops: &mut Stops<'_>, found: Option<(Ledger, Standing)>) -> Result<(Ledger, Standing), Error> {
+    fn staged(&self, stops: &mut Stops<'_>, found: Option<Found<'_>>) -> Result<(Ledger, Standing), Error> {
         if let Some((ledger, standing)) = found {
             // Armed or active: its memory is in use as it is.
-            if standing.active || !standing.all(Leads::Old) {
-                return Ok((ledger, standing));
+            if !standing.is_unused() {
+                return Ok((ledger.clone(), standing));
             }
-            let fresh = self.refill(stops, &ledger)?;
+            let fresh = self.refill(stops, ledger)?;
             return Ok((fresh, standing));
         }
         let deadline = Instant::now().checked_add(self.options.timeout).unwrap_or_else(Instant::now);
         let (plan, imports) = (&self.plan, &self.imports);
         let at =
-            stage::load(&mut stops.tracer, &self.helpers, &self.slots, plan.base.span, &plan.layout, deadline, |at| {
+            stage::load(&mut stops.tracer, &self.helpers, &self.slots, plan.reach(), &plan.layout, deadline, |at| {
                 let (content, ledger) = plan.payload(at, imports)?;
                 Ok((content, ledger.bytes()?))
             })?;
@@ -394,7 +493,7 @@ impl Work<'_> {
         let process = &self.plan.session.process;
         stops.at_safe_point(watch, true, Some(ledger), |stopped| {
             let standing = Standing::read(process, ledger)?;
-            let strangers = standing.strangers(ledger);
+            let strangers = standing.strangers(ledger, &[]);
             if !strangers.is_empty() {
                 return Err(stranger(&strangers));
             }
@@ -405,6 +504,7 @@ impl Work<'_> {
             }
             if !batches {
                 writer.tidy(0..ledger.functions.len())?;
+                writer.finish_takeover(&self.plan.older)?;
             }
             Ok(())
         })
@@ -423,8 +523,8 @@ fn writer<'a>(stopped: &Stopped<'_, '_>, process: &'a crate::process::Process, l
     Writer { process, tid: stopped.tid(), ledger }
 }
 
-/// Old code: the replaced functions and the thunks.
-fn flip_watch(ledger: &Ledger) -> Watch {
+/// The replaced functions and the thunks.
+fn old_functions(ledger: &Ledger) -> Vec<Watched> {
     let mut list = vec![Watched::plain(ledger.thunks, "a thunk")];
     for function in &ledger.functions {
         list.push(site_bytes(function));
@@ -434,5 +534,5 @@ fn flip_watch(ledger: &Ledger) -> Watch {
             list.push(Watched { range: old.range, name, origin, outside, vague: false });
         }
     }
-    Watch::new(list)
+    list
 }

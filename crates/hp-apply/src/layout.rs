@@ -1,6 +1,6 @@
 //! Where each part of a payload lies in its one mapping:
 //!
-//! `[ledger][constants, unwind rows, pointer slots, state byte] r--` `[code, thunks, import stubs, gates] r-x` `[variables] rw-`
+//! `[ledger][constants, unwind rows, pointer slots, state byte] r--` `[code, thunks, import stubs, gates, takeover] r-x` `[variables] rw-`
 //!
 //! Offsets are from the start of the mapping; they depend on the patch alone, not on the
 //! address, so a mapping found in a target can be compared with the patch.
@@ -30,20 +30,22 @@ pub(crate) struct Layout {
     pub(crate) code: (u64, u64),
     /// At the end of the code: one gate for each replaced entry, in order.
     pub(crate) gates: (u64, u64),
+    /// Behind them, if older patches are taken over: see `takeover`.
+    pub(crate) takeover: (u64, u64),
     pub(crate) variables: (u64, u64),
     pub(crate) state: u64,
     pub(crate) size: u64,
 }
 
 impl Layout {
-    /// Lays out a patch behind a ledger of this many bytes.
-    pub(crate) fn of(patch: &Patch, ledger_size: u64) -> Result<Layout, Error> {
-        Self::try_of(patch, ledger_size)
+    /// Lays out a patch behind a ledger of this many bytes, with this much room for a takeover.
+    pub(crate) fn of(patch: &Patch, ledger_size: u64, takeover_size: u64) -> Result<Layout, Error> {
+        Self::try_of(patch, ledger_size, takeover_size)
             .filter(|layout| layout.size <= MAX_SIZE)
             .ok_or_else(|| Error::Refused("the patch is larger than 1 GiB".to_owned()))
     }
 
-    fn try_of(patch: &Patch, ledger_size: u64) -> Option<Layout> {
+    fn try_of(patch: &Patch, ledger_size: u64, takeover_size: u64) -> Option<Layout> {
         let mut layout = Layout::default();
         // The claim takes the end of the ledger's pages.
         let mut at = page_ceil(ledger_size.checked_add(CLAIM_SIZE as u64)?)?;
@@ -74,6 +76,8 @@ impl Layout {
         let entries = patch.functions.iter().filter(|record| matches!(record.role, Role::Entry(_))).count() as u64;
         at = at.checked_add(entries.checked_mul(GATE_SIZE)?)?;
         layout.gates.1 = at;
+        layout.takeover = (at, at.checked_add(takeover_size)?);
+        at = layout.takeover.1;
         layout.code.1 = at;
         at = page_ceil(at)?;
         layout.variables.0 = at;

@@ -19,9 +19,10 @@ use crate::bytes::{array, hex, sha256, u32_at, u64_at};
 use crate::gate::{GATE_SIZE, Gates};
 use crate::maps::Maps;
 use crate::sys::Mem;
+use crate::takeover;
 
 const MAGIC: [u8; 8] = *b"HPLEDGER";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Magic, version, length, SHA-256 of the rest.
 const HEADER: usize = 8 + 4 + 4 + 32;
 /// Largest ledger.
@@ -74,6 +75,20 @@ impl HandsOut {
     }
 }
 
+/// An entry that this patch has taken, or is about to take, from an older one: see `takeover`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Bridged {
+    pub(crate) name: String,
+    pub(crate) site: LiveAddr,
+    /// The base's own bytes there.
+    pub(crate) site_bytes: [u8; SITE],
+    /// The older patch's new function.
+    pub(crate) before: LiveAddr,
+    /// For a function that this patch leaves alone: what runs the base's function without its
+    /// entry. Zero for one that this patch replaces itself.
+    pub(crate) after: LiveAddr,
+}
+
 /// One patch in a target.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Ledger {
@@ -83,6 +98,8 @@ pub(crate) struct Ledger {
     pub(crate) counter: u64,
     pub(crate) uid: u32,
     pub(crate) applied_at: u64,
+    /// Higher than that of every ledger that was there when this one was written.
+    pub(crate) sequence: u64,
     /// The base image.
     pub(crate) base: LiveRange,
     /// The whole payload.
@@ -97,11 +114,14 @@ pub(crate) struct Ledger {
     pub(crate) thunks: LiveRange,
     /// One gate for each function, at the end of the code.
     pub(crate) gates: LiveRange,
+    /// Gates and bridges of a takeover.
+    pub(crate) takeover: LiveRange,
     pub(crate) variables: LiveRange,
     pub(crate) eh_frame: LiveRange,
     pub(crate) state: LiveAddr,
     pub(crate) hands_out: HandsOut,
     pub(crate) functions: Vec<Replaced>,
+    pub(crate) bridged: Vec<Bridged>,
 }
 
 impl Replaced {
@@ -116,10 +136,22 @@ impl Replaced {
 
     /// The jump that leads from the entry to `target`.
     pub(crate) fn jump_to(&self, target: LiveAddr) -> [u8; SITE] {
-        let distance = target.0.wrapping_sub(self.site.0.wrapping_add(SITE as u64)) as u32;
-        let [a, b, c, d] = distance.to_le_bytes();
-        [0xe9, a, b, c, d]
+        jump(self.site, target)
     }
+}
+
+/// The jump at `site` that leads to `target`.
+pub(crate) fn jump(site: LiveAddr, target: LiveAddr) -> [u8; SITE] {
+    let distance = target.0.wrapping_sub(site.0.wrapping_add(SITE as u64)) as u32;
+    let [a, b, c, d] = distance.to_le_bytes();
+    [0xe9, a, b, c, d]
+}
+
+/// Where the bytes at `site` lead, if they are a jump.
+pub(crate) fn jump_target(site: LiveAddr, bytes: [u8; SITE]) -> Option<LiveAddr> {
+    let [0xe9, a, b, c, d] = bytes else { return None };
+    let distance = i64::from(i32::from_le_bytes([a, b, c, d]));
+    Some(LiveAddr(site.0.wrapping_add(SITE as u64).wrapping_add(distance as u64)))
 }
 
 impl Ledger {
@@ -132,6 +164,7 @@ impl Ledger {
         out.extend(self.counter.to_le_bytes());
         out.extend(self.uid.to_le_bytes());
         out.extend(self.applied_at.to_le_bytes());
+        out.extend(self.sequence.to_le_bytes());
         for range in [
             self.base,
             self.mapping,
@@ -140,6 +173,7 @@ impl Ledger {
             self.text,
             self.thunks,
             self.gates,
+            self.takeover,
             self.variables,
             self.eh_frame,
         ] {
@@ -161,6 +195,14 @@ impl Ledger {
                 put_range(&mut out, old.range);
                 out.extend(old.digest);
             }
+        }
+        out.extend((self.bridged.len() as u32).to_le_bytes());
+        for bridged in &self.bridged {
+            put_bytes(&mut out, bridged.name.as_bytes());
+            out.extend(bridged.site.0.to_le_bytes());
+            out.extend(bridged.site_bytes);
+            out.extend(bridged.before.0.to_le_bytes());
+            out.extend(bridged.after.0.to_le_bytes());
         }
         if out.len() > MAX_SIZE {
             return Err(Error::Refused("the patch has too many functions for its ledger".to_owned()));
@@ -191,7 +233,16 @@ impl Ledger {
         let id = !self.id.is_empty() && self.id.len() <= 64 && self.id.bytes().all(|byte| byte.is_ascii_hexdigit());
         let aligned = |address: LiveAddr| address.0.is_multiple_of(PAGE);
         let inner = LiveRange { start: at.plus(len), end: self.mapping.end };
-        let parts = [self.constants, self.code, self.text, self.thunks, self.gates, self.variables, self.eh_frame];
+        let parts = [
+            self.constants,
+            self.code,
+            self.text,
+            self.thunks,
+            self.gates,
+            self.variables,
+            self.eh_frame,
+            self.takeover,
+        ];
         let held = |outer: LiveRange, part: LiveRange| part == LiveRange::default() || outer.covers(part);
         id && (1..=255).contains(&self.name.len())
             && (1..=64).contains(&self.build_id.len())
@@ -206,6 +257,9 @@ impl Ledger {
             && held(self.code, self.text)
             && held(self.code, self.thunks)
             && held(self.code, self.gates)
+            && held(self.code, self.takeover)
+            && self.takeover.len() == takeover::size(self.functions.iter().map(|f| f.site), &self.bridged)
+            && self.bridged.iter().all(|bridged| self.is_sound_bridge(bridged))
             && self.gates.len() == self.functions.len() as u64 * GATE_SIZE
             && inner.contains(self.state)
             && !self.code.contains(self.state)
@@ -221,6 +275,15 @@ impl Ledger {
             && matches!(offset, 0 | 4)
             && self.thunks.contains(function.thunk)
             && self.text.contains(function.new)
+    }
+
+    fn is_sound_bridge(&self, bridged: &Bridged) -> bool {
+        let own = self.functions.iter().any(|function| function.site == bridged.site);
+        (1..=4096).contains(&bridged.name.len())
+            && self.base.covers(bridged.site.range(SITE as u64))
+            && own == (bridged.after == LiveAddr(0))
+            && !self.base.contains(bridged.before)
+            && !self.mapping.contains(bridged.before)
     }
 
     /// Address of the gate of function number `index`.
@@ -378,6 +441,7 @@ impl<'a> Reader<'a> {
             counter: self.u64()?,
             uid: self.u32()?,
             applied_at: self.u64()?,
+            sequence: self.u64()?,
             base: self.range()?,
             mapping: self.range()?,
             constants: self.range()?,
@@ -385,6 +449,7 @@ impl<'a> Reader<'a> {
             text: self.range()?,
             thunks: self.range()?,
             gates: self.range()?,
+            takeover: self.range()?,
             variables: self.range()?,
             eh_frame: self.range()?,
             state: self.address()?,
@@ -392,12 +457,27 @@ impl<'a> Reader<'a> {
             code_digest: self.array()?,
             hands_out: HandsOut::from_byte(self.take(1)?.first().copied()?),
             functions: Vec::new(),
+            bridged: Vec::new(),
         };
         let count = self.u32().filter(|&count| count <= MAX_FUNCTIONS)?;
         for _ in 0..count {
             ledger.functions.push(self.function()?);
         }
+        let count = self.u32().filter(|&count| count <= MAX_FUNCTIONS)?;
+        for _ in 0..count {
+            ledger.bridged.push(self.bridged()?);
+        }
         Some(ledger)
+    }
+
+    fn bridged(&mut self) -> Option<Bridged> {
+        Some(Bridged {
+            name: self.text()?,
+            site: self.address()?,
+            site_bytes: self.array()?,
+            before: self.address()?,
+            after: self.address()?,
+        })
     }
 
     fn function(&mut self) -> Option<Replaced> {

@@ -10,7 +10,8 @@
 //! The way of a patch, a module each: `session` (what is known of the target: `process`,
 //! `maps`, `image`, `ledger`) → `scope` (imports) → `layout`, `place`, `relocate` (the
 //! payload's bytes) → `stage` (into the target, by `remote` system calls) → `stops`
-//! (`threads`, `safe_point`, `unwind`, `gate`) → `sites` (the entries). All system calls are in `sys`.
+//! (`threads`, `safe_point`, `unwind`, `gate`) → `sites` (the entries). A newer patch
+//! takes the place of an older one as `takeover` says. All system calls are in `sys`.
 //!
 //! *Not* for judging whether a patch is right for its base: that is the diff's work; and
 //! not for stacks that no thread stands on (parked coroutines), which it does not see.
@@ -44,6 +45,7 @@ mod start;
 mod status;
 mod stops;
 mod sys;
+mod takeover;
 mod threads;
 mod unwind;
 
@@ -221,9 +223,11 @@ pub struct Measured {
     pub functions: u32,
     /// Memory mapped in the target for the patch, in bytes; after a revert what had to stay of it.
     pub mapped_bytes: u64,
-    /// After a revert: for each patch whose memory had to stay, why. It is not in effect, and
+    /// For each patch that was taken out and whose memory had to stay, why. It is not in effect, and
     /// the next apply of the same patch uses it.
     pub kept: Vec<String>,
+    /// IDs of the older patches that this one has taken the place of.
+    pub replaced: Vec<String>,
 }
 
 /// Why a target was left as it was.

@@ -11,11 +11,11 @@ use crate::pointers::{Search, hidden_holder, search_running, search_stopped};
 use crate::remote::Slots;
 use crate::safe_point::{Judge, Watch, Watched};
 use crate::session::{Session, is_base, read_maps};
-use crate::sites::{Leads, Standing, Writer, stranger};
+use crate::sites::{Standing, Writer, stranger};
 use crate::stops::{Acted, Stops};
 use crate::threads::NotNow;
 use crate::unwind::Unwinder;
-use crate::{Done, Error, Measured, Options, cleanup, gate, seccomp, stage, sys};
+use crate::{Done, Error, Measured, Options, cleanup, gate, seccomp, stage, sys, takeover};
 use std::time::Duration;
 
 /// Longest stop for the last search before unmapping.
@@ -36,12 +36,17 @@ pub(crate) fn revert(pid: i32, id: Option<&str>, options: &Options) -> Result<Do
 }
 
 fn revert_in(session: &Session, id: Option<&str>, options: &Options) -> Result<Done, Error> {
+    if options.dry_run && takeover::is_pending(session)? {
+        let what = "finish what an applier left that died while it replaced a patch; then look again".to_owned();
+        return Ok(Done::Rehearsed(vec![what]));
+    }
+    takeover::settle(session, options)?;
     let wanted: Vec<&Ledger> = session.ledgers.iter().filter(|ledger| id.is_none_or(|id| ledger.id == id)).collect();
     let mut standing = Vec::new();
     for ledger in &wanted {
         standing.push(Standing::read(&session.process, ledger)?);
     }
-    let unused = |standing: &Standing| !standing.active && standing.all(Leads::Old);
+    let unused = Standing::is_unused;
     let work: Vec<(&Ledger, &Standing)> = wanted.into_iter().zip(&standing).collect();
     for (ledger, _) in work.iter().filter(|(_, standing)| !unused(standing)) {
         check(session, ledger)?;
@@ -89,7 +94,7 @@ fn check(session: &Session, ledger: &Ledger) -> Result<(), Error> {
         return Err(Error::Refused(format!("the base of patch {name} is not mapped where it was patched any more")));
     }
     let standing = Standing::read(&session.process, ledger)?;
-    let strangers = standing.strangers(ledger);
+    let strangers = standing.strangers(ledger, &session.ledgers);
     if !strangers.is_empty() {
         return Err(stranger(&strangers));
     }
@@ -156,6 +161,8 @@ pub(crate) fn undo(session: &Session, stops: &mut Stops<'_>, helpers: &[i32], le
 fn new_code(ledger: &Ledger) -> Watch {
     let code = LiveRange { start: ledger.code.start, end: ledger.gates.start };
     let mut list = vec![Watched::plain(code, &format!("patch {}", ledger.name))];
+    // A bridge that somebody still stands in leads to an older patch once the state is cleared.
+    list.push(Watched::plain(ledger.takeover, "a bridge"));
     // Names for the new functions: each reaches to the next one.
     let mut starts: Vec<_> = ledger.functions.iter().map(|function| (function.new, &function.name)).collect();
     starts.sort();
@@ -167,7 +174,7 @@ fn new_code(ledger: &Ledger) -> Watch {
 }
 
 /// Unmaps a payload that nothing leads to any more; else says why it has to stay.
-fn reclaim(
+pub(crate) fn reclaim(
     session: &Session,
     stops: &mut Stops<'_>,
     helpers: &[i32],
@@ -199,7 +206,7 @@ fn reclaim(
         let maps = read_maps(process)?;
         let judge = Judge { process, unwinder: &stops.unwinder, maps: &maps, gates: &[] };
         let standing = Standing::read(process, ledger)?;
-        if standing.active || !standing.all(Leads::Old) {
+        if !standing.is_unused() {
             return Ok(Err("somebody has applied it again".to_owned()));
         }
         if let Some(line) = judge.busy(&stopped.tasks, &watch).into_iter().next() {

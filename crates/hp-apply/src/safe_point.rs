@@ -97,7 +97,11 @@ impl Watch {
 
     fn find(&self, frame: Frame) -> Option<&Watched> {
         let near = self.low <= frame.pc.0 && frame.pc.0 <= self.high;
-        near.then(|| self.at_or_below(frame.pc.0).find(|watched| watched.holds(frame))).flatten()
+        if !near {
+            return None;
+        }
+        let holding = || self.at_or_below(frame.pc.0).filter(|watched| watched.holds(frame));
+        holding().find(|watched| !watched.vague).or_else(|| holding().next())
     }
 }
 

@@ -14,7 +14,7 @@
 use crate::Error;
 use crate::addr::{LiveAddr, PAGE, page_floor};
 use crate::bytes::array;
-use crate::ledger::{Ledger, Replaced, SITE};
+use crate::ledger::{Ledger, Replaced, SITE, jump, jump_target};
 use crate::process::Process;
 use std::ops::Range;
 
@@ -27,8 +27,8 @@ pub(crate) enum Leads {
     /// The gate, which leads on to the thunk.
     Gate,
     New,
-    /// Somebody else wrote there.
-    Elsewhere,
+    /// Somebody else wrote there; where to, if that is a jump.
+    Elsewhere(Option<LiveAddr>),
 }
 
 /// The state of one patch, read from memory.
@@ -51,10 +51,20 @@ impl Standing {
         self.entries.iter().all(|&entry| entry == leads)
     }
 
-    /// Names of functions whose entries neither we nor the base wrote.
-    pub(crate) fn strangers<'l>(&self, ledger: &'l Ledger) -> Vec<&'l str> {
+    /// Whether no entry leads to this patch.
+    pub(crate) fn is_unused(&self) -> bool {
+        !self.active && self.entries.iter().all(|leads| matches!(leads, Leads::Old | Leads::Elsewhere(_)))
+    }
+
+    /// Names of functions whose entries neither we nor the base nor one of these other patches wrote.
+    pub(crate) fn strangers<'l>(&self, ledger: &'l Ledger, others: &[Ledger]) -> Vec<&'l str> {
+        let known = |to: LiveAddr| {
+            let others = others.iter().filter(|other| other.mapping != ledger.mapping);
+            ledger.takeover.contains(to) || others.into_iter().any(|other| other.code.contains(to))
+        };
+        let strange = |leads: &Leads| matches!(leads, Leads::Elsewhere(to) if !to.is_some_and(known));
         let pairs = self.entries.iter().zip(&ledger.functions);
-        pairs.filter(|(leads, _)| **leads == Leads::Elsewhere).map(|(_, function)| function.name.as_str()).collect()
+        pairs.filter(|(leads, _)| strange(leads)).map(|(_, function)| function.name.as_str()).collect()
     }
 }
 
@@ -85,7 +95,7 @@ fn leads(ledger: &Ledger, index: usize, function: &Replaced, bytes: [u8; SITE]) 
         bytes if bytes == function.jump_to(function.new) => Leads::New,
         bytes if bytes == function.jump_to(function.thunk) => Leads::Thunk,
         bytes if bytes == function.jump_to(ledger.gate(index)) => Leads::Gate,
-        _ => Leads::Elsewhere,
+        _ => Leads::Elsewhere(jump_target(function.site, bytes)),
     }
 }
 
@@ -142,6 +152,22 @@ impl Writer<'_> {
         self.write(self.ledger.state, &[u8::from(active)])
     }
 
+    /// After a takeover: the base's own bytes at the entries that the older patches had and this
+    /// one leaves alone, and no state but this one's that says "new".
+    pub(crate) fn finish_takeover(&self, older: &[&Ledger]) -> Result<(), Error> {
+        for bridged in self.ledger.bridged.iter().filter(|bridged| bridged.after != LiveAddr(0)) {
+            let now: [u8; SITE] = self
+                .process
+                .mem
+                .array(bridged.site)
+                .map_err(|error| self.process.io_error("cannot read the patched entries", &error))?;
+            if now == jump(bridged.site, bridged.after) {
+                self.write(bridged.site, &bridged.site_bytes)?;
+            }
+        }
+        older.iter().try_for_each(|ledger| self.write(ledger.state, &[0]))
+    }
+
     fn every(&self) -> Range<usize> {
         0..self.ledger.functions.len()
     }
@@ -158,7 +184,7 @@ impl Writer<'_> {
         for (index, leads) in (start..).zip(entries) {
             let Some(function) = self.ledger.functions.get(index) else { continue };
             match leads {
-                Leads::Elsewhere => return Err(stranger(&[&function.name])),
+                Leads::Elsewhere(_) => return Err(stranger(&[&function.name])),
                 leads if from.contains(&leads) => self.write(function.site, &bytes(index, function))?,
                 _ => {}
             }

@@ -10,6 +10,7 @@ use crate::process::{self, Process};
 use crate::session::{Session, is_base};
 use crate::sites::{Leads, Standing};
 use crate::sys::Mem;
+use crate::takeover;
 use crate::{LedgerEntry, PatchedFunction, Phase};
 
 /// Every patch of one process.
@@ -21,6 +22,8 @@ pub(crate) fn status(pid: i32) -> Result<Vec<LedgerEntry>, Error> {
 fn entry(session: &Session, ledger: &Ledger) -> Result<LedgerEntry, Error> {
     let standing = Standing::read(&session.process, ledger)?;
     let base = session.images.iter().find(|image| is_base(image, ledger));
+    let superseded = takeover::is_superseded(&session.process, ledger, &session.ledgers)?;
+    let standing = Standing { active: standing.active && !superseded, ..standing };
     Ok(LedgerEntry {
         id: ledger.id.clone(),
         name: ledger.name.clone(),
@@ -39,16 +42,16 @@ fn entry(session: &Session, ledger: &Ledger) -> Result<LedgerEntry, Error> {
                 new_address: function.new.0,
             })
             .collect(),
-        damage: damage(&session.process, ledger, &standing, base.is_some()),
+        damage: damage(session, ledger, &standing, base.is_some()),
     })
 }
 
-fn damage(process: &Process, ledger: &Ledger, standing: &Standing, base_is_there: bool) -> Vec<String> {
+fn damage(session: &Session, ledger: &Ledger, standing: &Standing, base_is_there: bool) -> Vec<String> {
     let mut lines = Vec::new();
     if !base_is_there {
         lines.push("the base is not mapped where it was patched any more".to_owned());
     }
-    for name in standing.strangers(ledger) {
+    for name in standing.strangers(ledger, &session.ledgers) {
         lines.push(format!("somebody else has changed the entry of {name}"));
     }
     for (function, _) in
@@ -59,7 +62,7 @@ fn damage(process: &Process, ledger: &Ledger, standing: &Standing, base_is_there
     for (what, range, digest) in
         [("code", ledger.code, ledger.code_digest), ("constants", ledger.constants, ledger.constants_digest)]
     {
-        if digest_of(process, range) != Some(digest) {
+        if digest_of(&session.process, range) != Some(digest) {
             lines.push(format!("the patch's {what} in memory are not what was loaded"));
         }
     }

@@ -72,6 +72,11 @@ impl<'p> Stops<'p> {
         self.gates.push(ledger.gates());
     }
 
+    /// Standing in a gate of these is no longer standing at the entry.
+    pub(crate) fn forget_gates(&mut self, ledgers: &[&Ledger]) {
+        self.gates.retain(|gates| !ledgers.iter().any(|ledger| ledger.gates == gates.range));
+    }
+
     /// Stops everything and acts at the first safe point. `special`: the caller reports
     /// this stop apart from the others. `gated`: the patch whose gates may be used when
     /// ordinary stops do not find a safe point.

@@ -215,3 +215,88 @@ fn killed_at_any_time() {
     }
     eprintln!("killed {killed} times");
 }
+
+/// A newer patch takes the place of an older one: wholly the one or the other, and status says which.
+struct Replacement {
+    target: Process,
+    files: [tempfile::NamedTempFile; 2],
+}
+
+impl Replacement {
+    fn new(threads: &str) -> Replacement {
+        let program = Program::build(VERSIONED, &[]);
+        let file = |number, counter| {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), hp_pack::write(&version(&program, number, counter)).unwrap()).unwrap();
+            file
+        };
+        Replacement { target: program.spawn(&[threads]), files: [file(2, 1), file(3, 2)] }
+    }
+
+    fn id(&self, number: i64) -> String {
+        hp_pack::id(&std::fs::read(self.files[number as usize - 2].path()).unwrap())
+    }
+
+    fn apply(&self, number: i64) -> Result<Done, hp_apply::Error> {
+        apply(self.target.pid(), &std::fs::read(self.files[number as usize - 2].path()).unwrap(), &options()).result
+    }
+
+    /// Which version it is, and that `status` says the same.
+    fn version(&mut self, when: &str) -> i64 {
+        self.target.assert_free();
+        let number = version_of(&mut self.target);
+        let entries = status(self.target.pid()).unwrap();
+        assert!(entries.iter().all(|entry| entry.damage.is_empty()), "{when}: {entries:?}");
+        let active: Vec<String> = entries.into_iter().filter(|e| e.phase == Phase::Active).map(|e| e.id).collect();
+        let expected = if number == 1 { Vec::new() } else { vec![self.id(number)] };
+        assert_eq!(active, expected, "{when}");
+        number
+    }
+
+    fn every_point(&mut self, step: u64) -> u64 {
+        let path = self.files[1].path().to_owned();
+        let (mut point, mut tried) = (1, 0);
+        loop {
+            assert!(matches!(self.apply(2), Ok(Done::Applied(_))), "point {point}");
+            let ended = run("apply", &self.target, point, &path).is_some();
+            let when = format!("killed at point {point}");
+            let left = self.version(&when);
+            assert!(left == 3 || left == 2 && !ended, "{when}: {left}");
+            match point % 3 {
+                0 => {
+                    let result = self.apply(3);
+                    assert!(matches!(result, Ok(Done::Applied(_) | Done::AlreadyApplied)), "{when}: {result:?}");
+                    assert_eq!(self.version(&when), 3, "{when}");
+                }
+                which => {
+                    // Of the two, one is in effect; to revert the other changes nothing.
+                    let result = revert(self.target.pid(), Some(&self.id(1 + which as i64)), &options()).result;
+                    let expected = if left == 1 + which as i64 { 1 } else { left };
+                    assert!(matches!(result, Ok(Done::Reverted(_) | Done::NotApplied)), "{when}: {result:?}");
+                    assert_eq!(self.version(&when), expected, "{when}");
+                }
+            }
+            let result = revert(self.target.pid(), None, &options()).result;
+            assert!(matches!(result, Ok(Done::Reverted(_) | Done::NotApplied)), "{when}: {result:?}");
+            assert_eq!(self.version(&when), 1, "{when}");
+            if ended {
+                return tried;
+            }
+            (point, tried) = (point + step, tried + 1);
+        }
+    }
+}
+
+#[test]
+fn killed_at_every_point_of_a_replacement() {
+    let tried = Replacement::new("0").every_point(1);
+    eprintln!("killed at {tried} points");
+    assert!(tried >= 40, "only {tried} points");
+}
+
+#[test]
+fn killed_at_many_points_of_a_replacement_with_eight_busy_threads() {
+    let tried = Replacement::new("8").every_point(5);
+    eprintln!("killed at {tried} points");
+    assert!(tried >= 8, "only {tried} points");
+}

@@ -118,7 +118,7 @@ impl Reporter {
         let patch = subject.words();
         let not = if self.verb == Verb::Apply { "not applied" } else { "not reverted" };
         match result {
-            Ok(Done::Applied(m)) => format!("{GOOD}applied{GOOD:#} {patch} {}", cost(m)),
+            Ok(Done::Applied(m)) => format!("{GOOD}applied{GOOD:#} {patch} {}{}", cost(m), in_place(m)),
             Ok(Done::Reverted(m)) => {
                 let kept = m.kept.iter().map(|why| {
                     format!("\n  {} stay mapped, unused: {}", count(m.mapped_bytes as usize, "byte"), clean(why))
@@ -152,6 +152,17 @@ fn cost(m: &Measured) -> String {
     format!("({functions}), paused {BOLD}{}{BOLD:#} {DIM}({threads}){DIM:#}", pause(m.flip_pause_ns))
 }
 
+/// Which patches went when this one came, and what of them stays.
+fn in_place(m: &Measured) -> String {
+    let mut text = String::new();
+    if !m.replaced.is_empty() {
+        text = format!(", in place of {}", clean(&m.replaced.join(", ")));
+    }
+    m.kept
+        .iter()
+        .fold(text, |text, why| text + &format!("\n  memory of an older patch stays mapped, unused: {}", clean(why)))
+}
+
 fn exit_of(result: &Result<Done, Error>) -> Exit {
     match result {
         Ok(Done::Applied(_) | Done::Reverted(_) | Done::Rehearsed(_)) => Exit::Done,
@@ -179,6 +190,7 @@ fn entry(subject: &Subject, outcome: &Outcome) -> Value {
             "functions": m.functions,
             "mapped_bytes": m.mapped_bytes,
             "kept": m.kept,
+            "replaced": m.replaced,
         })
     };
     let (result, detail) = match &outcome.result {

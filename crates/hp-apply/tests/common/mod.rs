@@ -537,3 +537,70 @@ pub fn counts(target: &mut Process) -> [i64; 4] {
     let numbers: Vec<i64> = line.split(' ').map(|n| n.parse().unwrap()).collect();
     numbers.try_into().unwrap()
 }
+
+/// Two functions that must be of one version: `work` gives the thousands, `inner` the rest. Threads call them
+/// without pause. A line asks for the wrong results so far and for a result of now; the base is version 1.
+pub const VERSIONED: &str = r#"
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <stdatomic.h>
+#define NOP __asm__ volatile(".byte 0x0f,0x1f,0x44,0,0")
+static atomic_long wrong;
+__attribute__((noinline,noclone)) long inner(long x) { NOP; return x + 1; }
+__attribute__((noinline,noclone)) long work(long x) {
+    NOP;
+    char buffer[64];
+    snprintf(buffer, sizeof buffer, "%ld", x);
+    return strtol(buffer, 0, 10) + 1000 + inner(0);
+}
+static void *hammer(void *arg) {
+    for (;;) {
+        long result = work((long)arg);
+        if (result / 1000 != result % 1000) wrong++;
+    }
+    return 0;
+}
+int main(int argc, char **argv) {
+    for (int i = 0; i < atoi(argv[1]); i++) {
+        pthread_t thread;
+        pthread_create(&thread, 0, hammer, 0);
+    }
+    puts("ready"); fflush(stdout);
+    char line[100];
+    while (fgets(line, sizeof line, stdin)) {
+        long result = work(0);
+        printf("%ld %ld\n", (long)wrong, result);
+        fflush(stdout);
+    }
+    return 0;
+}
+"#;
+
+/// The same two functions of another version.
+pub fn version(program: &Program, version: u32, counter: u64) -> Patch {
+    let source = format!(
+        r#"
+#include <stdio.h>
+#include <stdlib.h>
+long inner(long x) {{ return x + {version}; }}
+long work(long x) {{
+    char buffer[64];
+    snprintf(buffer, sizeof buffer, "%ld", x);
+    return strtol(buffer, 0, 10) + {version}000 + inner(0);
+}}
+"#
+    );
+    Patch { counter, ..program.patch(&source, &["work", "inner"]) }
+}
+
+/// The version that a [`VERSIONED`] target is of; nothing in it may have been wrong.
+#[track_caller]
+pub fn version_of(target: &mut Process) -> i64 {
+    let line = target.ask("");
+    let (wrong, result) = line.split_once(' ').unwrap();
+    assert_eq!(wrong, "0");
+    let result: i64 = result.parse().unwrap();
+    assert_eq!(result / 1000, result % 1000);
+    result / 1000
+}

@@ -1,0 +1,137 @@
+//! A newer patch in the place of older ones of the same base.
+
+mod common;
+use common::*;
+use hp_apply::{Done, Error, Phase, apply_patch, revert, status};
+use hp_pack::Patch;
+use std::time::Duration;
+
+/// Answers each line with what three functions give.
+const SERVER: &str = r#"
+#include <stdio.h>
+#include <stdlib.h>
+#define APART __attribute__((noinline,noclone))
+#define NOP __asm__ volatile(".byte 0x0f,0x1f,0x44,0,0")
+APART int one(int x) { NOP; return x + 1; }
+APART int two(int x) { NOP; return x + 2; }
+APART int three(int x) { NOP; return x + 3; }
+int main(void) {
+    char line[100];
+    puts("ready"); fflush(stdout);
+    while (fgets(line, sizeof line, stdin)) {
+        int x = atoi(line);
+        printf("%d %d %d\n", one(x), two(x), three(x));
+        fflush(stdout);
+    }
+    return 0;
+}
+"#;
+
+/// Each of these functions gives `x + add`.
+fn patch(program: &Program, functions: &[&str], add: u32, counter: u64) -> Patch {
+    let source: String = functions.iter().map(|name| format!("int {name}(int x) {{ return x + {add}; }}\n")).collect();
+    Patch { counter, ..program.patch(&source, functions) }
+}
+
+fn active(target: &Process) -> Vec<String> {
+    let entries = status(target.pid()).unwrap();
+    for entry in &entries {
+        assert_eq!(entry.damage, Vec::<String>::new(), "{}", entry.id);
+    }
+    entries.into_iter().filter(|entry| entry.phase == Phase::Active).map(|entry| entry.id).collect()
+}
+
+#[test]
+fn the_same_functions_more_of_them_and_fewer() {
+    let program = Program::build(SERVER, &[]);
+    let mut target = program.spawn(&[]);
+    let before = target.maps();
+    assert_eq!(target.ask("0"), "1 2 3");
+    for (id, functions, add, counter, answer) in [
+        ("aa", &["one", "two"][..], 10, 1, "10 10 3"),
+        ("bb", &["one", "two"], 20, 2, "20 20 3"),
+        ("cc", &["one", "two", "three"], 30, 3, "30 30 30"),
+        // What it leaves alone is the base's again.
+        ("dd", &["three"], 40, 4, "1 2 40"),
+        ("ee", &["one", "three"], 50, 5, "50 2 50"),
+    ] {
+        let patch = patch(&program, functions, add, counter);
+        let measured = applied(apply_patch(target.pid(), &patch, id, &options()));
+        assert_eq!(measured.kept, Vec::<String>::new(), "{id}");
+        assert_eq!((target.ask("0").as_str(), active(&target)), (answer, vec![id.to_owned()]));
+        assert_eq!(apply_patch(target.pid(), &patch, id, &options()).result, Ok(Done::AlreadyApplied));
+        target.assert_free();
+    }
+    assert_eq!(revert(target.pid(), Some("aa"), &options()).result, Ok(Done::NotApplied));
+    let older = patch(&program, &["two"], 60, 4);
+    assert!(refused(apply_patch(target.pid(), &older, "ff", &options())).contains("a newer patch"));
+    reverted(revert(target.pid(), Some("ee"), &options()));
+    assert_eq!((target.ask("0").as_str(), target.maps()), ("1 2 3", before));
+}
+
+#[test]
+fn several_older_patches_at_once_and_one_that_is_apart() {
+    let program = Program::build(SERVER, &[]);
+    let mut target = program.spawn(&[]);
+    let before = target.maps();
+    applied(apply_patch(target.pid(), &patch(&program, &["one"], 10, 1), "aa", &options()));
+    applied(apply_patch(target.pid(), &patch(&program, &["two"], 20, 1), "bb", &options()));
+    let rehearsal = hp_apply::Options { dry_run: true, ..options() };
+    let newest = patch(&program, &["one", "two"], 30, 2);
+    let Ok(Done::Rehearsed(lines)) = apply_patch(target.pid(), &newest, "cc", &rehearsal).result else { panic!() };
+    assert_eq!(lines.iter().filter(|line| line.contains("take the place of patch")).count(), 2, "{lines:?}");
+    assert_eq!(target.ask("0"), "10 20 3");
+    applied(apply_patch(target.pid(), &newest, "cc", &options()));
+    assert_eq!((target.ask("0").as_str(), active(&target)), ("30 30 3", vec!["cc".to_owned()]));
+    applied(apply_patch(target.pid(), &patch(&program, &["three"], 40, 2), "dd", &options()));
+    assert_eq!(target.ask("0"), "30 30 40");
+    // Nobody knows which of two with the same counter is newer.
+    let same = patch(&program, &["two", "three"], 50, 2);
+    assert!(refused(apply_patch(target.pid(), &same, "ee", &options())).contains("higher counter"));
+    reverted(revert(target.pid(), Some("cc"), &options()));
+    assert_eq!(target.ask("0"), "1 2 40");
+    reverted(revert(target.pid(), None, &options()));
+    assert_eq!((target.ask("0").as_str(), target.maps()), ("1 2 3", before));
+}
+
+#[test]
+fn two_hundred_patches_one_after_another_under_load() {
+    let program = Program::build(VERSIONED, &[]);
+    let mut target = program.spawn(&["4"]);
+    let versions: Vec<Patch> = (2..6).map(|number| version(&program, number, 0)).collect();
+    let before = target.maps().lines().count();
+    for counter in 1..=200u64 {
+        let number = counter as usize % versions.len();
+        let patch = Patch { counter, ..versions[number].clone() };
+        let id = format!("{counter:016x}");
+        applied(apply_patch(target.pid(), &patch, &id, &options()));
+        if counter.is_multiple_of(20) {
+            assert_eq!((version_of(&mut target), active(&target)), (number as i64 + 2, vec![id]));
+        }
+    }
+    assert!(target.maps().lines().count() <= before + 40, "{}", target.maps());
+    reverted(revert(target.pid(), Some(&format!("{:016x}", 200)), &options()));
+    assert_eq!(version_of(&mut target), 1);
+    target.assert_free();
+}
+
+/// A frame of the *older patch's* function holds the replacement up, and is named.
+#[test]
+fn a_thread_in_the_older_patch_is_in_the_way() {
+    let program = Program::build(SERVER, &[]);
+    let mut target = program.spawn(&[]);
+    let source = "unsigned sleep(unsigned); int one(int x) { if (x == 7) sleep(2); return x + 10; }";
+    applied(apply_patch(target.pid(), &program.patch(source, &["one"]), "aa", &options()));
+    target.send("7");
+    std::thread::sleep(Duration::from_millis(300));
+    let newer = patch(&program, &["one"], 20, 2);
+    let quick = hp_apply::Options { timeout: Duration::from_millis(300), ..options() };
+    match apply_patch(target.pid(), &newer, "bb", &quick).result {
+        Err(Error::Busy(lines)) => assert!(lines.iter().any(|line| line.contains("in one+")), "{lines:?}"),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(active(&target), ["aa"]);
+    assert_eq!((target.line().as_str(), target.ask("0").as_str()), ("17 9 10", "10 2 3"));
+    applied(apply_patch(target.pid(), &newer, "bb", &options()));
+    assert_eq!(target.ask("0"), "20 2 3");
+}
