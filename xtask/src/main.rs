@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod cache;
+mod fuzz;
 mod install;
 mod pair;
 mod recipe;
@@ -23,6 +24,8 @@ usage: cargo xtask <task>
   test [--quick] [-- ARGS]   every test of the workspace; ARGS go to the test programs.
                              --quick: installs and builds nothing, what is missing is ignored
   ci                         what .ci/run does: format, lints, documentation, every test
+  fuzz TARGET [RUNS]         runs a fuzz target for so many executions (default 1000000)
+  fuzz TARGET keep           adds the inputs that it grew to fuzz/corpus, as far as they add coverage
   pairs                      builds the old/new pairs of real servers and prints where they are
 
 Pairs and sources are kept in $HP_CACHE, else $XDG_CACHE_HOME/hp, else ~/.cache/hp.";
@@ -54,6 +57,9 @@ fn run(arguments: &[String]) -> Result<bool> {
             }
         }
         ["ci"] => ci(),
+        ["fuzz", target] => fuzz::run(target, 1_000_000),
+        ["fuzz", target, "keep"] => fuzz::keep(target),
+        ["fuzz", target, runs] => fuzz::run(target, runs.parse().context("RUNS is a number")?),
         ["pairs"] => {
             let cache = Cache::open()?;
             let complete = prepare(&cache);

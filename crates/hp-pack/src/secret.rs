@@ -33,6 +33,9 @@ pub struct SecretKey {
 
 impl SecretKey {
     /// Makes a key of random bytes: 32 for the key and 8 for its ID.
+    ///
+    /// # Panics
+    /// If the first 32 bytes are all zero, which no source of random bytes gives.
     pub fn generate(random: &[u8; 40]) -> SecretKey {
         let (mut seed, mut id) = ([0; 32], [0; 8]);
         seed.copy_from_slice(&random[..32]);
@@ -78,8 +81,8 @@ impl SecretKey {
     fn check(&self) -> Result<(), KeyError> {
         let mut seed = [0; 32];
         seed.copy_from_slice(&self.bytes[..32]);
-        let pair = ed25519_compact::KeyPair::from_seed(ed25519_compact::Seed::new(seed));
-        if *pair.sk == self.bytes { Ok(()) } else { Err(KeyError::Malformed) }
+        let pair = ed25519_compact::KeyPair::try_from_seed(ed25519_compact::Seed::new(seed));
+        if pair.is_ok_and(|pair| *pair.sk == self.bytes) { Ok(()) } else { Err(KeyError::Malformed) }
     }
 
     /// The secret key file that minisign would write; with a password and a random salt, encrypted.
