@@ -75,6 +75,9 @@ pub(crate) struct DiffArgs {
     /// Replace functions too that differ only in line numbers, as in assertions and logs
     #[arg(long)]
     pub(crate) exact_lines: bool,
+    /// Numbers in lasting memory that may have changed their meaning (HP0403) are errors
+    #[arg(long)]
+    pub(crate) strict: bool,
     /// The debug file of OLD, where it is not found by itself
     #[arg(long, value_name = "FILE")]
     pub(crate) old_debug: Option<PathBuf>,

@@ -46,6 +46,7 @@ pub(crate) fn run(args: &DiffArgs) -> anyhow::Result<Exit> {
         fixes: args.fixes.clone(),
         counter: args.counter,
         exact_lines: args.exact_lines,
+        strict: args.strict,
         old_debug: args.old_debug.clone(),
         new_debug: args.new_debug.clone(),
         places,

@@ -4,7 +4,7 @@
 use hp_pack::{Entry, FunctionRecord, Place, Role, SectionKind, Symbol, SymbolKind};
 use sha2::{Digest, Sha256};
 
-use crate::arch::{self, NoThunk, ThunkInput, ThunkTarget};
+use crate::arch::{self, NoThunk, Thunk, ThunkInput, ThunkTarget};
 use crate::build::Build;
 use crate::entity::FunctionId;
 use crate::finding::{Code, Finding};
@@ -33,6 +33,65 @@ pub(crate) fn incoming(build: &Build<'_>) -> Vec<u64> {
     all
 }
 
+/// How the entry of one function is redirected.
+pub(crate) struct Plan<'r, 'a> {
+    thunk: Thunk,
+    /// Unwind rows of the function's body.
+    fde: &'r unwind::Fde<'a>,
+    /// Call frame instructions of the thunk.
+    instructions: Vec<u8>,
+    padding: &'a [u8],
+}
+
+/// Decides how the entry of `function` is redirected, or says what forbids it.
+pub(crate) fn plan<'r, 'a>(
+    old: &Build<'a>,
+    function: FunctionId,
+    rows: &'r unwind::Rows<'a>,
+    incoming: &[u64],
+) -> Result<Plan<'r, 'a>, Finding> {
+    let body = &old.map.functions[function];
+    let refuse = |code, message: String| Finding::new(code, body.qualified_name(), message);
+    if body.overlaps {
+        return Err(refuse(Code::BoundaryUnclear, "its symbol's range overlaps another one's in the old build".into()));
+    }
+    if old.code[function].ranges.iter().any(|c| c.invalid.is_some()) {
+        return Err(refuse(Code::Undecodable, "bytes of the old function are no instruction".into()));
+    }
+    let mut fdes = Vec::new();
+    for range in &body.ranges {
+        match rows.at(range.address) {
+            Some(fde) if fde.exceptions => {
+                return Err(refuse(Code::Exceptions, "the old build has an exception table for it".into()));
+            }
+            Some(fde) => fdes.push(fde),
+            None => {
+                return Err(refuse(Code::NoUnwindRows, format!("the old build has none at {:#x}", range.address)));
+            }
+        }
+    }
+    let range = &body.ranges[0];
+    let padding = padding_after(old, range.end());
+    let thunk = arch::thunk(&ThunkInput { address: range.address, body: range.bytes, padding }).map_err(|why| {
+        let crossing = || format!("the jump at {:#x} would cross a page", range.address);
+        match why {
+            NoThunk::TooShort(why) => refuse(Code::EntryTooShort, why),
+            NoThunk::FlagsLive(why) => refuse(Code::FlagsLive, why),
+            NoThunk::CannotDisplace(why) => refuse(Code::CannotDisplace, why),
+            NoThunk::CrossesPage => refuse(Code::EntryCrossesPage, crossing()),
+        }
+    })?;
+    let site = range.address + u64::from(thunk.site_offset);
+    let i = incoming.partition_point(|a| *a <= site);
+    if let Some(target) = incoming.get(i).filter(|a| **a < site + JUMP) {
+        return Err(refuse(Code::BranchIntoEntry, format!("{target:#x} of the old build is referred to")));
+    }
+    let Some(instructions) = unwind::thunk_instructions(fdes[0], &thunk.boundaries) else {
+        return Err(refuse(Code::CannotDisplace, "its first unwind rows are of an unusual kind".into()));
+    };
+    Ok(Plan { thunk, fde: fdes[0], instructions, padding })
+}
+
 /// Makes the records of one replaced function: its body first, then its fragments.
 /// `None` where findings were made instead.
 pub(crate) fn redirect(
@@ -43,48 +102,15 @@ pub(crate) fn redirect(
     context: &mut Context<'_, '_>,
 ) -> Option<Vec<FunctionRecord>> {
     let body = &old.map.functions[function];
-    let name = body.qualified_name();
-    let mut refuse = |code, message: String| -> Option<()> {
-        payload.findings.push(Finding::new(code, &name, message));
-        None
-    };
-    if body.overlaps {
-        refuse(Code::BoundaryUnclear, "its symbol's range overlaps another one's in the old build".into())?;
-    }
-    if old.code[function].ranges.iter().any(|c| c.invalid.is_some()) {
-        refuse(Code::Undecodable, "bytes of the old function are no instruction".into())?;
-    }
-    let mut fdes = Vec::new();
-    for range in &body.ranges {
-        match context.rows.at(range.address) {
-            Some(fde) if fde.exceptions => {
-                refuse(Code::Exceptions, "the old build has an exception table for it".into())?;
-            }
-            Some(fde) => fdes.push(fde),
-            None => refuse(Code::NoUnwindRows, format!("the old build has none at {:#x}", range.address))?,
+    let plan = match plan(old, function, context.rows, context.incoming) {
+        Ok(plan) => plan,
+        Err(finding) => {
+            payload.findings.push(finding);
+            return None;
         }
-    }
+    };
+    let Plan { thunk, fde, instructions, padding } = plan;
     let range = &body.ranges[0];
-    let padding = padding_after(old, range.end());
-    let input = ThunkInput { address: range.address, body: range.bytes, padding };
-    let thunk = match arch::thunk(&input) {
-        Ok(thunk) => thunk,
-        Err(NoThunk::TooShort(why)) => return refuse(Code::EntryTooShort, why).and(None),
-        Err(NoThunk::FlagsLive(why)) => return refuse(Code::FlagsLive, why).and(None),
-        Err(NoThunk::CannotDisplace(why)) => return refuse(Code::CannotDisplace, why).and(None),
-        Err(NoThunk::CrossesPage) => {
-            let why = format!("the jump at {:#x} would cross a page", range.address);
-            return refuse(Code::EntryCrossesPage, why).and(None);
-        }
-    };
-    let site = range.address + u64::from(thunk.site_offset);
-    let i = context.incoming.partition_point(|a| *a <= site);
-    if let Some(target) = context.incoming.get(i).filter(|a| **a < site + JUMP) {
-        refuse(Code::BranchIntoEntry, format!("{target:#x} of the old build is referred to"))?;
-    }
-    let Some(instructions) = unwind::thunk_instructions(fdes[0], &thunk.boundaries) else {
-        return refuse(Code::CannotDisplace, "its first unwind rows are of an unusual kind".into()).and(None);
-    };
 
     let at = payload.place(SectionKind::Thunks, 16, &thunk.code);
     let size = thunk.code.len() as u64;
@@ -104,7 +130,7 @@ pub(crate) fn redirect(
         };
         payload.pc_relative(SectionKind::Thunks, at + offset, symbol, addend + distance);
     }
-    let field = context.writer.add(&fdes[0].cie, size, &instructions);
+    let field = context.writer.add(&fde.cie, size, &instructions);
     payload.pc_relative(SectionKind::EhFrame, field, thunk_symbol, 0);
 
     let mut site_bytes = [0; JUMP as usize];

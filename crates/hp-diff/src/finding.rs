@@ -125,6 +125,8 @@ codes! {
         "Objects of this type that live in the running process have the old layout; code with the new layout would read and write the wrong bytes. Restart the program, or change the fix so that the type keeps its layout.";
     LayoutUnproven = "HP0402", Error, "layouts could not be compared",
         "At least one build has no debug information, so nothing shows that types kept their layout. Build with -g; if you know that no type changed, accept with --allow HP0402.";
+    NumberChanged = "HP0403", Warning, "a number in lasting memory changed its meaning, or a bound was corrected",
+        "The new code stores another number into memory that outlives the function, masks it with another one or compares it with another one. If that number is a flag or a state that objects of the running process hold, the new code misreads them; a corrected bound does no harm. Look at the places; --strict makes this an error, which --allow HP0403=FUNCTION accepts.";
     EntryTooShort = "HP0501", Error, "the function is too short to be redirected",
         "The 5-byte jump does not fit before the next function.";
     BranchIntoEntry = "HP0502", Error, "something leads into the redirected bytes",
@@ -147,6 +149,7 @@ impl Code {
             self,
             Code::LayoutChanged
                 | Code::LayoutUnproven
+                | Code::NumberChanged
                 | Code::InitialValueChanged
                 | Code::ConstructorsChanged
                 | Code::WalkedSectionChanged

@@ -11,6 +11,7 @@ mod correlate;
 mod detour;
 mod dwarf;
 mod entity;
+mod entries;
 mod finding;
 mod image;
 mod input;
@@ -18,7 +19,9 @@ mod layout;
 mod lines;
 mod payload;
 mod unwind;
+mod values;
 
+pub use entries::{Entries, entries};
 pub use finding::{Code, Finding, Level};
 pub use image::Evidence;
 pub use input::{DebugPlaces, FileKind, file_kind, same_content};
@@ -48,6 +51,8 @@ pub struct Options {
     pub counter: u64,
     /// Functions that differ only in line numbers are changed ones too.
     pub exact_lines: bool,
+    /// Numbers that may have changed their meaning ([`Code::NumberChanged`]) are errors.
+    pub strict: bool,
     /// The old build's debug file, if it is not where [`places`](Self::places) says.
     pub old_debug: Option<PathBuf>,
     /// The new build's.
@@ -165,6 +170,7 @@ pub fn diff(old: &Path, new: &Path, options: &Options) -> Result<Report, Error> 
         (line_only, changes.functions) = changes.functions.into_iter().partition(|c| functions.contains(&c.0));
     }
     findings.extend(check::data(&old, &new, &pairs, &changes));
+    findings.extend(values::changed_numbers(&old, &new, &pairs, &changes));
     findings.extend(correlate::audit(&old, &new, &pairs, &changes));
     let mut listed: Vec<Change> = changes.functions.iter().map(|c| changed(&old, &new, &pairs, &changes, c)).collect();
     let mut patch = None;
@@ -185,6 +191,9 @@ pub fn diff(old: &Path, new: &Path, options: &Options) -> Result<Report, Error> 
     }));
     listed.extend(unpaired(&old, &new, &pairs, &copied));
     listed.sort_by(|a, b| (&a.name, a.old_address, a.new_address).cmp(&(&b.name, b.old_address, b.new_address)));
+    if options.strict {
+        findings.iter_mut().filter(|f| f.code == Code::NumberChanged).for_each(|f| f.level = Level::Error);
+    }
     findings.sort_by(by_weight);
     findings.dedup();
     accept(&mut findings, options);

@@ -9,7 +9,7 @@ mod x86_64;
 
 pub(crate) use x86_64::{
     DifferingArgument, JumpTableContext, decode, decode_at, differing_arguments, first_difference, jump_tables,
-    padding, plt_stubs, thunk, unpadded,
+    memory_numbers, padding, plt_stubs, thunk, unpadded,
 };
 
 /// How a field in an instruction encodes its target.
@@ -126,4 +126,33 @@ pub(crate) enum NoThunk {
     FlagsLive(String),
     CannotDisplace(String),
     CrossesPage,
+}
+
+/// What an instruction does with a number and memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Deed {
+    Stores,
+    Masks,
+    Compares,
+}
+
+/// Memory that outlives the function that uses it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Cell {
+    /// So many bytes from where some register leads.
+    Field(i64),
+    /// At this link-time address.
+    Fixed(u64),
+}
+
+/// A number that an instruction stores into lasting memory, masks it with, or compares it with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct MemoryNumber {
+    /// Offset of the instruction in its range.
+    pub at: u32,
+    pub deed: Deed,
+    pub cell: Cell,
+    /// Width of the memory in bytes.
+    pub width: u8,
+    pub number: u64,
 }

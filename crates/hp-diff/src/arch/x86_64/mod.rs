@@ -5,9 +5,11 @@ mod immediates;
 mod jump_table;
 mod plt;
 mod thunk;
+mod values;
 
 pub(crate) use decode::{decode, decode_at, first_difference, padding, unpadded};
 pub(crate) use immediates::{DifferingArgument, differing_arguments};
 pub(crate) use jump_table::{Context as JumpTableContext, jump_tables};
 pub(crate) use plt::plt_stubs;
 pub(crate) use thunk::thunk;
+pub(crate) use values::memory_numbers;

@@ -157,7 +157,10 @@ fn flags_are_dead(input: &ThunkInput<'_>, site: usize) -> Result<(), NoThunk> {
         if instruction.is_invalid() {
             break;
         }
-        if instruction.rflags_read() & STATUS & !dead != 0 || instruction.mnemonic() == Mnemonic::Pushfq {
+        // A system call only leaves a copy of them in R11, which no caller can have an interest in.
+        let copies = matches!(instruction.mnemonic(), Mnemonic::Syscall);
+        let reads = instruction.rflags_read() & STATUS & !dead != 0 || instruction.mnemonic() == Mnemonic::Pushfq;
+        if reads && !copies {
             return Err(NoThunk::FlagsLive(text(&instruction)));
         }
         dead |= instruction.rflags_modified();
