@@ -1,6 +1,6 @@
 //! Addresses that must not mix: link-time addresses of the base, and live addresses of a target.
 
-use std::fmt;
+use core::fmt;
 
 /// An address as the base image was linked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

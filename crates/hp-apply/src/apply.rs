@@ -5,23 +5,24 @@
 
 use crate::addr::{Bias, LinkAddr, LiveAddr, LiveRange};
 use crate::base_file::substitute;
-use crate::bytes::sha256;
+use crate::bytes::{millis, sha256};
 use crate::image::Image;
 use crate::layout::Layout;
 use crate::ledger::{Bridged, Ledger, OldRange, Replaced, SITE};
+use crate::prelude::*;
 use crate::relocate::{Imports, Payload, hands_out};
 use crate::remote::Slots;
 use crate::safe_point::{Watch, Watched};
 use crate::session::{Session, is_base, read_maps};
 use crate::sites::{Leads, Standing, Writer, is_in_one_page, stranger};
 use crate::stops::{Acted, Stops, site_bytes, site_watch};
+use crate::sys::Instant;
 use crate::takeover::{self, Touched};
 use crate::threads::Stopped;
 use crate::unwind::Unwinder;
 use crate::{Done, Error, Measured, Options, cleanup, gate, place, revert, scope, seccomp, stage, sys};
+use core::ops::Range;
 use hp_pack::{Entry, FunctionRecord, Patch, Role, SectionKind};
-use std::ops::Range;
-use std::time::Instant;
 
 /// How many entries are written in one stop; beyond that they get stops of their own.
 const BATCH: usize = 64;
@@ -228,13 +229,13 @@ impl<'a> Plan<'a> {
             let value = self.patch.symbols.get(symbol as usize).map_or(0, |symbol| symbol.value);
             at.plus(self.layout.section(kind).0).plus(value)
         };
-        let own = self.patch.functions.iter().position(|other| std::ptr::eq(other, record));
+        let own = self.patch.functions.iter().position(|other| core::ptr::eq(other, record));
         let fragments = self
             .patch
             .functions
             .iter()
             .filter(|other| matches!(other.role, Role::Fragment(parent) if Some(parent as usize) == own));
-        let old = std::iter::once(record)
+        let old = core::iter::once(record)
             .chain(fragments)
             .map(|record| OldRange { range: self.range(record), digest: record.digest })
             .collect();
@@ -370,10 +371,10 @@ impl Work<'_> {
         for older in &self.plan.older {
             lines.push(format!("take the place of patch {} ({})", older.name, older.id));
         }
-        let pause = pause_ns as f64 / 1e6;
+        let pause = millis(pause_ns);
         lines.push(match busy.is_empty() {
-            true => format!("a safe point exists now; stopping and checking took {pause:.3} ms"),
-            false => format!("no safe point now (a stop took {pause:.3} ms): {}", busy.join("; ")),
+            true => format!("a safe point exists now; stopping and checking took {pause}"),
+            false => format!("no safe point now (a stop took {pause}): {}", busy.join("; ")),
         });
         Ok(Done::Rehearsed(lines))
     }

@@ -6,9 +6,9 @@ use crate::addr::{LiveAddr, LiveRange};
 use crate::bytes::sha256;
 use crate::ledger::{Ledger, Replaced, SITE};
 use crate::maps::{Mapping, Maps};
+use crate::prelude::*;
 use crate::process::Process;
-use std::fs::File;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use crate::sys::{self, File};
 
 /// Checks that the bytes which a revert would write are the base's own: against the file
 /// where it can be had, else against the digests in the ledger.
@@ -46,15 +46,16 @@ fn open(process: &Process, mapping: &Mapping) -> Option<File> {
     }
     let by_path = format!("/proc/{pid}/root{}", mapping.path);
     [by_path, format!("/proc/{pid}/exe")].iter().find_map(|path| {
-        let about = std::fs::metadata(path).ok()?;
-        let same = about.is_file() && about.ino() == mapping.file.1 && device(about.dev()) == mapping.file.0;
+        let about = sys::about(path).ok()?;
+        let same = about.is_file() && about.inode == mapping.file.1 && device(about.device) == mapping.file.0;
         same.then(|| File::open(path).ok()).flatten()
     })
 }
 
-/// A device number as the maps print it.
+/// A device number as the maps print it (`linux/kdev_t.h`: `new_encode_dev`).
 fn device(number: u64) -> String {
-    format!("{:02x}:{:02x}", libc::major(number), libc::minor(number))
+    let (major, minor) = (number >> 8 & 0xfff, number & 0xff | number >> 12 & 0xfff00);
+    format!("{major:02x}:{minor:02x}")
 }
 
 fn from_file(file: &File, mapping: &Mapping, site: LiveAddr) -> Option<[u8; SITE]> {

@@ -1,5 +1,7 @@
 //! Little-endian fields out of untrusted byte slices; nothing here can panic.
 
+use crate::prelude::*;
+
 pub(crate) fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
     array(bytes, at).map(u16::from_le_bytes)
 }
@@ -24,11 +26,17 @@ pub(crate) fn c_string(bytes: &[u8], at: usize) -> Option<&[u8]> {
 }
 
 pub(crate) fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
+    use core::fmt::Write;
     bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");
         text
     })
+}
+
+/// A time in milliseconds, such as `1.234 ms`.
+pub(crate) fn millis(ns: u64) -> String {
+    let us = ns.saturating_add(500) / 1000;
+    format!("{}.{:03} ms", us / 1000, us % 1000)
 }
 
 pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {

@@ -8,7 +8,8 @@ use crate::safe_point::{Judge, Watch, Watched};
 use crate::session::{Session, read_maps};
 use crate::stage;
 use crate::stops::Stops;
-use std::time::Duration;
+use crate::sys;
+use core::time::Duration;
 
 /// How often a moment is looked for at which no thread is in the way.
 const TRIES: u64 = 3;
@@ -24,7 +25,7 @@ pub(crate) fn clean(session: &Session, stops: &mut Stops<'_>, helpers: &[i32]) -
     let mappings = session.abandoned.iter().map(|&range| Watched::plain(range, "an abandoned mapping"));
     let watch = Watch::new(stubs.chain(mappings).collect());
     for attempt in 0..TRIES {
-        std::thread::sleep(Duration::from_millis(attempt));
+        sys::sleep(Duration::from_millis(attempt));
         let Ok(mut stopped) = stops.tracer.stop_all()? else { continue };
         let maps = read_maps(process)?;
         let judge = Judge { process, unwinder: &stops.unwinder, maps: &maps, gates: &stops.gates };

@@ -3,6 +3,7 @@
 
 use crate::addr::{Bias, LinkAddr, LiveAddr, LiveRange};
 use crate::bytes::{c_string, u16_at, u32_at, u64_at};
+use crate::prelude::*;
 use crate::sys::Mem;
 
 const DT_PLTRELSZ: u64 = 2;

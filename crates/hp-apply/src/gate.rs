@@ -15,18 +15,20 @@
 //! inside waits for.
 
 use crate::addr::{LiveAddr, LiveRange};
+use crate::prelude::*;
 use crate::seccomp::Call;
+use crate::sys::number;
 
 /// Length of one gate.
 pub(crate) const GATE_SIZE: u64 = 24;
 
 /// `push %rax; push %rcx; push %r11; mov $getppid,%eax; syscall; pop %r11; pop %rcx; pop %rax; jmp …`
 const CODE: [u8; 16] =
-    [0x50, 0x51, 0x41, 0x53, 0xb8, libc::SYS_getppid as u8, 0, 0, 0, 0x0f, 0x05, 0x41, 0x5b, 0x59, 0x58, 0xe9];
+    [0x50, 0x51, 0x41, 0x53, 0xb8, number::GETPPID as u8, 0, 0, 0, 0x0f, 0x05, 0x41, 0x5b, 0x59, 0x58, 0xe9];
 
 /// The system call in the gate at `at`, as a filter sees it. It changes nothing, so it may fail.
 pub(crate) fn call(at: LiveAddr) -> Call {
-    Call { number: libc::SYS_getppid, arguments: [0; 6], after: at.plus(11) }
+    Call { number: number::GETPPID, arguments: [0; 6], after: at.plus(11) }
 }
 
 /// The gate at `at` that leads to `thunk`; `None` if that is out of reach.

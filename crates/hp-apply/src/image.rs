@@ -8,6 +8,7 @@
 use crate::addr::{Bias, LinkAddr, LiveAddr, LiveRange, PAGE, page_ceil, page_floor};
 use crate::bytes::{u16_at, u32_at, u64_at};
 use crate::maps::{Mapping, Maps};
+use crate::prelude::*;
 use crate::sys::Mem;
 
 const PT_LOAD: u32 = 1;

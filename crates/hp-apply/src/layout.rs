@@ -9,8 +9,9 @@ use crate::Error;
 use crate::addr::{LiveAddr, LiveRange, page_ceil};
 use crate::gate::GATE_SIZE;
 use crate::ledger::CLAIM_SIZE;
+use crate::prelude::*;
+use alloc::collections::BTreeMap;
 use hp_pack::{Patch, Place, RelocationKind, Role, SectionKind};
-use std::collections::BTreeMap;
 
 /// Size of one import stub: `jmp *slot(%rip)` and two bytes of filling.
 pub(crate) const STUB_SIZE: u64 = 8;

@@ -18,6 +18,7 @@ use crate::addr::{LiveAddr, LiveRange, PAGE};
 use crate::bytes::{array, hex, sha256, u32_at, u64_at};
 use crate::gate::{GATE_SIZE, Gates};
 use crate::maps::Maps;
+use crate::prelude::*;
 use crate::sys::Mem;
 use crate::takeover;
 
@@ -428,7 +429,7 @@ impl<'a> Reader<'a> {
     }
 
     fn text(&mut self) -> Option<String> {
-        let text = std::str::from_utf8(self.byte_string()?).ok()?;
+        let text = core::str::from_utf8(self.byte_string()?).ok()?;
         (!text.chars().any(char::is_control)).then(|| text.to_owned())
     }
 

@@ -16,7 +16,13 @@
 //! *Not* for judging whether a patch is right for its base: that is the diff's work; and
 //! not for stacks that no thread stands on (parked coroutines), which it does not see.
 //! `docs/APPLY.md` has the steps, the invariants and the ledger's bytes.
+#![no_std]
 #![deny(unsafe_code)]
+
+extern crate alloc;
+// Not for the engine itself, so that it keeps working without.
+#[cfg(test)]
+extern crate std;
 
 mod addr;
 mod apply;
@@ -31,6 +37,7 @@ mod ledger;
 mod maps;
 mod place;
 mod pointers;
+mod prelude;
 mod process;
 mod relocate;
 mod remote;
@@ -41,6 +48,7 @@ mod seccomp;
 mod session;
 mod sites;
 mod stage;
+#[cfg(feature = "std")]
 mod start;
 mod status;
 mod stops;
@@ -49,12 +57,15 @@ mod takeover;
 mod threads;
 mod unwind;
 
+#[cfg(feature = "std")]
 pub use start::{Started, start};
+#[cfg(feature = "std")]
 #[doc(hidden)]
-pub use sys::{die_at, points};
+pub use sys::seam::{Fault, calls, die_at, failed_call, fault_at, points};
 
+use core::time::Duration;
 use hp_pack::Patch;
-use std::time::Duration;
+use prelude::*;
 
 /// All processes that map an image with this build ID, ascending.
 ///
@@ -113,17 +124,28 @@ pub fn stop_and_go(pid: i32) -> Result<u64, Error> {
             Err(threads::NotNow(line)) => Err(Error::Busy(vec![line])),
         }
     };
-    std::thread::scope(|scope| scope.spawn(work).join()).unwrap_or_else(|_| Err(process::ended(pid)))
+    on_its_own(pid, work)
+}
+
+fn outcome(pid: i32, work: impl FnOnce() -> Result<Done, Error> + Send) -> Outcome {
+    let comm = process::comm(pid);
+    Outcome { pid, comm, result: on_its_own(pid, work) }
 }
 
 /// Runs the engine on a thread of its own. Tracing belongs to that thread, so when it ends,
 /// however it ends, the kernel releases whatever it still holds.
-fn outcome(pid: i32, work: impl FnOnce() -> Result<Done, Error> + Send) -> Outcome {
-    let comm = process::comm(pid);
-    let result = std::thread::scope(|scope| {
+#[cfg(feature = "std")]
+fn on_its_own<T: Send>(pid: i32, work: impl FnOnce() -> Result<T, Error> + Send) -> Result<T, Error> {
+    extern crate std;
+    std::thread::scope(|scope| {
         scope.spawn(work).join().unwrap_or_else(|_| Err(Error::Unusable(format!("process {pid}: internal error"))))
-    });
-    Outcome { pid, comm, result }
+    })
+}
+
+/// Without the standard library that thread is the caller's: one for each call.
+#[cfg(not(feature = "std"))]
+fn on_its_own<T: Send>(_pid: i32, work: impl FnOnce() -> Result<T, Error> + Send) -> Result<T, Error> {
+    work()
 }
 
 /// What the user asked of an apply or revert.

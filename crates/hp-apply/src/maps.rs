@@ -1,8 +1,9 @@
 //! `/proc/PID/maps`, parsed as untrusted text.
 
 use crate::addr::{LiveAddr, LiveRange};
+use crate::prelude::*;
 use crate::sys;
-use std::io;
+use crate::sys::Errno;
 
 /// One line of the maps.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,8 +36,8 @@ pub(crate) struct Maps {
 }
 
 impl Maps {
-    pub(crate) fn of(pid: i32) -> io::Result<Maps> {
-        Ok(Maps::parse(&String::from_utf8_lossy(&sys::read_proc(&format!("/proc/{pid}/maps"))?)))
+    pub(crate) fn of(pid: i32) -> Result<Maps, Errno> {
+        Ok(Maps::parse(&String::from_utf8_lossy(&sys::read_file(&format!("/proc/{pid}/maps"))?)))
     }
 
     /// Lines that do not parse are left out: what they map is then "not mapped" to every check.
@@ -46,7 +47,7 @@ impl Maps {
         Maps { list }
     }
 
-    pub(crate) fn iter(&self) -> std::slice::Iter<'_, Mapping> {
+    pub(crate) fn iter(&self) -> core::slice::Iter<'_, Mapping> {
         self.list.iter()
     }
 

@@ -9,6 +9,7 @@
 use crate::Error;
 use crate::addr::{LiveAddr, LiveRange, PAGE};
 use crate::maps::Maps;
+use crate::prelude::*;
 
 /// How far a signed 32-bit offset reaches, less a margin for addends.
 const REACH: u64 = (1 << 31) - (1 << 20);

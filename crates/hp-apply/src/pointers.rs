@@ -17,12 +17,11 @@ use crate::addr::{LiveAddr, LiveRange, PAGE};
 use crate::bytes::u64_at;
 use crate::ledger::Ledger;
 use crate::maps::{Mapping, Maps};
+use crate::prelude::*;
 use crate::process::{self, Process};
-use crate::sys;
+use crate::sys::{self, File};
 use crate::threads::Task;
 use crate::unwind::Unwinder;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 
 /// Most memory that is searched.
 const MAX_MEMORY: u64 = 256 << 20;
@@ -83,14 +82,16 @@ pub(crate) fn hidden_holder(process: &Process, ledger: &Ledger) -> Option<&'stat
     if ledger.variables.is_empty() || !ledger.hands_out.variables {
         return None;
     }
-    let kept_by_kernel = |link: std::path::PathBuf| {
-        let text = link.to_string_lossy().into_owned();
-        ["anon_inode:[eventpoll]", "anon_inode:[io_uring]", "anon_inode:[userfaultfd]"].contains(&text.as_str())
+    let folder = format!("/proc/{}/fd", process.pid);
+    let kept_by_kernel = |fd: i32| {
+        let link = sys::read_link(&format!("{folder}/{fd}"));
+        let kinds: [&[u8]; 3] = [b"anon_inode:[eventpoll]", b"anon_inode:[io_uring]", b"anon_inode:[userfaultfd]"];
+        link.is_ok_and(|link| kinds.contains(&link.as_slice()))
     };
-    let Ok(descriptors) = std::fs::read_dir(format!("/proc/{}/fd", process.pid)) else {
+    let Ok(descriptors) = sys::numbers_in(&folder) else {
         return Some("its descriptors cannot be listed");
     };
-    let holder = descriptors.flatten().filter_map(|fd| std::fs::read_link(fd.path()).ok()).any(kept_by_kernel);
+    let holder = descriptors.into_iter().any(kept_by_kernel);
     holder.then_some("an epoll or io_uring instance may hold addresses of its data")
 }
 

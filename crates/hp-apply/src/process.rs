@@ -1,8 +1,8 @@
 //! What `/proc` says of a process before it is touched, and the one-line reasons for which it cannot be.
 
 use crate::Error;
-use crate::sys::{self, Mem};
-use std::io;
+use crate::prelude::*;
+use crate::sys::{self, Errno, Mem};
 
 /// A process that the engine may work on.
 pub(crate) struct Process {
@@ -25,13 +25,13 @@ pub(crate) struct Status {
 
 /// The command name, or nothing if the process is gone.
 pub(crate) fn comm(pid: i32) -> String {
-    let text = std::fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
+    let text = sys::read_file(&format!("/proc/{pid}/comm")).unwrap_or_default();
     printable(String::from_utf8_lossy(&text).trim_end())
 }
 
 /// The name of one thread.
 pub(crate) fn thread_comm(pid: i32, tid: i32) -> String {
-    let text = std::fs::read(format!("/proc/{pid}/task/{tid}/comm")).unwrap_or_default();
+    let text = sys::read_file(&format!("/proc/{pid}/task/{tid}/comm")).unwrap_or_default();
     printable(String::from_utf8_lossy(&text).trim_end())
 }
 
@@ -41,22 +41,18 @@ pub(crate) fn printable(text: &str) -> String {
 }
 
 /// All process numbers, ascending.
-pub(crate) fn all_pids() -> io::Result<Vec<i32>> {
-    let mut pids: Vec<i32> =
-        std::fs::read_dir("/proc")?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
-    pids.sort_unstable();
-    Ok(pids)
+pub(crate) fn all_pids() -> Result<Vec<i32>, Errno> {
+    sys::numbers_in("/proc")
 }
 
 /// All thread numbers of a process; empty when it has ended.
 pub(crate) fn threads(pid: i32) -> Vec<i32> {
-    let Ok(entries) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
-    entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+    sys::numbers_in(&format!("/proc/{pid}/task")).unwrap_or_default()
 }
 
 /// State letter of one thread (`man 5 proc`); `None` when it has ended.
 pub(crate) fn thread_state(pid: i32, tid: i32) -> Option<char> {
-    let stat = sys::read_proc(&format!("/proc/{pid}/task/{tid}/stat")).ok()?;
+    let stat = sys::read_file(&format!("/proc/{pid}/task/{tid}/stat")).ok()?;
     stat_fields(&stat)?.first()?.chars().next()
 }
 
@@ -69,7 +65,7 @@ fn stat_fields(stat: &[u8]) -> Option<Vec<String>> {
 
 /// State letter and start time.
 fn life(pid: i32) -> Option<(char, u64)> {
-    let fields = stat_fields(&sys::read_proc(&format!("/proc/{pid}/stat")).ok()?)?;
+    let fields = stat_fields(&sys::read_file(&format!("/proc/{pid}/stat")).ok()?)?;
     Some((fields.first()?.chars().next()?, fields.get(19)?.parse().ok()?))
 }
 
@@ -83,7 +79,7 @@ pub(crate) fn thread_seccomp(pid: i32, tid: i32) -> Option<u32> {
 }
 
 fn read_status(path: &str) -> Option<Status> {
-    let text = sys::read_proc(path).ok()?;
+    let text = sys::read_file(path).ok()?;
     let text = String::from_utf8_lossy(&text);
     let mut status = Status::default();
     for (key, value) in text.lines().filter_map(|line| line.split_once(':')) {
@@ -118,12 +114,12 @@ impl Process {
         Process::open_with(pid, Mem::open_read)
     }
 
-    fn open_with(pid: i32, open: fn(i32) -> io::Result<Mem>) -> Result<Process, Error> {
+    fn open_with(pid: i32, open: fn(i32) -> Result<Mem, Errno>) -> Result<Process, Error> {
         let unusable = |text: String| Err(Error::Unusable(text));
         let (Some(status), Some(start_time)) = (read_status(&format!("/proc/{pid}/status")), start_time(pid)) else {
             return unusable(format!("no such process: {pid}"));
         };
-        if std::fs::metadata(format!("/proc/{pid}/task/{pid}")).is_err() {
+        if sys::about(&format!("/proc/{pid}/task/{pid}")).is_err() {
             return unusable(format!("{pid} is a thread, not a process"));
         }
         match status.state {
@@ -171,11 +167,11 @@ impl Process {
     }
 
     /// An error while reading or writing the target, in words.
-    pub(crate) fn io_error(&self, what: &str, error: &io::Error) -> Error {
-        match error.raw_os_error() {
-            Some(libc::ESRCH) => ended(self.pid),
+    pub(crate) fn io_error(&self, what: &str, error: &Errno) -> Error {
+        match *error {
             // The memory of a process that has exited reads as an empty file.
-            _ if !self.is_same() || error.kind() == io::ErrorKind::UnexpectedEof => ended(self.pid),
+            Errno::ESRCH | Errno::ENDED => ended(self.pid),
+            _ if !self.is_same() => ended(self.pid),
             _ => Error::Unusable(format!("process {}: {what}: {error}", self.pid)),
         }
     }
@@ -183,7 +179,7 @@ impl Process {
     fn check_machine(&self) -> Result<(), Error> {
         let mut start = [0u8; 20];
         let exe = format!("/proc/{}/exe", self.pid);
-        let read = std::fs::File::open(&exe).and_then(|mut file| io::Read::read_exact(&mut file, &mut start));
+        let read = sys::File::open(&exe).and_then(|file| file.read_exact_at(&mut start, 0));
         // Where the file cannot be had the mapped headers decide later.
         if read.is_err() || !start.starts_with(b"\x7fELF") {
             return Ok(());
@@ -196,10 +192,10 @@ impl Process {
     }
 }
 
-fn open_error(pid: i32, status: &Status, error: &io::Error) -> Error {
-    let text = match error.raw_os_error() {
-        Some(libc::ESRCH | libc::ENOENT) => return ended(pid),
-        Some(libc::EACCES | libc::EPERM) => not_permitted(pid, status),
+fn open_error(pid: i32, status: &Status, error: &Errno) -> Error {
+    let text = match *error {
+        Errno::ESRCH | Errno::ENOENT => return ended(pid),
+        Errno::EACCES | Errno::EPERM => not_permitted(pid, status),
         _ => format!("process {pid}: cannot open its memory: {error}"),
     };
     Error::Unusable(text)
@@ -214,8 +210,8 @@ pub(crate) fn not_permitted(pid: i32, status: &Status) -> String {
             "not permitted: process {pid} belongs to uid {owner}; run as that user, as root or with CAP_SYS_PTRACE"
         );
     }
-    let scope = std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").unwrap_or_default();
-    match scope.trim() {
+    let scope = sys::read_file("/proc/sys/kernel/yama/ptrace_scope").unwrap_or_default();
+    match String::from_utf8_lossy(&scope).trim() {
         scope @ ("1" | "2" | "3") => format!(
             "not permitted: process {pid}: kernel.yama.ptrace_scope is {scope}; CAP_SYS_PTRACE is needed{}",
             if scope == "3" { " and even that is not enough until it is lowered by a reboot" } else { "" }

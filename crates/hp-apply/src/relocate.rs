@@ -5,8 +5,9 @@ use crate::addr::{Bias, LinkAddr, LiveAddr};
 use crate::gate;
 use crate::layout::Layout;
 use crate::ledger::HandsOut;
+use crate::prelude::*;
+use alloc::collections::BTreeMap;
 use hp_pack::{Patch, Place, Relocation, RelocationKind, Role, SectionKind, Symbol};
-use std::collections::BTreeMap;
 
 /// Live addresses of the imports, by symbol.
 #[derive(Clone, Debug, Default)]

@@ -31,9 +31,10 @@ use crate::Error;
 use crate::addr::{LiveAddr, LiveRange};
 use crate::bytes::u64_at;
 use crate::image::Image;
+use crate::prelude::*;
 use crate::process::{self, Process};
 use crate::seccomp::{Call, Filters};
-use crate::sys::{self, Mem, Regs, StopKind, Wait};
+use crate::sys::{self, Errno, Mem, Regs, StopKind, Wait, number};
 use crate::threads::Task;
 
 /// Room for one stub: 2 + 9 × 10 + 6 + 8 bytes, rounded up.
@@ -109,7 +110,7 @@ impl Slots {
 
 impl LeftStub {
     /// Puts the filling back; only when no thread can return into the stub.
-    pub(crate) fn wipe(&self, mem: &Mem, tid: i32) -> std::io::Result<()> {
+    pub(crate) fn wipe(&self, mem: &Mem, tid: i32) -> Result<(), Errno> {
         mem.write(tid, self.range.start, &[self.fill; STUB_ROOM as usize])
     }
 }
@@ -128,7 +129,7 @@ fn resume_values(regs: &Regs) -> Regs {
                 values.rip = regs.rip.wrapping_sub(SYSCALL_LEN);
             }
             ERESTART_RESTARTBLOCK => {
-                values.rax = libc::SYS_restart_syscall as u64;
+                values.rax = number::RESTART_SYSCALL as u64;
                 values.rip = regs.rip.wrapping_sub(SYSCALL_LEN);
             }
             _ => {}
@@ -165,7 +166,7 @@ fn stub(regs: &Regs) -> Vec<u8> {
 #[derive(Debug)]
 pub(crate) enum CallError {
     /// The kernel refused it, with this errno.
-    Errno(i32),
+    Errno(Errno),
     /// This thread cannot do it now.
     NotNow,
     /// Nothing can.
@@ -214,7 +215,7 @@ impl<'t> Remote<'t> {
     /// Makes one system call, if no filter of the thread is against it.
     pub(crate) fn call(&mut self, number: i64, arguments: [u64; 6]) -> Result<u64, CallError> {
         if self.filters.refuses(&Call { number, arguments, after: self.slot.after() }).is_some() {
-            return Err(CallError::Errno(libc::EPERM));
+            return Err(CallError::Errno(Errno::EPERM));
         }
         for _ in 0..MAX_SIGNALS {
             if self.take_signals()? {
@@ -241,7 +242,7 @@ impl<'t> Remote<'t> {
         let result = result?;
         restored?;
         match result as i64 {
-            error @ -4095..=-1 => Err(CallError::Errno(-error as i32)),
+            error @ -4095..=-1 => Err(CallError::Errno(Errno(-error as u16))),
             _ => Ok(result),
         }
     }
@@ -252,7 +253,7 @@ impl<'t> Remote<'t> {
         let tid = self.task.tid;
         let mut any = false;
         for _ in 0..MAX_SIGNALS {
-            let signal = std::mem::take(&mut self.task.signal);
+            let signal = core::mem::take(&mut self.task.signal);
             if signal == 0 {
                 return Ok(any);
             }
@@ -324,7 +325,7 @@ impl<'t> Remote<'t> {
         }
     }
 
-    fn fatal(&self, error: &std::io::Error) -> CallError {
+    fn fatal(&self, error: &Errno) -> CallError {
         CallError::Fatal(self.process.io_error("cannot make a system call in it", error))
     }
 }
@@ -340,7 +341,7 @@ impl Drop for Remote<'_> {
 /// Whether the thread is inside a restartable sequence (rseq(2)); moving it away would
 /// abort that as a preemption does not.
 fn in_rseq_section(process: &Process, task: &Task) -> bool {
-    let inside = || -> std::io::Result<bool> {
+    let inside = || -> Result<bool, Errno> {
         let Some(area) = sys::rseq_area(task.tid)? else { return Ok(false) };
         let section = process.mem.u64(area.plus(8))?;
         if section == 0 {
@@ -360,14 +361,7 @@ mod tests {
     use super::*;
 
     fn registers() -> Regs {
-        // A structure of plain numbers, built without unsafe code.
         Regs {
-            r15: 0,
-            r14: 0,
-            r13: 0,
-            r12: 0,
-            rbp: 0,
-            rbx: 0,
             r11: 11,
             r10: 10,
             r9: 9,
@@ -379,16 +373,7 @@ mod tests {
             rdi: 5,
             orig_rax: u64::MAX,
             rip: 0x1000,
-            cs: 0,
-            eflags: 0,
-            rsp: 0,
-            ss: 0,
-            fs_base: 0,
-            gs_base: 0,
-            ds: 0,
-            es: 0,
-            fs: 0,
-            gs: 0,
+            ..Regs::default()
         }
     }
 

@@ -6,8 +6,10 @@
 
 use crate::addr::{LiveAddr, LiveRange};
 use crate::base_file::check_originals;
+use crate::bytes::millis;
 use crate::ledger::Ledger;
 use crate::pointers::{Search, hidden_holder, search_running, search_stopped};
+use crate::prelude::*;
 use crate::remote::Slots;
 use crate::safe_point::{Judge, Watch, Watched};
 use crate::session::{Session, is_base, read_maps};
@@ -16,7 +18,7 @@ use crate::stops::{Acted, Stops};
 use crate::threads::NotNow;
 use crate::unwind::Unwinder;
 use crate::{Done, Error, Measured, Options, cleanup, gate, seccomp, stage, sys, takeover};
-use std::time::Duration;
+use core::time::Duration;
 
 /// Longest stop for the last search before unmapping.
 const UNMAP_PAUSE: Duration = Duration::from_millis(10);
@@ -111,10 +113,10 @@ fn rehearse(stops: &mut Stops<'_>, work: Vec<(&Ledger, &Standing)>) -> Result<Do
             lines.push(format!("restore {} at {}", function.name, function.entry()));
         }
         let (busy, pause_ns) = stops.look(&new_code(ledger))?;
-        let pause = pause_ns as f64 / 1e6;
+        let pause = millis(pause_ns);
         lines.push(match busy.is_empty() {
-            true => format!("a safe point exists now; stopping and checking took {pause:.3} ms"),
-            false => format!("no safe point now (a stop took {pause:.3} ms): {}", busy.join("; ")),
+            true => format!("a safe point exists now; stopping and checking took {pause}"),
+            false => format!("no safe point now (a stop took {pause}): {}", busy.join("; ")),
         });
     }
     Ok(Done::Rehearsed(lines))
@@ -152,7 +154,7 @@ pub(crate) fn undo(session: &Session, stops: &mut Stops<'_>, helpers: &[i32], le
                 return Ok(());
             }
         }
-        std::thread::sleep(Duration::from_millis(2));
+        sys::sleep(Duration::from_millis(2));
     }
     Ok(())
 }
@@ -191,7 +193,7 @@ pub(crate) fn reclaim(
     let limit = options.max_pause.unwrap_or(UNMAP_PAUSE).min(UNMAP_PAUSE);
     let mut why = String::new();
     for attempt in 0..RECLAIM_TRIES {
-        std::thread::sleep(FIRST_RETRY * ((1 << attempt) - 1));
+        sys::sleep(FIRST_RETRY * ((1 << attempt) - 1));
         if let Search::Kept(found) = search_running(process, &read_maps(process)?, ledger, deadline(SEARCH_LIMIT)) {
             why = found;
             continue;

@@ -13,10 +13,12 @@ use crate::addr::{LiveAddr, LiveRange};
 use crate::bytes::u64_at;
 use crate::gate::Gates;
 use crate::maps::Maps;
+use crate::prelude::*;
 use crate::process::{self, Process};
 use crate::sys::Regs;
 use crate::threads::Task;
 use crate::unwind::{Frame, Unwinder, Walk};
+use linux_raw_sys::general as nr;
 
 /// Bytes below the stack pointer that a function may use (psABI, red zone).
 const RED_ZONE: u64 = 128;
@@ -208,39 +210,39 @@ fn blocked_in(regs: &Regs) -> Option<String> {
         return None;
     }
     let number = regs.orig_rax as i64;
-    let name = CALLS.iter().find(|call| call.0 == number).map(|call| call.1.to_owned());
+    let name = CALLS.iter().find(|call| i64::from(call.0) == number).map(|call| call.1.to_owned());
     Some(name.unwrap_or_else(|| format!("system call {number}")))
 }
 
 /// The calls in which programs usually wait.
-const CALLS: [(i64, &str); 27] = [
-    (libc::SYS_read, "read"),
-    (libc::SYS_write, "write"),
-    (libc::SYS_poll, "poll"),
-    (libc::SYS_ppoll, "ppoll"),
-    (libc::SYS_select, "select"),
-    (libc::SYS_pselect6, "pselect6"),
-    (libc::SYS_pause, "pause"),
-    (libc::SYS_nanosleep, "nanosleep"),
-    (libc::SYS_clock_nanosleep, "clock_nanosleep"),
-    (libc::SYS_accept, "accept"),
-    (libc::SYS_accept4, "accept4"),
-    (libc::SYS_connect, "connect"),
-    (libc::SYS_recvfrom, "recvfrom"),
-    (libc::SYS_recvmsg, "recvmsg"),
-    (libc::SYS_sendto, "sendto"),
-    (libc::SYS_sendmsg, "sendmsg"),
-    (libc::SYS_wait4, "wait4"),
-    (libc::SYS_waitid, "waitid"),
-    (libc::SYS_flock, "flock"),
-    (libc::SYS_futex, "futex"),
-    (libc::SYS_epoll_wait, "epoll_wait"),
-    (libc::SYS_epoll_pwait, "epoll_pwait"),
-    (libc::SYS_readv, "readv"),
-    (libc::SYS_writev, "writev"),
-    (libc::SYS_rt_sigtimedwait, "rt_sigtimedwait"),
-    (libc::SYS_rt_sigsuspend, "rt_sigsuspend"),
-    (libc::SYS_io_getevents, "io_getevents"),
+const CALLS: [(u32, &str); 27] = [
+    (nr::__NR_read, "read"),
+    (nr::__NR_write, "write"),
+    (nr::__NR_poll, "poll"),
+    (nr::__NR_ppoll, "ppoll"),
+    (nr::__NR_select, "select"),
+    (nr::__NR_pselect6, "pselect6"),
+    (nr::__NR_pause, "pause"),
+    (nr::__NR_nanosleep, "nanosleep"),
+    (nr::__NR_clock_nanosleep, "clock_nanosleep"),
+    (nr::__NR_accept, "accept"),
+    (nr::__NR_accept4, "accept4"),
+    (nr::__NR_connect, "connect"),
+    (nr::__NR_recvfrom, "recvfrom"),
+    (nr::__NR_recvmsg, "recvmsg"),
+    (nr::__NR_sendto, "sendto"),
+    (nr::__NR_sendmsg, "sendmsg"),
+    (nr::__NR_wait4, "wait4"),
+    (nr::__NR_waitid, "waitid"),
+    (nr::__NR_flock, "flock"),
+    (nr::__NR_futex, "futex"),
+    (nr::__NR_epoll_wait, "epoll_wait"),
+    (nr::__NR_epoll_pwait, "epoll_pwait"),
+    (nr::__NR_readv, "readv"),
+    (nr::__NR_writev, "writev"),
+    (nr::__NR_rt_sigtimedwait, "rt_sigtimedwait"),
+    (nr::__NR_rt_sigsuspend, "rt_sigsuspend"),
+    (nr::__NR_io_getevents, "io_getevents"),
 ];
 
 #[cfg(test)]

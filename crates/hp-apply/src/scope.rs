@@ -14,11 +14,12 @@ use crate::bytes::{u32_at, u64_at};
 use crate::dynamic::{Module, Name, STT_GNU_IFUNC, STT_TLS};
 use crate::image::Image;
 use crate::maps::Maps;
+use crate::prelude::*;
 use crate::process::Process;
 use crate::relocate::Imports;
-use crate::sys::Mem;
+use crate::sys::{self, Mem};
+use alloc::collections::BTreeSet;
 use hp_pack::{Patch, Place, RelocationKind};
-use std::collections::BTreeSet;
 
 const AT_PHDR: u64 = 3;
 const AT_PHNUM: u64 = 5;
@@ -152,7 +153,7 @@ fn linked_modules(process: &Process) -> Option<Vec<Module>> {
 }
 
 fn program_dynamic(process: &Process) -> Option<(Bias, LiveAddr)> {
-    let auxv = std::fs::read(format!("/proc/{}/auxv", process.pid)).ok()?;
+    let auxv = sys::read_file(&format!("/proc/{}/auxv", process.pid)).ok()?;
     let get = |tag| auxv.chunks_exact(16).find(|pair| u64_at(pair, 0) == Some(tag)).and_then(|pair| u64_at(pair, 8));
     let (table, count) = (LiveAddr(get(AT_PHDR)?), get(AT_PHNUM)?.min(256));
     let headers = process.mem.bytes(table, count as usize * 56).ok()?;

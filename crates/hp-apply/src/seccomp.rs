@@ -14,10 +14,11 @@
 use crate::Error;
 use crate::addr::LiveAddr;
 use crate::bytes::{u16_at, u32_at};
+use crate::prelude::*;
 use crate::process::{self, Process};
-use crate::sys::{self, Regs};
+use crate::sys::{self, Errno, Instant, Regs, number};
 use crate::threads::Tracer;
-use std::time::{Duration, Instant};
+use core::time::Duration;
 
 const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
 const RET_KILL_PROCESS: u32 = 0x8000_0000;
@@ -44,7 +45,7 @@ impl Call {
     fn data(&self) -> [u32; 16] {
         let mut words = [0; 16];
         words[..2].copy_from_slice(&[self.number as u32, AUDIT_ARCH_X86_64]);
-        for (index, value) in std::iter::once(self.after.0).chain(self.arguments).enumerate() {
+        for (index, value) in core::iter::once(self.after.0).chain(self.arguments).enumerate() {
             words[2 + index * 2] = value as u32;
             words[3 + index * 2] = (value >> 32) as u32;
         }
@@ -66,7 +67,7 @@ impl Verdict {
     fn words(self) -> String {
         match self {
             Verdict::Allowed => "it does not".to_owned(),
-            Verdict::Errno(errno) => std::io::Error::from_raw_os_error(errno as i32).to_string(),
+            Verdict::Errno(errno) => Errno(errno as u16).to_string(),
             Verdict::Refused(what) => what.to_owned(),
         }
     }
@@ -78,12 +79,12 @@ pub(crate) struct Filters(Vec<Vec<u8>>);
 
 impl Filters {
     /// Those of a stopped thread.
-    pub(crate) fn of(tid: i32) -> std::io::Result<Filters> {
+    pub(crate) fn of(tid: i32) -> Result<Filters, Errno> {
         let mut filters = Vec::new();
         while let Some(filter) = sys::seccomp_filter(tid, filters.len() as u64)? {
             filters.push(filter);
             if filters.len() as u64 > MAX_FILTERS {
-                return Err(std::io::Error::from_raw_os_error(libc::EINVAL));
+                return Err(Errno::EINVAL);
             }
         }
         Ok(Filters(filters))
@@ -197,7 +198,7 @@ pub(crate) fn survey(tracer: &mut Tracer<'_>, calls: &[Call], gate: &Call, timeo
                 match calls.iter().find_map(|call| filters.refuses(call).map(|verdict| (call, verdict))) {
                     None => survey.helpers.push(tid),
                     Some((call, verdict)) => {
-                        let name = if call.number == libc::SYS_mmap { "mmap" } else { "munmap" };
+                        let name = if call.number == number::MMAP { "mmap" } else { "munmap" };
                         refusal = Some(refused(pid, name, verdict, "which loading a patch needs"));
                     }
                 }
@@ -230,11 +231,11 @@ fn read(tracer: &mut Tracer<'_>, tid: i32, deadline: Option<Instant>) -> Result<
         if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             return Err(Error::Busy(vec![format!("thread {tid} does not stop, so its seccomp filter cannot be read")]));
         }
-        std::thread::sleep(BACKOFF);
+        sys::sleep(BACKOFF);
     };
     let (_, task) = stopped.first();
     let filters = Filters::of(tid).map_err(|error| unreadable(target, &error))?;
-    let restart = Call { number: libc::SYS_restart_syscall, arguments: [0; 6], after: LiveAddr(task.regs.rip) };
+    let restart = Call { number: number::RESTART_SYSCALL, arguments: [0; 6], after: LiveAddr(task.regs.rip) };
     if let Some(verdict) = filters.refuses(&restart) {
         if let Some(regs) = repeated(&task.regs) {
             sys::set_registers(tid, &regs).map_err(|error| target.io_error("cannot write registers", &error))?;
@@ -255,13 +256,13 @@ fn refused(pid: i32, call: &str, verdict: Verdict, so: &str) -> Error {
     Error::Refused(format!("process {pid}: its seccomp filter refuses {call} ({}), {so}", verdict.words()))
 }
 
-fn unreadable(target: &Process, error: &std::io::Error) -> Error {
+fn unreadable(target: &Process, error: &Errno) -> Error {
     let pid = target.pid;
-    match error.raw_os_error() {
-        Some(libc::EACCES | libc::EPERM) => Error::Unusable(format!(
+    match *error {
+        Errno::EACCES | Errno::EPERM => Error::Unusable(format!(
             "not permitted: process {pid} has a seccomp filter, and CAP_SYS_ADMIN is needed to read what it allows"
         )),
-        Some(libc::ESRCH) => process::ended(pid),
+        Errno::ESRCH => process::ended(pid),
         _ => Error::Refused(format!(
             "process {pid} has a seccomp filter, and this kernel cannot tell what it allows: {error}"
         )),

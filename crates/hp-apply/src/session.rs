@@ -6,10 +6,11 @@ use crate::bytes::hex;
 use crate::image::{Image, images};
 use crate::ledger::{self, Ledger};
 use crate::maps::Maps;
+use crate::prelude::*;
 use crate::process::{self, Process};
 use crate::sites::Standing;
-use crate::sys;
-use std::time::{Duration, Instant};
+use crate::sys::{self, Instant};
+use core::time::Duration;
 
 /// How often a record that is just going is looked at again.
 const SETTLE_TRIES: u32 = 3;
@@ -42,7 +43,7 @@ impl Session {
             if ledgers.iter().all(|ledger| Standing::read(&process, ledger).is_ok()) {
                 break;
             }
-            std::thread::sleep(Duration::from_millis(1));
+            sys::sleep(Duration::from_millis(1));
         }
         let maps = read_maps(&process)?;
         let images = images(&process.mem, &maps);
@@ -78,7 +79,7 @@ impl Session {
                 .find(|&other| other != pid && sys::same_memory(pid, other) == Some(true));
             let Some(other) = relative else { return Ok(()) };
             // A process on its way out has no memory any more, like every kernel thread.
-            if !self.process.is_same() || std::fs::read_link(format!("/proc/{other}/exe")).is_err() {
+            if !self.process.is_same() || sys::read_link(&format!("/proc/{other}/exe")).is_err() {
                 return if self.process.is_same() { Ok(()) } else { Err(process::ended(pid)) };
             }
             if began.elapsed() >= timeout {
@@ -87,7 +88,7 @@ impl Session {
                     "process {other} ({name}) shares its memory with process {pid}"
                 )]));
             }
-            std::thread::sleep(Duration::from_millis(5));
+            sys::sleep(Duration::from_millis(5));
         }
     }
 }

@@ -15,8 +15,10 @@ use crate::Error;
 use crate::addr::{LiveAddr, PAGE, page_floor};
 use crate::bytes::array;
 use crate::ledger::{Ledger, Replaced, SITE, jump, jump_target};
+use crate::prelude::*;
 use crate::process::Process;
-use std::ops::Range;
+use crate::sys::Errno;
+use core::ops::Range;
 
 /// Where an entry leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +42,7 @@ pub(crate) struct Standing {
 
 impl Standing {
     pub(crate) fn read(process: &Process, ledger: &Ledger) -> Result<Standing, Error> {
-        let read = || -> std::io::Result<Standing> {
+        let read = || -> Result<Standing, Errno> {
             let state: [u8; 1] = process.mem.array(ledger.state)?;
             Ok(Standing { active: state != [0], entries: entries(process, ledger, 0..ledger.functions.len())? })
         };
@@ -69,7 +71,7 @@ impl Standing {
 }
 
 /// Where some of the entries lead. Neighbours share a page, so pages are read, not entries.
-fn entries(process: &Process, ledger: &Ledger, which: Range<usize>) -> std::io::Result<Vec<Leads>> {
+fn entries(process: &Process, ledger: &Ledger, which: Range<usize>) -> Result<Vec<Leads>, Errno> {
     let mut page = (LiveAddr(1), [0; PAGE as usize]);
     let mut found = Vec::with_capacity(which.len());
     for index in which {

@@ -7,18 +7,21 @@ use crate::Error;
 use crate::addr::{LiveAddr, LiveRange};
 use crate::layout::Layout;
 use crate::ledger::{CLAIM_SIZE, claim};
+use crate::prelude::*;
 use crate::process::Process;
 use crate::remote::{CallError, Remote, Slot, Slots};
 use crate::seccomp::Call;
 use crate::session::read_maps;
+use crate::sys::{self, Errno, Instant, number};
 use crate::threads::{Stopped, Tracer};
 use crate::{place, process};
-use std::time::{Duration, Instant};
+use core::time::Duration;
+use linux_raw_sys::general as nr;
 
-const PROT_READ: u64 = libc::PROT_READ as u64;
+const PROT_READ: u64 = nr::PROT_READ as u64;
 const NO_FILE: u64 = u64::MAX;
-const MAP_NEW: u64 = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE) as u64;
-const MAP_OVER: u64 = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED) as u64;
+const MAP_NEW: u64 = (nr::MAP_PRIVATE | nr::MAP_ANONYMOUS | nr::MAP_FIXED_NOREPLACE) as u64;
+const MAP_OVER: u64 = (nr::MAP_PRIVATE | nr::MAP_ANONYMOUS | nr::MAP_FIXED) as u64;
 const BACKOFF: Duration = Duration::from_millis(2);
 /// How often a hole that somebody else took first is looked for again.
 const PLACE_TRIES: u32 = 5;
@@ -54,7 +57,7 @@ pub(crate) fn load(
                 match load_by(&mut stopped, slot, at, &Load { layout, content: &content, ledger: &ledger }) {
                     Ok(()) => return Ok(at),
                     Err(CallError::NotNow) => {}
-                    Err(CallError::Errno(libc::EEXIST)) if taken < PLACE_TRIES => {
+                    Err(CallError::Errno(Errno::EEXIST)) if taken < PLACE_TRIES => {
                         taken += 1;
                         continue 'place;
                     }
@@ -68,7 +71,7 @@ pub(crate) fn load(
             if Instant::now() >= deadline {
                 return Err(Error::Busy(vec!["no thread can map memory for the patch now".to_owned()]));
             }
-            std::thread::sleep(BACKOFF);
+            sys::sleep(BACKOFF);
         }
     }
 }
@@ -98,37 +101,35 @@ fn load_by(stopped: &mut Stopped<'_, '_>, slot: Slot, at: LiveAddr, load: &Load<
 /// gaining execute permission later is not (`PR_SET_MDWE`).
 fn maps(at: LiveAddr, layout: &Layout) -> Vec<[u64; 6]> {
     let end = layout.variables.0;
-    let parts = [
-        (layout.code.0, end, libc::PROT_READ | libc::PROT_EXEC),
-        (end, layout.size, libc::PROT_READ | libc::PROT_WRITE),
-    ];
+    let parts =
+        [(layout.code.0, end, nr::PROT_READ | nr::PROT_EXEC), (end, layout.size, nr::PROT_READ | nr::PROT_WRITE)];
     let parts = parts.into_iter().filter(|part| part.0 < part.1);
-    let over = parts.map(|(start, end, access)| [at.0 + start, end - start, access as u64, MAP_OVER, NO_FILE, 0]);
-    std::iter::once([at.0, layout.size, PROT_READ, MAP_NEW, NO_FILE, 0]).chain(over).collect()
+    let over = parts.map(|(start, end, access)| [at.0 + start, end - start, u64::from(access), MAP_OVER, NO_FILE, 0]);
+    core::iter::once([at.0, layout.size, PROT_READ, MAP_NEW, NO_FILE, 0]).chain(over).collect()
 }
 
 /// The same and the call that takes it all away, as a seccomp filter sees them.
 pub(crate) fn calls(at: LiveAddr, layout: &Layout, slot: Option<Slot>) -> Vec<Call> {
     let after = slot.map_or(LiveAddr(0), Slot::after);
     let call = |number, arguments| Call { number, arguments, after };
-    let maps = maps(at, layout).into_iter().map(|arguments| call(libc::SYS_mmap, arguments));
-    maps.chain([call(libc::SYS_munmap, [at.0, layout.size, 0, 0, 0, 0])]).collect()
+    let maps = maps(at, layout).into_iter().map(|arguments| call(number::MMAP, arguments));
+    maps.chain([call(number::MUNMAP, [at.0, layout.size, 0, 0, 0, 0])]).collect()
 }
 
 fn reserve(remote: &mut Remote<'_>, at: LiveAddr, layout: &Layout) -> Result<(), CallError> {
     let Some(&arguments) = maps(at, layout).first() else { return Ok(()) };
-    let got = remote.call(libc::SYS_mmap, arguments)?;
+    let got = remote.call(number::MMAP, arguments)?;
     if got != at.0 {
         // Kernels before 4.17 take the address as a hint only.
         let _ = unmap_by(remote, LiveAddr(got).range(layout.size));
-        return Err(CallError::Errno(libc::EEXIST));
+        return Err(CallError::Errno(Errno::EEXIST));
     }
     Ok(())
 }
 
 fn map_parts(remote: &mut Remote<'_>, at: LiveAddr, layout: &Layout) -> Result<(), CallError> {
     for arguments in maps(at, layout).into_iter().skip(1) {
-        if let Err(error) = remote.call(libc::SYS_mmap, arguments) {
+        if let Err(error) = remote.call(number::MMAP, arguments) {
             let _ = unmap_by(remote, at.range(layout.size));
             return Err(error);
         }
@@ -173,14 +174,14 @@ pub(crate) fn unmap(
 }
 
 fn unmap_by(remote: &mut Remote<'_>, range: LiveRange) -> Result<(), CallError> {
-    remote.call(libc::SYS_munmap, [range.start.0, range.len(), 0, 0, 0, 0]).map(drop)
+    remote.call(number::MUNMAP, [range.start.0, range.len(), 0, 0, 0, 0]).map(drop)
 }
 
-fn refused_call(pid: i32, errno: i32) -> Error {
+fn refused_call(pid: i32, errno: Errno) -> Error {
     let why = match errno {
-        libc::ENOMEM => "it has no memory left to map (address-space or overcommit limit)".to_owned(),
-        libc::EACCES | libc::EPERM => "a security policy forbids it to map executable memory".to_owned(),
-        _ => std::io::Error::from_raw_os_error(errno).to_string(),
+        Errno::ENOMEM => "it has no memory left to map (address-space or overcommit limit)".to_owned(),
+        Errno::EACCES | Errno::EPERM => "a security policy forbids it to map executable memory".to_owned(),
+        _ => errno.to_string(),
     };
     Error::Refused(format!("process {pid} cannot map memory for the patch: {why}"))
 }

@@ -12,17 +12,22 @@
 //! get them under a tracer, so only root can start those. A script's interpreter is the
 //! program that is stopped.
 
+extern crate std;
+
 use crate::Error;
 use crate::addr::LiveAddr;
 use crate::bytes::u64_at;
+use crate::prelude::*;
 use crate::process::{self, Process};
 use crate::remote::{Remote, Slots};
 use crate::session::Session;
-use crate::sys::{self, Ended, Waited};
+use crate::sys::child::{self, Ended, Waited};
+use crate::sys::{self, Errno, Instant, number};
 use crate::threads::Tracer;
-use std::os::unix::fs::MetadataExt;
+use core::time::Duration;
+use linux_raw_sys::general::{SIGCONT, SIGSTOP, SIGTRAP};
+use linux_raw_sys::prctl::PR_SET_PDEATHSIG;
 use std::process::{Child, Command};
-use std::time::{Duration, Instant};
 
 const AT_ENTRY: u64 = 9;
 const BREAKPOINT: u8 = 0xcc;
@@ -46,14 +51,14 @@ pub struct Started {
 /// [`Error::Unusable`] if it cannot be started, or ends on the way.
 pub fn start(command: &mut Command) -> Result<Started, Error> {
     let name = process::printable(&command.get_program().to_string_lossy());
-    let failed = |error: std::io::Error| Error::Unusable(format!("cannot run {name}: {error}"));
-    let child = sys::spawn_traced(command).map_err(failed)?;
+    let failed = |error: Errno| Error::Unusable(format!("cannot run {name}: {error}"));
+    let child = child::spawn_traced(command).map_err(|error| Error::Unusable(format!("cannot run {name}: {error}")))?;
     let started = Started { pid: child.id() as i32, child: Some(child) };
     let pid = started.pid;
     started.to_exec()?;
-    sys::die_with_us(pid).map_err(failed)?;
-    let file = std::fs::metadata(format!("/proc/{pid}/exe")).map_err(failed)?;
-    if sys::user_id() != 0 && (file.mode() & 0o6000 != 0 || sys::has_capabilities(pid)) {
+    child::die_with_us(pid).map_err(failed)?;
+    let file = sys::about(&format!("/proc/{pid}/exe")).map_err(failed)?;
+    if sys::user_id() != 0 && (file.mode & 0o6000 != 0 || child::has_capabilities(pid)) {
         return Err(Error::Unusable(format!(
             "{name} runs with more rights than yours; only root can start it patched"
         )));
@@ -78,8 +83,8 @@ impl Started {
         let pid = self.pid;
         let outlive = || outlive_us(pid);
         std::thread::scope(|scope| scope.spawn(outlive).join()).unwrap_or_else(|_| Err(process::ended(pid)))?;
-        sys::send(pid, libc::SIGCONT).map_err(|error| Error::Unusable(format!("process {pid}: {error}")))?;
-        let ended = sys::wait_for_child(pid).map_err(|error| Error::Unusable(format!("process {pid}: {error}")))?;
+        child::send(pid, SIGCONT as i32).map_err(|error| Error::Unusable(format!("process {pid}: {error}")))?;
+        let ended = child::wait_for_child(pid).map_err(|error| Error::Unusable(format!("process {pid}: {error}")))?;
         self.child = None;
         Ok(match ended {
             Ended::Exited(code) => code,
@@ -88,7 +93,7 @@ impl Started {
     }
 
     fn wait(&self) -> Result<i32, Error> {
-        match sys::wait_for_stop(self.pid) {
+        match child::wait_for_stop(self.pid) {
             Ok(Waited::Stopped(signal)) => Ok(signal),
             Ok(Waited::Ended) => Err(self.ended()),
             Err(error) => Err(self.failed(&error)),
@@ -99,7 +104,7 @@ impl Started {
     fn to_exec(&self) -> Result<(), Error> {
         loop {
             match self.wait()? {
-                libc::SIGTRAP => return Ok(()),
+                signal if signal == SIGTRAP as i32 => return Ok(()),
                 signal => sys::go_on(self.pid, signal).map_err(|error| self.failed(&error))?,
             }
         }
@@ -107,11 +112,11 @@ impl Started {
 
     fn to_entry(&self) -> Result<(), Error> {
         let pid = self.pid;
-        let failed = |error: std::io::Error| self.failed(&error);
+        let failed = |error: Errno| self.failed(&error);
         // Looks at what kind of program it is, too.
         let process = Process::open_read(pid)?;
         let mem = sys::Mem::open(pid).map_err(failed)?;
-        let auxv = std::fs::read(format!("/proc/{pid}/auxv")).map_err(failed)?;
+        let auxv = sys::read_file(&format!("/proc/{pid}/auxv")).map_err(failed)?;
         let pairs = auxv.chunks_exact(16).find(|pair| u64_at(pair, 0) == Some(AT_ENTRY));
         let entry = pairs.and_then(|pair| u64_at(pair, 8)).map(LiveAddr);
         let entry = entry.ok_or_else(|| Error::Unusable(format!("process {pid} has no entry point")))?;
@@ -122,20 +127,20 @@ impl Started {
             sys::go_on(pid, signal).map_err(failed)?;
             signal = self.wait()?;
             let regs = sys::registers(pid).map_err(failed)?;
-            if signal == libc::SIGTRAP && regs.rip == entry.0 + 1 {
+            if signal == SIGTRAP as i32 && regs.rip == entry.0 + 1 {
                 break regs;
             }
         };
         mem.write(pid, entry, &original).map_err(failed)?;
         regs.rip = entry.0;
         sys::set_registers(pid, &regs).map_err(failed)?;
-        sys::detach(pid, libc::SIGSTOP).map_err(failed)?;
+        sys::detach(pid, SIGSTOP as i32).map_err(failed)?;
         let deadline = Instant::now() + STOP_LIMIT;
         while process::thread_state(pid, pid) != Some('T') {
             if Instant::now() > deadline || !process.is_same() {
                 return Err(self.ended());
             }
-            std::thread::sleep(Duration::from_micros(50));
+            sys::sleep(Duration::from_micros(50));
         }
         Ok(())
     }
@@ -144,7 +149,7 @@ impl Started {
         Error::Unusable(format!("process {}: the program ended before its first instruction", self.pid))
     }
 
-    fn failed(&self, error: &std::io::Error) -> Error {
+    fn failed(&self, error: &Errno) -> Error {
         Error::Unusable(format!("process {}: cannot lead it to its entry point: {error}", self.pid))
     }
 }
@@ -166,14 +171,13 @@ fn outlive_us(pid: i32) -> Result<(), Error> {
     for _ in 0..TRIES {
         if let (Some(mut stopped), Some(slot)) = (tracer.stop_one(pid)?, slots.any()) {
             let (process, task) = stopped.first();
-            let arguments = [libc::PR_SET_PDEATHSIG as u64, 0, 0, 0, 0, 0];
-            let done =
-                Remote::begin(process, task, slot).and_then(|mut remote| remote.call(libc::SYS_prctl, arguments));
+            let arguments = [u64::from(PR_SET_PDEATHSIG), 0, 0, 0, 0, 0];
+            let done = Remote::begin(process, task, slot).and_then(|mut remote| remote.call(number::PRCTL, arguments));
             if done.is_ok() {
                 return Ok(());
             }
         }
-        std::thread::sleep(Duration::from_millis(1));
+        sys::sleep(Duration::from_millis(1));
     }
     Err(Error::Unusable(format!("process {pid} cannot be let go")))
 }

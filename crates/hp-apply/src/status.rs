@@ -6,6 +6,7 @@ use crate::bytes::sha256;
 use crate::image::images;
 use crate::ledger::{self, Ledger};
 use crate::maps::Maps;
+use crate::prelude::*;
 use crate::process::{self, Process};
 use crate::session::{Session, is_base};
 use crate::sites::{Leads, Standing};

@@ -2,16 +2,19 @@
 
 use crate::Error;
 use crate::addr::LiveAddr;
+use crate::bytes::millis;
 use crate::gate::Gates;
 use crate::ledger::{Ledger, Replaced, SITE};
+use crate::prelude::*;
 use crate::process::Process;
 use crate::safe_point::{Judge, Watch, Watched};
 use crate::session::read_maps;
 use crate::sites::Writer;
+use crate::sys::Instant;
 use crate::threads::{NotNow, Patience, Stopped, Tracer};
 use crate::unwind::Unwinder;
 use crate::{Options, sys};
-use std::time::{Duration, Instant};
+use core::time::Duration;
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(1);
 const LONGEST_BACKOFF: Duration = Duration::from_millis(50);
@@ -99,7 +102,7 @@ impl<'p> Stops<'p> {
                 self.open_gates(&mut attempt, gated);
                 return Err(Error::Busy(in_the_way));
             }
-            std::thread::sleep(jittered(backoff).min(self.deadline - now));
+            sys::sleep(jittered(backoff).min(self.deadline - now));
             backoff = (backoff * 2).min(LONGEST_BACKOFF);
         }
     }
@@ -186,8 +189,8 @@ impl<'p> Stops<'p> {
 }
 
 fn too_long(elapsed: Duration, most: Duration) -> String {
-    let (elapsed, most) = (elapsed.as_secs_f64() * 1e3, most.as_secs_f64() * 1e3);
-    format!("stopping the process takes {elapsed:.3} ms, allowed are {most:.3} ms")
+    let ns = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+    format!("stopping the process takes {}, allowed are {}", millis(ns(elapsed)), millis(ns(most)))
 }
 
 /// The bytes that jumps overwrite: nobody may stand or return between them.

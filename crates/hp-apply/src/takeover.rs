@@ -19,13 +19,14 @@ use crate::Options;
 use crate::addr::{LiveAddr, LiveRange};
 use crate::gate::{self, GATE_SIZE};
 use crate::ledger::{Bridged, Ledger, OldRange, Replaced, SITE};
+use crate::prelude::*;
 use crate::process::Process;
 use crate::safe_point::{Watch, Watched};
 use crate::session::Session;
 use crate::sites::{Leads, Standing, Writer};
 use crate::stops::Stops;
 use crate::unwind::Unwinder;
-use std::collections::BTreeMap;
+use alloc::collections::BTreeMap;
 
 /// `cmpb $0,state(%rip); jne after; jmp before`, filled up.
 const BRIDGE_SIZE: u64 = 24;

@@ -15,10 +15,11 @@
 //! happens if the applier is killed.
 
 use crate::Error;
+use crate::prelude::*;
 use crate::process::{self, Process};
-use crate::sys::{self, Priority, Regs, StopKind, Wait};
-use std::collections::BTreeSet;
-use std::time::Duration;
+use crate::sys::{self, Errno, Priority, Regs, StopKind, Wait};
+use alloc::collections::BTreeSet;
+use core::time::Duration;
 
 /// Longest wait for threads to stop.
 const STOP_LIMIT: Duration = Duration::from_millis(100);
@@ -144,9 +145,9 @@ impl<'p> Tracer<'p> {
                 self.running.insert(tid);
                 Ok(true)
             }
-            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(false),
+            Err(Errno::ESRCH) => Ok(false),
             Err(_) if matches!(process::thread_state(pid, tid), None | Some('Z' | 'X')) => Ok(false),
-            Err(error) if error.raw_os_error() == Some(libc::EPERM) => Err(self.refused_to_trace()),
+            Err(Errno::EPERM) => Err(self.refused_to_trace()),
             Err(error) => Err(self.process.io_error("cannot trace it", &error)),
         }
     }
@@ -194,7 +195,7 @@ impl<'p> Tracer<'p> {
         let regs = match sys::registers(tid) {
             Ok(regs) => regs,
             // Killed while it stood.
-            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(Stop::Gone),
+            Err(Errno::ESRCH) => return Ok(Stop::Gone),
             Err(error) => return Err(self.process.io_error("cannot read registers", &error)),
         };
         let signal = if let StopKind::Signal(signal) = kind { signal } else { 0 };
@@ -208,7 +209,7 @@ impl Stopped<'_, '_> {
         for &tid in tids {
             match sys::interrupt(tid) {
                 Ok(()) => waiting.push(tid),
-                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => drop(self.tracer.gone(tid)),
+                Err(Errno::ESRCH) => drop(self.tracer.gone(tid)),
                 Err(error) => return Err(self.tracer.process.io_error("cannot stop it", &error)),
             }
         }
@@ -260,7 +261,7 @@ impl Stopped<'_, '_> {
         let mut known: BTreeSet<i32> = process::threads(self.tracer.process.pid).into_iter().collect();
         known.retain(|tid| self.tasks.iter().any(|task| task.tid == *tid));
         loop {
-            let (busy, standing) = std::mem::take(&mut self.tasks).into_iter().partition(|task| is_busy(task));
+            let (busy, standing) = core::mem::take(&mut self.tasks).into_iter().partition(|task| is_busy(task));
             self.tasks = standing;
             if !self.run(busy, patience.idle, deadline_ns, &is_busy)? {
                 return Ok(false);
@@ -296,7 +297,7 @@ impl Stopped<'_, '_> {
                 break;
             }
             let before = running.len();
-            for tid in std::mem::take(&mut running) {
+            for tid in core::mem::take(&mut running) {
                 if !self.look_at(tid, &is_busy)? {
                     running.push(tid);
                 }

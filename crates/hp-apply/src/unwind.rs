@@ -16,13 +16,14 @@ use crate::bytes::{u32_at, u64_at};
 use crate::image::Image;
 use crate::ledger::Ledger;
 use crate::maps::Maps;
+use crate::prelude::*;
 use crate::sys::{Mem, Regs};
+use alloc::collections::btree_map::{BTreeMap, Entry as Slot};
+use core::cell::RefCell;
 use gimli::{
     BaseAddresses, CfaRule, EhFrame, EhFrameOffset, EvaluationResult, LittleEndian, Register, RegisterRule,
     UnwindContext, UnwindExpression, UnwindSection, Value,
 };
-use std::cell::RefCell;
-use std::collections::HashMap;
 
 const PAGE: usize = 4096;
 /// Most frames of one stack.
@@ -58,7 +59,7 @@ pub(crate) struct Walk {
 pub(crate) struct Unwinder<'p> {
     mem: &'p Mem,
     tables: Vec<Table>,
-    pages: RefCell<HashMap<u64, Box<[u8; PAGE]>>>,
+    pages: RefCell<BTreeMap<u64, Box<[u8; PAGE]>>>,
 }
 
 enum Rows {
@@ -276,7 +277,7 @@ impl<'p> Unwinder<'p> {
         while done < out.len() {
             let here = at.0.checked_add(done as u64)?;
             let page = page_floor(here);
-            if let std::collections::hash_map::Entry::Vacant(slot) = pages.entry(page) {
+            if let Slot::Vacant(slot) = pages.entry(page) {
                 slot.insert(Box::new(self.mem.array(LiveAddr(page)).ok()?));
             }
             let from = (here - page) as usize;

@@ -1,54 +1,58 @@
 //! The calls for programs that we start ourselves: a traced child, its stops, and its end.
 
-use super::ptrace;
-use std::ffi::CString;
+extern crate std;
+
+use super::trace::{ptrace, wait_id};
+use super::{Errno, raw};
+use crate::prelude::*;
+use linux_raw_sys::{general as nr, prctl, ptrace as request};
 use std::io;
-use std::mem::MaybeUninit;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 
 /// Signals that a parent passes on to the program that it has started.
-const PASSED_ON: [i32; 6] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT, libc::SIGUSR1, libc::SIGUSR2];
+const PASSED_ON: [u32; 6] = [nr::SIGTERM, nr::SIGINT, nr::SIGHUP, nr::SIGQUIT, nr::SIGUSR1, nr::SIGUSR2];
+/// `SI_USER`: at most this where a process, not the kernel, has sent a signal.
+const SI_USER: i32 = 0;
 
-/// These and the one that tells of a child's end.
-fn awaited() -> libc::sigset_t {
-    let mut set = MaybeUninit::uninit();
-    // SAFETY: sigemptyset(3) initialises the set, sigaddset(3) adds to it.
-    unsafe {
-        libc::sigemptyset(set.as_mut_ptr());
-        for signal in PASSED_ON.into_iter().chain([libc::SIGCHLD]) {
-            libc::sigaddset(set.as_mut_ptr(), signal);
-        }
-        set.assume_init()
-    }
+/// These and the one that tells of a child's end, as a `sigset_t`.
+fn awaited() -> u64 {
+    PASSED_ON.into_iter().chain([nr::SIGCHLD]).fold(0, |set, signal| set | 1 << (signal - 1))
+}
+
+/// Blocks signals, or sets which are blocked; gives the set before.
+fn signal_mask(how: u32, set: u64) -> Result<u64, Errno> {
+    let (set, mut before) = ([set], [0u64]);
+    let arguments = [u64::from(how), set.as_ptr() as u64, before.as_mut_ptr() as u64, 8, 0, 0];
+    // SAFETY: both sets have the 8 bytes that the call is told of.
+    unsafe { raw::call(nr::__NR_rt_sigprocmask, arguments) }?;
+    Ok(before[0])
 }
 
 /// Starts a program traced by this thread; its first stop is that of its exec. Blocks the
 /// signals of [`wait_for_child`] in this thread from now on, not in the program. The
 /// program dies when this thread does.
 pub(crate) fn spawn_traced(command: &mut Command) -> io::Result<Child> {
-    let mut before = MaybeUninit::<libc::sigset_t>::zeroed();
-    // SAFETY: both sets are valid for the call.
-    unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &awaited(), before.as_mut_ptr()) };
-    // SAFETY: zeroed or filled by the kernel, and plain data.
-    let before = unsafe { before.assume_init() };
+    let before = signal_mask(nr::SIG_BLOCK, awaited()).map_err(io_error)?;
     let prepare = move || {
-        // SAFETY: plain calls that are safe after fork(2): no memory is allocated.
-        let failed = unsafe {
-            libc::pthread_sigmask(libc::SIG_SETMASK, &before, std::ptr::null_mut());
-            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) == -1
-                || libc::ptrace(libc::PTRACE_TRACEME, 0, 0usize, 0usize) == -1
-        };
-        if failed { Err(io::Error::last_os_error()) } else { Ok(()) }
+        signal_mask(nr::SIG_SETMASK, before).map_err(io_error)?;
+        let arguments = [u64::from(prctl::PR_SET_PDEATHSIG), u64::from(nr::SIGKILL), 0, 0, 0, 0];
+        // SAFETY: takes plain numbers only.
+        unsafe { raw::call(nr::__NR_prctl, arguments) }.map_err(io_error)?;
+        ptrace(request::PTRACE_TRACEME, 0, 0, 0).map(drop).map_err(io_error)
     };
-    // SAFETY: the closure makes only calls that are safe in a forked child.
+    // SAFETY: the closure makes only calls that are safe in a forked child: no memory is allocated.
     unsafe { command.pre_exec(prepare) };
     command.spawn()
 }
 
+fn io_error(error: Errno) -> io::Error {
+    io::Error::from_raw_os_error(i32::from(error.0))
+}
+
 /// A traced program is killed when its tracer ends.
-pub(crate) fn die_with_us(pid: i32) -> io::Result<()> {
-    ptrace(u64::from(libc::PTRACE_SETOPTIONS), pid, 0, libc::PTRACE_O_EXITKILL as u64).map(drop)
+pub(crate) fn die_with_us(pid: i32) -> Result<(), Errno> {
+    ptrace(request::PTRACE_SETOPTIONS, pid, 0, u64::from(request::PTRACE_O_EXITKILL)).map(drop)
 }
 
 /// What a blocking wait for a traced child came to.
@@ -59,21 +63,21 @@ pub(crate) enum Waited {
     Ended,
 }
 
-pub(crate) fn wait_for_stop(pid: i32) -> io::Result<Waited> {
-    let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
-    // SAFETY: `info` is a writable siginfo_t.
-    let look = |options, info: *mut libc::siginfo_t| unsafe { libc::waitid(libc::P_PID, pid as u32, info, options) };
+pub(crate) fn wait_for_stop(pid: i32) -> Result<Waited, Errno> {
     // The end is left for `wait_for_child`.
-    if look(libc::WSTOPPED | libc::WEXITED | libc::WNOWAIT | libc::__WALL, info.as_mut_ptr()) == -1 {
-        return Err(io::Error::last_os_error());
+    let found = loop {
+        match wait_id(pid, nr::WSTOPPED | nr::WEXITED | nr::WNOWAIT | nr::__WALL) {
+            Err(Errno::EINTR) => {}
+            found => break found?,
+        }
+    };
+    match found {
+        Some((nr::CLD_TRAPPED | nr::CLD_STOPPED, status)) => {
+            let _ = wait_id(pid, nr::WSTOPPED | nr::__WALL);
+            Ok(Waited::Stopped(status & 0x7f))
+        }
+        _ => Ok(Waited::Ended),
     }
-    // SAFETY: filled by the kernel; for waitid the SIGCHLD members are the valid ones.
-    let (code, status) = unsafe { (info.assume_init_ref().si_code, info.assume_init_ref().si_status()) };
-    if !matches!(code, libc::CLD_TRAPPED | libc::CLD_STOPPED) {
-        return Ok(Waited::Ended);
-    }
-    look(libc::WSTOPPED | libc::__WALL, info.as_mut_ptr());
-    Ok(Waited::Stopped(status & 0x7f))
 }
 
 /// How a child ended.
@@ -86,38 +90,43 @@ pub(crate) enum Ended {
 
 /// Waits until a child ends. What somebody sends us meanwhile is passed on to it; what the
 /// terminal sends, it has got itself.
-pub(crate) fn wait_for_child(pid: i32) -> io::Result<Ended> {
-    let set = awaited();
+pub(crate) fn wait_for_child(pid: i32) -> Result<Ended, Errno> {
     loop {
-        let mut status = 0;
-        // SAFETY: `status` is writable.
-        match unsafe { libc::waitpid(pid, &mut status, libc::WNOHANG) } {
-            0 => {}
-            -1 => return Err(io::Error::last_os_error()),
-            _ if libc::WIFSIGNALED(status) => return Ok(Ended::Killed(libc::WTERMSIG(status))),
-            _ => return Ok(Ended::Exited(libc::WEXITSTATUS(status))),
+        match wait_id(pid, nr::WEXITED | nr::WNOHANG)? {
+            Some((nr::CLD_EXITED, code)) => return Ok(Ended::Exited(code)),
+            Some((_, signal)) => return Ok(Ended::Killed(signal)),
+            None => {}
         }
-        let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
-        // SAFETY: both are valid for the call, and `info` is filled when it succeeds.
-        let signal = unsafe { libc::sigwaitinfo(&set, info.as_mut_ptr()) };
-        // SAFETY: zeroed or filled by the kernel.
-        let code = unsafe { info.assume_init_ref().si_code };
-        if signal > 0 && signal != libc::SIGCHLD && code <= libc::SI_USER {
-            let _ = send(pid, signal);
+        let (signal, code) = wait_for_signal()?;
+        if signal != nr::SIGCHLD && code <= SI_USER {
+            let _ = send(pid, signal as i32);
+        }
+    }
+}
+
+/// Waits for one of the awaited signals: its number, and how it came (`si_code`).
+fn wait_for_signal() -> Result<(u32, i32), Errno> {
+    let (set, mut info) = ([awaited()], [0i32; 32]);
+    let arguments = [set.as_ptr() as u64, info.as_mut_ptr() as u64, 0, 8, 0, 0];
+    loop {
+        // SAFETY: `info` is as large as a siginfo_t, the set has 8 bytes; a null pointer is no timeout.
+        match unsafe { raw::call(nr::__NR_rt_sigtimedwait, arguments) } {
+            Err(Errno::EINTR) => {}
+            result => return result.map(|signal| (signal as u32, info[2])),
         }
     }
 }
 
 /// Sends a signal.
-pub(crate) fn send(pid: i32, signal: i32) -> io::Result<()> {
+pub(crate) fn send(pid: i32, signal: i32) -> Result<(), Errno> {
     // SAFETY: kill(2) takes plain numbers only.
-    if unsafe { libc::kill(pid, signal) } == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    unsafe { raw::call(nr::__NR_kill, [pid as u64, signal as u64, 0, 0, 0, 0]) }.map(drop)
 }
 
 /// Whether the program file of a process has capabilities of its own (capabilities(7)).
 pub(crate) fn has_capabilities(pid: i32) -> bool {
-    let Ok(path) = CString::new(format!("/proc/{pid}/exe")) else { return true };
+    let (path, name) = (format!("/proc/{pid}/exe\0"), c"security.capability");
+    let arguments = [path.as_ptr() as u64, name.as_ptr() as u64, 0, 0, 0, 0];
     // SAFETY: both strings end with NUL; a null buffer of length 0 asks for the size only.
-    let size = unsafe { libc::getxattr(path.as_ptr(), c"security.capability".as_ptr(), std::ptr::null_mut(), 0) };
-    size >= 0
+    unsafe { raw::call(nr::__NR_getxattr, arguments) }.is_ok()
 }

@@ -1,0 +1,75 @@
+//! The memory of a target, through `/proc/PID/mem`.
+
+use super::{Errno, File, poke};
+use crate::addr::LiveAddr;
+use crate::prelude::*;
+
+/// Bound to the address space that the process had when it was opened: after an exec every
+/// access fails instead of reaching the new program.
+pub(crate) struct Mem {
+    file: File,
+}
+
+impl Mem {
+    pub(crate) fn open(pid: i32) -> Result<Mem, Errno> {
+        Ok(Mem { file: File::open_to_write(&format!("/proc/{pid}/mem"))? })
+    }
+
+    /// For looking only.
+    pub(crate) fn open_read(pid: i32) -> Result<Mem, Errno> {
+        Ok(Mem { file: File::open(format!("/proc/{pid}/mem"))? })
+    }
+
+    /// Reads as much as is there; 0 where nothing is mapped any more.
+    pub(crate) fn read_some(&self, at: LiveAddr, buffer: &mut [u8]) -> Result<usize, Errno> {
+        self.file.read_at(buffer, at.0)
+    }
+
+    pub(crate) fn read(&self, at: LiveAddr, buffer: &mut [u8]) -> Result<(), Errno> {
+        self.file.read_exact_at(buffer, at.0)
+    }
+
+    pub(crate) fn bytes(&self, at: LiveAddr, len: usize) -> Result<Vec<u8>, Errno> {
+        let mut buffer = vec![0; len];
+        self.read(at, &mut buffer)?;
+        Ok(buffer)
+    }
+
+    pub(crate) fn array<const N: usize>(&self, at: LiveAddr) -> Result<[u8; N], Errno> {
+        let mut buffer = [0; N];
+        self.read(at, &mut buffer)?;
+        Ok(buffer)
+    }
+
+    pub(crate) fn u64(&self, at: LiveAddr) -> Result<u64, Errno> {
+        Ok(u64::from_le_bytes(self.array(at)?))
+    }
+
+    pub(crate) fn u32(&self, at: LiveAddr) -> Result<u32, Errno> {
+        Ok(u32::from_le_bytes(self.array(at)?))
+    }
+
+    /// Writes, also to pages that the program itself may only read. `tid` is a stopped
+    /// thread of the target through which to write where the kernel forbids forced writes here.
+    pub(crate) fn write(&self, tid: i32, at: LiveAddr, bytes: &[u8]) -> Result<(), Errno> {
+        match self.file.write_all_at(bytes, at.0) {
+            Err(Errno::EIO | Errno::EPERM | Errno::EACCES) => self.poke_all(tid, at, bytes),
+            result => result,
+        }
+    }
+
+    fn poke_all(&self, tid: i32, at: LiveAddr, bytes: &[u8]) -> Result<(), Errno> {
+        let mut done = 0usize;
+        while done < bytes.len() {
+            let here = at.plus(done as u64);
+            let word_at = LiveAddr(here.0 & !7);
+            let skip = (here.0 & 7) as usize;
+            let count = (8 - skip).min(bytes.len() - done);
+            let mut word: [u8; 8] = self.array(word_at)?;
+            word[skip..skip + count].copy_from_slice(&bytes[done..done + count]);
+            poke(tid, word_at, u64::from_le_bytes(word))?;
+            done += count;
+        }
+        Ok(())
+    }
+}
