@@ -56,12 +56,16 @@ impl Registers {
     }
 
     fn get(&self, register: Register) -> Known {
-        if register.is_gpr() { self.0[register.number()] } else { Known::Nothing }
+        match register.full_register() {
+            full if full.is_gpr64() && !is_high_byte(register) => self.0[full.number()],
+            _ => Known::Nothing,
+        }
     }
 
     fn set(&mut self, register: Register, known: Known) {
-        if register.is_gpr() && register.full_register() != Register::RSP {
-            self.0[register.number()] = known;
+        let full = register.full_register();
+        if full.is_gpr64() && full != Register::RSP {
+            self.0[full.number()] = if is_high_byte(register) { Known::Nothing } else { known };
         }
     }
 
@@ -163,11 +167,11 @@ fn note(instruction: &Instruction, registers: &mut Registers, factory: &mut Inst
             OpAccess::Write | OpAccess::ReadWrite | OpAccess::CondWrite | OpAccess::ReadCondWrite
         );
         if written && !keeps {
-            registers.set(used.register().full_register(), Known::Nothing);
+            registers.set(used.register(), Known::Nothing);
         }
     }
     if let Some(known) = known.filter(|_| instruction.op0_kind() == OpKind::Register) {
-        registers.set(target.full_register(), known);
+        registers.set(target, known);
     }
 }
 
@@ -229,6 +233,11 @@ fn width(instruction: &Instruction) -> u8 {
     instruction.memory_size().size().min(8) as u8
 }
 
+/// `AH` and its like are not the low end of their register.
+fn is_high_byte(register: Register) -> bool {
+    matches!(register, Register::AH | Register::BH | Register::CH | Register::DH)
+}
+
 fn is_immediate(kind: OpKind) -> bool {
     matches!(
         kind,
@@ -277,6 +286,21 @@ mod tests {
             found,
             [(Deed::Masks, cell, 6), (Deed::Compares, cell, 2), (Deed::Compares, cell, 10), (Deed::Compares, cell, 13)]
         );
+    }
+
+    #[test]
+    fn bytes_of_registers_belong_to_their_registers() {
+        // movzx eax,byte [rdi+1]; mov r8b,al; cmp r8b,9; mov ah,3; cmp ah,4; cmp al,5
+        let found = all(&[0x0f, 0xb6, 0x47, 1, 0x41, 0x88, 0xc0, 0x41, 0x80, 0xf8, 9, 0xb4, 3, 0x80, 0xfc, 4, 0x3c, 5]);
+        assert_eq!(found, [(Deed::Compares, Cell::Field(1), 9)]);
+    }
+
+    #[test]
+    fn any_bytes_are_read_without_a_panic() {
+        let program = std::fs::read(std::env::current_exe().unwrap()).unwrap();
+        for start in (0..program.len()).step_by(511) {
+            memory_numbers(0, &program[start..program.len().min(start + 512)]);
+        }
     }
 
     #[test]
