@@ -13,7 +13,7 @@ use crate::prelude::*;
 use crate::relocate::{Imports, Payload, hands_out};
 use crate::remote::Slots;
 use crate::safe_point::{Watch, Watched};
-use crate::session::{Session, is_base, read_maps};
+use crate::session::{self, Session, is_base, read_maps};
 use crate::sites::{Leads, Standing, Writer, is_in_one_page, stranger};
 use crate::stops::{Acted, Stops, site_bytes, site_watch};
 use crate::sys::Instant;
@@ -30,8 +30,7 @@ const BATCH: usize = 64;
 /// Applies a patch with this ID to a process.
 pub(crate) fn apply(pid: i32, patch: &Patch, id: &str, options: &Options) -> Result<Done, Error> {
     patch.validate().map_err(|invalid| Error::Unusable(format!("invalid patch: {invalid}")))?;
-    let session = Session::open(pid)?;
-    apply_in(&session, patch, id, options).map_err(|error| session.process.explain(error))
+    session::with(pid, |session| apply_in(session, patch, id, options))
 }
 
 fn apply_in(session: &Session, patch: &Patch, id: &str, options: &Options) -> Result<Done, Error> {

@@ -85,6 +85,22 @@ pub fn patched_processes() -> Result<Vec<i32>, Error> {
     status::patched_processes()
 }
 
+/// All processes, ascending.
+///
+/// # Errors
+/// [`Error::Unusable`] if `/proc` cannot be read.
+pub fn all_processes() -> Result<Vec<i32>, Error> {
+    status::all_pids()
+}
+
+/// The build IDs of all images that a process maps.
+///
+/// # Errors
+/// [`Error::Unusable`] if there is no such process or it may not be read.
+pub fn builds_of(pid: i32) -> Result<Vec<Vec<u8>>, Error> {
+    status::builds_of(pid)
+}
+
 /// The patches in one process, read from the process alone.
 ///
 /// # Errors

@@ -12,7 +12,7 @@ use crate::pointers::{Search, hidden_holder, search_running, search_stopped};
 use crate::prelude::*;
 use crate::remote::Slots;
 use crate::safe_point::{Judge, Watch, Watched};
-use crate::session::{Session, is_base, read_maps};
+use crate::session::{self, Session, is_base, read_maps};
 use crate::sites::{Standing, Writer, stranger};
 use crate::stops::{Acted, Stops};
 use crate::threads::NotNow;
@@ -33,8 +33,7 @@ const UNDO_TRIES: u32 = 10;
 
 /// Takes out one patch, or all of them.
 pub(crate) fn revert(pid: i32, id: Option<&str>, options: &Options) -> Result<Done, Error> {
-    let session = Session::open(pid)?;
-    revert_in(&session, id, options).map_err(|error| session.process.explain(error))
+    session::with(pid, |session| revert_in(session, id, options))
 }
 
 fn revert_in(session: &Session, id: Option<&str>, options: &Options) -> Result<Done, Error> {

@@ -1,6 +1,5 @@
 //! What is known of a target before anything is done to it.
 
-use crate::Error;
 use crate::addr::LiveRange;
 use crate::bytes::hex;
 use crate::image::{Image, images};
@@ -10,10 +9,28 @@ use crate::prelude::*;
 use crate::process::{self, Process};
 use crate::sites::Standing;
 use crate::sys::{self, Instant};
+use crate::{Done, Error};
 use core::time::Duration;
 
 /// How often a record that is just going is looked at again.
 const SETTLE_TRIES: u32 = 3;
+
+/// How often work that failed is begun again because a record has gone meanwhile.
+const STALE_TRIES: u32 = 3;
+
+/// Opens a process for patching and works on it; again if that fails because a record that had been read has gone:
+/// a thread whose applier died may have unmapped it just then.
+pub(crate) fn with(pid: i32, work: impl Fn(&Session) -> Result<Done, Error>) -> Result<Done, Error> {
+    for _ in 0..STALE_TRIES {
+        let session = Session::open(pid)?;
+        match work(&session) {
+            Err(Error::Unusable(_)) if session.is_stale() => {}
+            result => return result.map_err(|error| session.process.explain(error)),
+        }
+    }
+    let session = Session::open(pid)?;
+    work(&session).map_err(|error| session.process.explain(error))
+}
 
 /// A target, read.
 pub(crate) struct Session {
@@ -50,6 +67,13 @@ impl Session {
         let ledgers = ledger::find(&process.mem, &maps);
         let abandoned = ledger::abandoned(&process.mem, &maps, &ledgers);
         Ok(Session { process, maps, images, ledgers, abandoned })
+    }
+
+    /// Whether a record that was there is no more.
+    fn is_stale(&self) -> bool {
+        let Ok(maps) = read_maps(&self.process) else { return false };
+        let now = ledger::find(&self.process.mem, &maps);
+        self.ledgers.iter().any(|ledger| !now.iter().any(|other| other.mapping == ledger.mapping))
     }
 
     /// The one image with this build ID.

@@ -8,7 +8,7 @@ use crate::ledger::{self, Ledger};
 use crate::maps::Maps;
 use crate::prelude::*;
 use crate::process::{self, Process};
-use crate::session::{Session, is_base};
+use crate::session::{Session, is_base, read_maps};
 use crate::sites::{Leads, Standing};
 use crate::sys::Mem;
 use crate::takeover;
@@ -84,9 +84,19 @@ pub(crate) fn patched_processes() -> Result<Vec<i32>, Error> {
     all(|mem, maps| !ledger::find(mem, maps).is_empty())
 }
 
+/// The build IDs of all images that a process maps.
+pub(crate) fn builds_of(pid: i32) -> Result<Vec<Vec<u8>>, Error> {
+    let process = Process::open_read(pid)?;
+    let images = images(&process.mem, &read_maps(&process)?);
+    Ok(images.into_iter().filter_map(|image| image.build_id).collect())
+}
+
+pub(crate) fn all_pids() -> Result<Vec<i32>, Error> {
+    process::all_pids().map_err(|error| Error::Unusable(format!("cannot read /proc: {error}")))
+}
+
 fn all(matches: impl Fn(&Mem, &Maps) -> bool) -> Result<Vec<i32>, Error> {
-    let pids = process::all_pids().map_err(|error| Error::Unusable(format!("cannot read /proc: {error}")))?;
-    Ok(pids
+    Ok(all_pids()?
         .into_iter()
         .filter(|&pid| match (Maps::of(pid), Mem::open_read(pid)) {
             (Ok(maps), Ok(mem)) => matches(&mem, &maps),

@@ -6,7 +6,7 @@ use crate::args::ApplyArgs;
 use crate::exit::Exit;
 use crate::health;
 use crate::patch_file::PatchFile;
-use crate::targets::{Reporter, Subject, Verb, named, unseen};
+use crate::targets::{Reporter, Subject, Verb, in_group, named, unseen};
 use crate::text::{clean, hex};
 use hp_apply::{Done, Options, Outcome};
 use std::path::Path;
@@ -37,7 +37,7 @@ pub(crate) fn run(args: &ApplyArgs) -> anyhow::Result<Exit> {
     for file in &patches {
         let pids = match &named {
             Some(pids) => pids.clone(),
-            None => hp_apply::targets_of(&file.patch.base.build_id)?,
+            None => in_group(&args.targets, hp_apply::targets_of(&file.patch.base.build_id)?)?,
         };
         if pids.is_empty() {
             reporter.nothing(&no_process_for(file));

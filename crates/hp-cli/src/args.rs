@@ -44,6 +44,8 @@ pub(crate) enum Verb {
     Status(StatusArgs),
     /// Take patches out of running processes
     Revert(RevertArgs),
+    /// Keep processes that start later patched, with the patches in a folder
+    Watch(WatchArgs),
     /// Say what a finding means and what to do about it
     Explain(ExplainArgs),
     /// Build, start, patch and revert a small server, to see it all once
@@ -234,6 +236,9 @@ pub(crate) struct TargetArgs {
     /// Every process that runs this program
     #[arg(long, value_name = "PATH")]
     pub(crate) exe: Option<PathBuf>,
+    /// Every process in this control group, or below it, that has the patch's base loaded
+    #[arg(long, value_name = "PATH")]
+    pub(crate) cgroup: Option<PathBuf>,
 }
 
 /// How to patch.
@@ -258,6 +263,26 @@ impl HowArgs {
     pub(crate) fn options(&self) -> hp_apply::Options {
         hp_apply::Options { timeout: self.timeout, max_pause: self.max_pause, dry_run: self.dry_run }
     }
+}
+
+/// `hp watch`
+#[derive(Args, Debug)]
+pub(crate) struct WatchArgs {
+    /// The folder with the patches: every *.hpatch in it
+    #[arg(value_name = "DIR")]
+    pub(crate) folder: PathBuf,
+    /// Whose.
+    #[command(flatten)]
+    pub(crate) trust: TrustArgs,
+    /// How long to look for a safe point, each time
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = parse_duration)]
+    pub(crate) timeout: Duration,
+    /// Give up rather than stop a process longer than this at once
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub(crate) max_pause: Option<Duration>,
+    /// Look through /proc at this interval, and do not ask the kernel to tell of programs that start
+    #[arg(long, value_name = "TIME", value_parser = parse_interval)]
+    pub(crate) poll: Option<Duration>,
 }
 
 /// `hp status`
@@ -294,7 +319,7 @@ impl Verb {
             Verb::Revert(args) => args.how.json,
             Verb::Status(args) => args.json,
             Verb::Explain(args) => args.json,
-            Verb::Demo(_) | Verb::Run(_) => false,
+            Verb::Demo(_) | Verb::Run(_) | Verb::Watch(_) => false,
         }
     }
 }
@@ -335,6 +360,12 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
     };
     let number: f64 = text[..digits].parse().map_err(|_| wrong())?;
     Duration::try_from_secs_f64(number * seconds_per_unit).map_err(|_| wrong())
+}
+
+/// A duration that is not nothing.
+fn parse_interval(text: &str) -> Result<Duration, String> {
+    let interval = parse_duration(text)?;
+    if interval < Duration::from_millis(10) { Err("10ms is the shortest interval".into()) } else { Ok(interval) }
 }
 
 #[cfg(test)]

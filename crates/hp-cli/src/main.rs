@@ -5,6 +5,7 @@
 
 mod apply;
 mod args;
+mod cgroup;
 mod demo;
 mod diff;
 mod exit;
@@ -21,6 +22,7 @@ mod targets;
 mod text;
 mod trust;
 mod verify;
+mod watch;
 
 use args::{Cli, Verb};
 use clap::Parser;
@@ -40,6 +42,7 @@ fn main() -> ExitCode {
         Verb::Keygen(args) => keygen::run(&args).map(ExitCode::from),
         Verb::Apply(args) => apply::run(&args).map(ExitCode::from),
         Verb::Run(args) => run::run(&args),
+        Verb::Watch(args) => watch::run(&args).map(ExitCode::from),
         Verb::Status(args) => status::run(&args).map(ExitCode::from),
         Verb::Revert(args) => revert::run(&args).map(ExitCode::from),
         Verb::Explain(args) => explain::run(&args).map(ExitCode::from),

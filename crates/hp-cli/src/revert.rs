@@ -4,7 +4,7 @@ use crate::apply::no_process_of;
 use crate::args::RevertArgs;
 use crate::exit::Exit;
 use crate::patch_file::PatchFile;
-use crate::targets::{Reporter, Subject, Verb, comm, named, unseen};
+use crate::targets::{Reporter, Subject, Verb, comm, in_group, named, unseen};
 use crate::text::clean;
 use anyhow::bail;
 use hp_apply::{Error, LedgerEntry, Outcome};
@@ -42,8 +42,8 @@ pub(crate) fn run(args: &RevertArgs) -> anyhow::Result<Exit> {
     let all = named.is_none();
     let pids = match (named, &what) {
         (Some(named), _) => named,
-        (None, What::Patch { base: Some(base), .. }) => hp_apply::targets_of(base)?,
-        (None, _) => hp_apply::patched_processes()?,
+        (None, What::Patch { base: Some(base), .. }) => in_group(&args.targets, hp_apply::targets_of(base)?)?,
+        (None, _) => in_group(&args.targets, hp_apply::patched_processes()?)?,
     };
     // What a process has is asked only where that decides something.
     let held: Vec<(i32, Result<Vec<LedgerEntry>, Error>)> = match &what {

@@ -180,7 +180,8 @@ pub(crate) fn exit_of_error(error: &Error) -> Exit {
     }
 }
 
-fn entry(subject: &Subject, outcome: &Outcome) -> Value {
+/// One target's outcome in JSON.
+pub(crate) fn entry(subject: &Subject, outcome: &Outcome) -> Value {
     let measured = |m: &Measured| {
         json!({
             "flip_pause_ns": m.flip_pause_ns,
@@ -217,9 +218,9 @@ fn entry(subject: &Subject, outcome: &Outcome) -> Value {
     entry
 }
 
-/// The processes that were named; `None` for `--all`.
+/// The processes that were named; `None` where each patch finds its own (`--all`, `--cgroup`).
 pub(crate) fn named(args: &TargetArgs) -> Option<Vec<i32>> {
-    if args.all {
+    if args.all || args.cgroup.is_some() {
         return None;
     }
     let pids: BTreeSet<i32> = match &args.exe {
@@ -227,6 +228,15 @@ pub(crate) fn named(args: &TargetArgs) -> Option<Vec<i32>> {
         None => args.pid.iter().copied().collect(),
     };
     Some(pids.into_iter().collect())
+}
+
+/// Those of these processes that are in the control group, if one was named.
+pub(crate) fn in_group(args: &TargetArgs, mut pids: Vec<i32>) -> anyhow::Result<Vec<i32>> {
+    if let Some(group) = &args.cgroup {
+        let members = crate::cgroup::members(group)?;
+        pids.retain(|pid| members.contains(pid));
+    }
+    Ok(pids)
 }
 
 /// Processes whose program is `path`, also if the file has been replaced or removed since they were started.
