@@ -22,6 +22,9 @@ pub struct Manifest {
     pub tool: String,
     /// Every replaced or added function.
     pub functions: Vec<FunctionInfo>,
+    /// Functions that changed and are not in the patch, each with its reason.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<FunctionInfo>,
     /// Findings of level error that the user accepted, and every warning.
     #[serde(default)]
     pub findings: Vec<FindingInfo>,
@@ -36,12 +39,12 @@ pub struct BuildInfo {
     pub build_id: String,
 }
 
-/// One function of the patch.
+/// One function of the patch, or one that it leaves out.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FunctionInfo {
     /// Name as in the symbol table.
     pub name: String,
-    /// `changed` or `added`.
+    /// `changed` or `added`; of one that is left out, `line-only`.
     pub change: String,
     /// Why, in words: `own code`, `refers to changed constant X`, ...
     pub cause: String,

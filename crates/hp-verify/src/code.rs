@@ -1,0 +1,166 @@
+//! Instructions, and the fields in them that lead somewhere.
+//!
+//! Encodings after the Intel SDM, volume 2. In code that can lie anywhere, every such field is relative to
+//! the instruction pointer. In code with a fixed address an immediate or a displacement may be an address
+//! too; which one is, the judge decides, not this module.
+
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
+
+/// What an instruction does with a place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Use {
+    /// Goes there.
+    Branch,
+    /// Reads or writes this many bytes there.
+    Access(u64),
+    /// Makes an address of it.
+    Address,
+}
+
+/// A field of an instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Field {
+    /// Offset in the instruction.
+    pub(crate) at: usize,
+    pub(crate) width: usize,
+    /// Relative to the instruction pointer; else a number that may be an address.
+    pub(crate) relative: bool,
+    pub(crate) usage: Use,
+    /// Address that it encodes.
+    pub(crate) target: u64,
+}
+
+/// A decoded instruction.
+#[derive(Clone, Debug)]
+pub(crate) struct Step {
+    pub(crate) instruction: Instruction,
+    pub(crate) fields: Vec<Field>,
+    /// Where the immediate operand lies: offset and width.
+    pub(crate) immediate: Option<(usize, usize)>,
+}
+
+impl Step {
+    pub(crate) fn len(&self) -> usize {
+        self.instruction.len()
+    }
+
+    /// Control never reaches what follows.
+    pub(crate) fn ends(&self) -> bool {
+        use FlowControl::{IndirectBranch, Return, UnconditionalBranch};
+        matches!(self.instruction.flow_control(), Return | UnconditionalBranch | IndirectBranch)
+    }
+
+    /// A jump through a register or a table.
+    pub(crate) fn is_computed_jump(&self) -> bool {
+        self.instruction.flow_control() == FlowControl::IndirectBranch && self.fields.iter().all(|f| !f.relative)
+    }
+
+    /// Reads or writes thread-local storage, the stack protector's word (`%fs:0x28`) put aside.
+    pub(crate) fn is_thread_local(&self) -> bool {
+        let i = &self.instruction;
+        let memory = (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory);
+        let guard = i.memory_base() == Register::None
+            && i.memory_index() == Register::None
+            && i.memory_displacement64() == 0x28;
+        memory && i.segment_prefix() == Register::FS && !guard
+    }
+}
+
+/// Decodes the instruction at the start of `bytes`, which lies at `address`. `None` if it is none. Only
+/// with `absolute` are numbers that are not relative taken for fields.
+pub(crate) fn step(address: u64, bytes: &[u8], absolute: bool) -> Option<Step> {
+    let mut decoder = Decoder::with_ip(64, bytes, address, DecoderOptions::NONE);
+    let instruction = decoder.decode();
+    if instruction.is_invalid() {
+        return None;
+    }
+    let offsets = decoder.get_constant_offsets(&instruction);
+    let immediate = offsets.has_immediate().then(|| (offsets.immediate_offset(), offsets.immediate_size()));
+    let mut fields = Vec::new();
+    if is_near_branch(&instruction) {
+        let width = branch_width(&instruction);
+        let at = instruction.len() - width;
+        let target = instruction.near_branch_target();
+        fields.push(Field { at, width, relative: true, usage: Use::Branch, target });
+        return Some(Step { instruction, fields, immediate: None });
+    }
+    let memory = (0..instruction.op_count()).any(|i| instruction.op_kind(i) == OpKind::Memory);
+    let thread_local = instruction.segment_prefix() == Register::FS;
+    let (at, width) = (offsets.displacement_offset(), offsets.displacement_size());
+    if memory && instruction.is_ip_rel_memory_operand() {
+        let target = instruction.ip_rel_memory_address();
+        fields.push(Field { at, width, relative: true, usage: memory_use(&instruction), target });
+    } else if memory && absolute && !thread_local && width >= 4 {
+        let indexed = instruction.memory_base() != Register::None || instruction.memory_index() != Register::None;
+        let usage = if indexed { Use::Address } else { memory_use(&instruction) };
+        let target = instruction.memory_displacement64();
+        fields.push(Field { at, width, relative: false, usage, target });
+    }
+    if let Some((at, width)) = immediate.filter(|_| absolute) {
+        let target = (0..instruction.op_count()).find_map(|i| match instruction.op_kind(i) {
+            OpKind::Immediate32 => Some(u64::from(instruction.immediate32())),
+            OpKind::Immediate32to64 => Some(instruction.immediate32to64() as u64),
+            OpKind::Immediate64 => Some(instruction.immediate64()),
+            _ => None,
+        });
+        fields.extend(target.map(|target| Field { at, width, relative: false, usage: Use::Address, target }));
+    }
+    Some(Step { instruction, fields, immediate })
+}
+
+/// All instructions of `bytes`; ends early at bytes that are none.
+pub(crate) fn steps(address: u64, bytes: &[u8], absolute: bool) -> impl Iterator<Item = (usize, Step)> {
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        let rest = bytes.get(at..).filter(|r| !r.is_empty())?;
+        let step = step(address + at as u64, rest, absolute)?;
+        let here = at;
+        at += step.len();
+        Some((here, step))
+    })
+}
+
+fn is_near_branch(instruction: &Instruction) -> bool {
+    let near = [OpKind::NearBranch16, OpKind::NearBranch32, OpKind::NearBranch64];
+    instruction.op_count() > 0 && near.contains(&instruction.op0_kind())
+}
+
+fn branch_width(instruction: &Instruction) -> usize {
+    let short = instruction.is_jmp_short()
+        || instruction.is_jcc_short()
+        || instruction.is_loop()
+        || instruction.is_loopcc()
+        || instruction.is_jcx_short();
+    if short { 1 } else { 4 }
+}
+
+fn memory_use(instruction: &Instruction) -> Use {
+    match instruction.memory_size().size() {
+        // LEA, and instructions such as FXSAVE that do not say how much they touch.
+        _ if instruction.mnemonic() == Mnemonic::Lea => Use::Address,
+        0 => Use::Address,
+        n => Use::Access(n as u64),
+    }
+}
+
+/// `(stub, slot)`: every place of a PLT section, at a multiple of 8, from which an optional `endbr64` and a
+/// jump through a slot run.
+pub(crate) fn stubs(address: u64, data: &[u8]) -> Vec<(u64, u64)> {
+    let stub = |at: usize| {
+        let mut steps = steps(address + at as u64, &data[at..], false);
+        let mut first = steps.next()?.1;
+        if first.instruction.mnemonic() == Mnemonic::Endbr64 {
+            first = steps.next()?.1;
+        }
+        let jumps = first.instruction.mnemonic() == Mnemonic::Jmp;
+        let slot = first.fields.first().filter(|f| jumps && f.relative && f.usage != Use::Branch)?;
+        Some((address + at as u64, slot.target))
+    };
+    (0..data.len()).step_by(8).filter_map(stub).collect()
+}
+
+/// Length of the no-operations and traps at the start of `bytes`.
+pub(crate) fn padding(bytes: &[u8]) -> usize {
+    let is_padding = |s: &Step| matches!(s.instruction.mnemonic(), Mnemonic::Nop | Mnemonic::Int3);
+    steps(0, bytes, false).take_while(|(_, s)| is_padding(s)).last().map_or(0, |(at, s)| at + s.len())
+}

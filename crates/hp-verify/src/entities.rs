@@ -1,0 +1,337 @@
+//! The named things of a build: ranges of code, data objects, markers; and where anything refers to.
+
+use std::collections::BTreeMap;
+
+use rayon::prelude::*;
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use crate::code::{self, Use};
+use crate::image::{Image, Symbol, SymbolType, Word};
+
+/// One contiguous piece of code: a function, or a part of one that was moved away (`.cold`).
+#[derive(Debug)]
+pub(crate) struct Range<'a> {
+    pub(crate) address: u64,
+    pub(crate) bytes: &'a [u8],
+    pub(crate) names: Vec<&'a str>,
+    pub(crate) file: &'a str,
+    /// Known by its unwind rows or as what lies between others; it has no name.
+    pub(crate) unnamed: bool,
+    /// The function that it is a part of; itself if it is an entry.
+    pub(crate) parent: usize,
+}
+
+impl Range<'_> {
+    pub(crate) fn end(&self) -> u64 {
+        self.address + self.bytes.len() as u64
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        self.names.first().copied().unwrap_or("(unnamed)")
+    }
+}
+
+/// A data object with a symbol.
+#[derive(Debug)]
+pub(crate) struct DataObject<'a> {
+    pub(crate) address: u64,
+    pub(crate) size: u64,
+    pub(crate) names: Vec<&'a str>,
+    pub(crate) file: &'a str,
+    pub(crate) local: bool,
+    pub(crate) constant: bool,
+}
+
+impl DataObject<'_> {
+    pub(crate) fn end(&self) -> u64 {
+        self.address + self.size
+    }
+}
+
+/// How far before an object compilers place the address of `&a[i - n]`, in bytes.
+const BEFORE: u64 = 32;
+
+/// A build with its entities.
+#[derive(Debug)]
+pub(crate) struct Side<'a> {
+    pub(crate) image: Image<'a>,
+    /// Ordered by address.
+    pub(crate) ranges: Vec<Range<'a>>,
+    /// Parts of each entry, itself first, by index of the entry.
+    pub(crate) parts: FxHashMap<usize, Vec<usize>>,
+    pub(crate) objects: Vec<DataObject<'a>>,
+    pub(crate) markers: BTreeMap<u64, Vec<&'a str>>,
+    /// Where something in data begins or ends: every place that code or data refers to, and every border of an
+    /// object or section. Ordered.
+    pub(crate) borders: Vec<u64>,
+}
+
+impl<'a> Side<'a> {
+    pub(crate) fn new(image: Image<'a>) -> Side<'a> {
+        let (objects, markers) = objects(&image);
+        let mut ranges = ranges(&image);
+        let parts = attach_parts(&mut ranges);
+        let mut side = Side { image, ranges, parts, objects, markers, borders: Vec::new() };
+        side.borders = side.find_borders();
+        side
+    }
+
+    /// The range that contains `address`, and the offset in it.
+    pub(crate) fn range_at(&self, address: u64) -> Option<(usize, u64)> {
+        let i = self.ranges.partition_point(|r| r.address <= address);
+        let around = i.saturating_sub(4)..i;
+        let found = around.rev().find(|i| address < self.ranges[*i].end())?;
+        Some((found, address - self.ranges[found].address))
+    }
+
+    /// The object that contains `address`, and the offset in it.
+    pub(crate) fn object_at(&self, address: u64) -> Option<(usize, u64)> {
+        let i = self.objects.partition_point(|o| o.address <= address).checked_sub(1)?;
+        let object = &self.objects[i];
+        (address < object.end()).then(|| (i, address - object.address))
+    }
+
+    /// Every object that an address can be made from: the one that contains it comes first, then the one that
+    /// ends there, then those that begin shortly behind it.
+    pub(crate) fn readings(&self, address: u64) -> Vec<(usize, i64)> {
+        let mut found: Vec<(usize, i64)> =
+            self.object_at(address).map(|(o, offset)| (o, offset as i64)).into_iter().collect();
+        let starts_here = found.first().is_some_and(|f| f.1 == 0);
+        let i = self.objects.partition_point(|o| o.address < address);
+        if let Some(before) = i.checked_sub(1).filter(|b| self.objects[*b].end() == address) {
+            found.push((before, self.objects[before].size as i64));
+        }
+        let behind = self.objects[i..].iter().enumerate().take_while(|(_, o)| o.address <= address + BEFORE);
+        let behind = behind.filter(|(_, o)| o.address > address && !starts_here);
+        found.extend(behind.map(|(k, o)| (i + k, address.wrapping_sub(o.address) as i64)));
+        found
+    }
+
+    pub(crate) fn next_border(&self, address: u64) -> u64 {
+        self.borders.get(self.borders.partition_point(|b| *b <= address)).copied().unwrap_or(u64::MAX)
+    }
+
+    /// How long the constant without a symbol at `address` is at most: to where the next thing begins; a text
+    /// reaches to its terminator even if something refers to its tail.
+    pub(crate) fn literal_span(&self, address: u64) -> u64 {
+        let rest = self.image.bytes_from(address);
+        let text = text_length(rest) as u64;
+        let end = self.next_border(address + text.saturating_sub(1));
+        (end - address).min(rest.len() as u64)
+    }
+
+    /// The content of that constant: zeros at its end do not count, but a text's terminator does.
+    pub(crate) fn literal(&self, address: u64) -> &'a [u8] {
+        let span = &self.image.bytes_from(address)[..self.literal_span(address) as usize];
+        let used = span.iter().rposition(|b| *b != 0).map_or(0, |n| n + 1);
+        &span[..used.max(text_length(span)).min(span.len())]
+    }
+
+    /// All ranges of the function of which `range` is one.
+    pub(crate) fn family(&self, range: usize) -> &[usize] {
+        self.parts.get(&self.ranges[range].parent).map_or(&[], Vec::as_slice)
+    }
+
+    /// Steps through one range.
+    pub(crate) fn steps(&self, range: usize) -> impl Iterator<Item = (usize, code::Step)> {
+        let range = &self.ranges[range];
+        code::steps(range.address, range.bytes, self.image.fixed)
+    }
+
+    fn find_borders(&self) -> Vec<u64> {
+        let in_data = |a: &u64| self.image.section_at(*a).is_some_and(|s| !s.code);
+        let from_code = (0..self.ranges.len()).into_par_iter().flat_map_iter(|r| {
+            self.steps(r).flat_map(|(_, s)| s.fields).map(|f| f.target).filter(in_data).collect::<Vec<u64>>()
+        });
+        let mut all: Vec<u64> = from_code.collect();
+        all.extend(self.image.words.values().filter_map(|w| match w {
+            Word::Address(a) => Some(*a),
+            _ => None,
+        }));
+        all.extend(self.objects.iter().flat_map(|o| [o.address, o.end()]));
+        all.extend(self.image.sections.iter().flat_map(|s| [s.address, s.end()]));
+        all.par_sort_unstable();
+        all.dedup();
+        all
+    }
+}
+
+/// What one function refers to, and where its instructions begin.
+#[derive(Debug, Default)]
+pub(crate) struct Family {
+    /// Every instruction's address.
+    pub(crate) starts: FxHashSet<u64>,
+    /// Data that it refers to.
+    pub(crate) targets: Vec<(u64, Use)>,
+    /// It jumps through a register or a table.
+    pub(crate) computed: bool,
+}
+
+impl Family {
+    pub(crate) fn of(side: &Side<'_>, range: usize) -> Family {
+        let mut family = Family::default();
+        for part in side.family(range) {
+            let base = side.ranges[*part].address;
+            for (at, step) in side.steps(*part) {
+                family.starts.insert(base + at as u64);
+                family.computed |= step.is_computed_jump();
+                let data = step.fields.iter().filter(|f| f.usage != Use::Branch);
+                family.targets.extend(data.map(|f| (f.target, f.usage)));
+            }
+        }
+        family.targets.sort_unstable_by_key(|t| t.0);
+        family
+    }
+
+    /// The function refers to a place in `start..end`.
+    pub(crate) fn uses(&self, start: u64, end: u64) -> bool {
+        let first = self.targets.partition_point(|t| t.0 < start);
+        self.targets.get(first).is_some_and(|t| t.0 < end)
+    }
+
+    /// The next place behind `address` that the function refers to.
+    fn next_use(&self, address: u64) -> u64 {
+        self.targets.get(self.targets.partition_point(|t| t.0 <= address)).map_or(u64::MAX, |t| t.0)
+    }
+
+    /// The labels of the jump table at `address`, if that is one: entries that lead to instructions of the
+    /// function, as distances of 32 bits from the table or as addresses of 64 bits. Gives the entries' width, too.
+    pub(crate) fn table(&self, side: &Side<'_>, address: u64) -> Option<(u64, Vec<u64>)> {
+        let constant = side.image.section_at(address).is_some_and(|s| s.is_constant() && !s.code);
+        if !self.computed || !constant {
+            return None;
+        }
+        let distance = |i: u64| {
+            let distance = side.image.i32_at(address + 4 * i)?;
+            Some(address.wrapping_add_signed(i64::from(distance)))
+        };
+        let absolute = |i: u64| match side.image.words.get(&(address + 8 * i)) {
+            Some(Word::Address(a)) => Some(*a),
+            _ => side.image.u64_at(address + 8 * i).filter(|_| side.image.fixed),
+        };
+        let end = self.next_use(address);
+        let run = |width: u64, entry: &dyn Fn(u64) -> Option<u64>| -> Vec<u64> {
+            let inside = (0..).take_while(|i| address + width * (i + 1) <= end);
+            inside.map_while(entry).take_while(|t| self.starts.contains(t)).collect()
+        };
+        [(4, run(4, &distance)), (8, run(8, &absolute))].into_iter().find(|(_, labels)| !labels.is_empty())
+    }
+}
+
+/// Bytes of the text that `bytes` begin with, its terminator included; 0 if it is none.
+pub(crate) fn text_length(bytes: &[u8]) -> usize {
+    let end = bytes.iter().position(|b| *b == 0).filter(|n| std::str::from_utf8(&bytes[..*n]).is_ok());
+    end.map_or(0, |n| n + 1)
+}
+
+/// `f` of `f.cold` and `f.cold.1`.
+pub(crate) fn cold_stem(name: &str) -> Option<&str> {
+    let (stem, rest) = name.rsplit_once(".cold")?;
+    let number = rest.strip_prefix('.').unwrap_or(rest);
+    let plain = rest.is_empty() || rest.len() > number.len() && number.bytes().all(|b| b.is_ascii_digit());
+    plain.then_some(stem)
+}
+
+fn ranges<'a>(image: &Image<'a>) -> Vec<Range<'a>> {
+    let mut at: BTreeMap<u64, (u64, Vec<&Symbol<'a>>)> = BTreeMap::new();
+    let in_code = |a| image.section_at(a).is_some_and(|s| s.code && !s.is_stubs());
+    for symbol in image.symbols.iter().filter(|s| s.kind == SymbolType::Function && in_code(s.address)) {
+        let entry = at.entry(symbol.address).or_default();
+        entry.0 = entry.0.max(symbol.size);
+        entry.1.push(symbol);
+    }
+    let starts: Vec<u64> = at.keys().copied().collect();
+    let mut ranges = Vec::new();
+    for (i, (address, (size, mut symbols))) in at.into_iter().enumerate() {
+        let rest = image.bytes_from(address);
+        let size = match size {
+            0 => {
+                let next = starts.get(i + 1).map_or(rest.len(), |n| (n - address) as usize);
+                without_padding(&rest[..next.min(rest.len())])
+            }
+            n => (n as usize).min(rest.len()),
+        };
+        symbols.sort_by_key(|s| s.local);
+        let mut names: Vec<&str> = symbols.iter().map(|s| s.name).collect();
+        names.dedup();
+        let file = if symbols[0].local { symbols[0].file } else { "" };
+        ranges.push(Range { address, bytes: &rest[..size], names, file, unnamed: false, parent: i });
+    }
+    ranges
+}
+
+/// Length of code without the no-operations at its end.
+fn without_padding(bytes: &[u8]) -> usize {
+    let (mut end, mut seen) = (0, 0);
+    for (at, step) in code::steps(0, bytes, false) {
+        seen = at + step.len();
+        if code::padding(&bytes[at..seen]) == 0 {
+            end = seen;
+        }
+    }
+    if seen == bytes.len() { end } else { bytes.len() }
+}
+
+/// Finds the function of each `.cold` part; gives the parts of every function.
+fn attach_parts(ranges: &mut [Range<'_>]) -> FxHashMap<usize, Vec<usize>> {
+    let mut by_name: FxHashMap<(&str, &str), Vec<usize>> = FxHashMap::default();
+    for (i, range) in ranges.iter().enumerate() {
+        for name in &range.names {
+            by_name.entry((range.file, name)).or_default().push(i);
+        }
+    }
+    let parent = |range: &Range<'_>| {
+        let stem = cold_stem(range.names.first()?)?;
+        let found = by_name.get(&(range.file, stem)).or_else(|| by_name.get(&("", stem)))?;
+        found.first().copied().filter(|_| found.len() == 1)
+    };
+    let parents: Vec<Option<usize>> = ranges.iter().map(parent).collect();
+    let mut parts: FxHashMap<usize, Vec<usize>> = FxHashMap::default();
+    for (i, parent) in parents.into_iter().enumerate() {
+        match parent {
+            Some(p) => {
+                ranges[i].parent = p;
+                parts.entry(p).or_insert_with(|| vec![p]).push(i);
+            }
+            None => {
+                parts.entry(i).or_insert_with(|| vec![i]);
+            }
+        }
+    }
+    parts
+}
+
+type Markers<'a> = BTreeMap<u64, Vec<&'a str>>;
+
+fn objects<'a>(image: &Image<'a>) -> (Vec<DataObject<'a>>, Markers<'a>) {
+    let (mut found, mut markers) = (Vec::new(), Markers::new());
+    for symbol in &image.symbols {
+        let section = image.section_at(symbol.address);
+        match (symbol.kind, symbol.size, section) {
+            (SymbolType::Object | SymbolType::Other, 0, _) if !symbol.name.starts_with('.') => {
+                markers.entry(symbol.address).or_default().push(symbol.name);
+            }
+            (SymbolType::Object, 1.., Some(s)) if !s.tls => found.push(DataObject {
+                address: symbol.address,
+                size: symbol.size,
+                names: vec![symbol.name],
+                file: symbol.file,
+                local: symbol.local,
+                constant: s.is_constant(),
+            }),
+            _ => {}
+        }
+    }
+    let key = |o: &DataObject<'a>| (o.address, u64::MAX - o.size, o.local, o.names[0]);
+    found.sort_by_key(key);
+    let mut objects: Vec<DataObject<'a>> = Vec::new();
+    for object in found {
+        match objects.last_mut() {
+            Some(last) if last.address == object.address => last.names.push(object.names[0]),
+            // A symbol for a part of an object.
+            Some(last) if object.end() <= last.end() => {}
+            _ => objects.push(object),
+        }
+    }
+    (objects, markers)
+}

@@ -1,0 +1,532 @@
+//! Is a place of the old build the same entity as a place of the new build?
+//!
+//! Answers with the kind of entity where that is proven: functions and variables by name and offset, imports,
+//! slots and stubs by the symbol behind them, constants by their content and what they refer to. Everything else is
+//! a [`Doubt`]: either a plain no, or "if these two were a pair", which only a unanimous vote can settle.
+
+use rayon::prelude::*;
+use rustc_hash::FxHashSet;
+
+use crate::code::{Field, Use};
+use crate::entities::{DataObject, Family, Side, text_length};
+use crate::image::{Image, SymbolType, Word};
+use crate::pairs::{Pairs, quiet};
+use crate::report::Kind;
+
+/// Why two places are not known to be the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Doubt {
+    /// They are not, or nothing shows it.
+    No(String),
+    /// They are if these two objects are a pair; both have no name that counts.
+    Objects(usize, usize),
+    /// They are if these two ranges of code are.
+    Ranges(usize, usize),
+    /// They are if these two places in data without a symbol are.
+    Data(u64, u64),
+}
+
+impl Doubt {
+    pub(crate) fn no<T>(what: impl Into<String>) -> Result<T, Doubt> {
+        Err(Doubt::No(what.into()))
+    }
+}
+
+type Answer = Result<Kind, Doubt>;
+
+/// In which pair of functions a reference is.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Within<'w> {
+    pub(crate) old: Option<&'w Family>,
+    pub(crate) new: Option<&'w Family>,
+    /// It belongs to the patch, not to unchanged code: everything about it must be certain.
+    pub(crate) patch: bool,
+    /// Start-up code of the compiler, which means the linker's symbols.
+    pub(crate) startup: bool,
+}
+
+impl<'w> Within<'w> {
+    /// Nothing is known of who refers.
+    pub(crate) fn data(patch: bool) -> Within<'w> {
+        Within { patch, ..Within::default() }
+    }
+}
+
+/// A range of old code that the patch replaces.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Replaced {
+    pub(crate) start: u64,
+    pub(crate) end: u64,
+    pub(crate) entry: bool,
+}
+
+/// Both builds and what is known of their entities.
+pub(crate) struct Ground<'g, 'a> {
+    pub(crate) old: &'g Side<'a>,
+    pub(crate) new: &'g Side<'a>,
+    pub(crate) pairs: Pairs,
+    /// Ordered by address.
+    pub(crate) replaced: Vec<Replaced>,
+    /// Named constants (old side) whose content is another one in the new build.
+    changed: FxHashSet<usize>,
+    /// New objects that debug information knows as a static local of a function.
+    pub(crate) identified: FxHashSet<usize>,
+}
+
+/// How deep constants without a name may lead into one another.
+const DEPTH: usize = 24;
+
+impl<'g, 'a> Ground<'g, 'a> {
+    pub(crate) fn new(old: &'g Side<'a>, new: &'g Side<'a>, replaced: Vec<Replaced>) -> Ground<'g, 'a> {
+        Ground { old, new, pairs: Pairs::by_name(old, new), replaced, changed: FxHashSet::default(), identified: FxHashSet::default() }
+    }
+
+    /// Finds the named constants with another content, and those that lead to them.
+    pub(crate) fn compare_constants(&mut self) {
+        let pairs: Vec<(usize, usize)> = self
+            .pairs
+            .objects
+            .iter()
+            .filter(|(o, p)| self.old.objects[*o].constant || self.new.objects[*p].constant)
+            .collect();
+        self.changed.clear();
+        loop {
+            let differs = |pair: &&(usize, usize)| !self.changed.contains(&pair.0) && !self.same_object(**pair);
+            let found: Vec<usize> = pairs.par_iter().filter(differs).map(|pair| pair.0).collect();
+            if found.is_empty() {
+                return;
+            }
+            self.changed.extend(found);
+        }
+    }
+
+    fn same_object(&self, (o, p): (usize, usize)) -> bool {
+        let (x, y) = (&self.old.objects[o], &self.new.objects[p]);
+        x.size == y.size
+            && x.constant == y.constant
+            && self.same_content(x.address, y.address, x.size, Within::data(false), DEPTH).is_ok()
+    }
+
+    /// The content of a named constant is the same in both builds.
+    pub(crate) fn is_unchanged(&self, old: usize) -> bool {
+        !self.changed.contains(&old)
+    }
+
+    /// Is old place `a` the same as new place `n`, used in this way?
+    pub(crate) fn same(&self, a: u64, n: u64, usage: Use, within: Within<'_>) -> Answer {
+        self.same_at(a, n, usage, within, DEPTH)
+    }
+
+    fn same_at(&self, a: u64, n: u64, usage: Use, within: Within<'_>, depth: usize) -> Answer {
+        if let Some(at) = self.new.range_at(n) {
+            return self.same_code(a, at);
+        }
+        if let Some(word) = self.new.image.stub_word(n) {
+            return match self.old.image.stub_word(a) {
+                Some(old) => self.same_word(old, word, depth),
+                None => Doubt::no(format!("the base has no stub there, the new build has one for {}", shown(word))),
+            };
+        }
+        if usage == Use::Branch {
+            return Doubt::no(format!("the new build goes to {n:#x}, where no function is known"));
+        }
+        if within.startup
+            && usage == Use::Address
+            && let Some(kind) = self.same_marker(a, n)
+        {
+            return Ok(kind);
+        }
+        match self.new.image.section_at(n) {
+            Some(section) if section.is_slots() => self.same_slot(a, n, depth),
+            Some(section) if section.code => Doubt::no(format!("{n:#x} of the new build is code without a symbol")),
+            section => {
+                let constant = section.is_some_and(|s| s.is_constant());
+                self.same_data(a, n, usage, within, (section.is_some(), constant), depth)
+            }
+        }
+    }
+
+    fn same_code(&self, a: u64, (g, offset): (usize, u64)) -> Answer {
+        let name = self.new.ranges[g].name();
+        let Some((f, there)) = self.old.range_at(a) else {
+            return Doubt::no(format!("{a:#x} of the base is no function, the new build has {name} there"));
+        };
+        let old_name = self.old.ranges[f].name();
+        if offset != there {
+            return Doubt::no(format!("leads to {old_name}+{there:#x} of the base instead of {name}+{offset:#x}"));
+        }
+        let entry = offset == 0 && self.new.ranges[g].parent == g;
+        if let Some(replaced) = self.replaced_at(a)
+            && !(entry && replaced.entry && replaced.start == a)
+        {
+            return Doubt::no(format!("leads into the old code of {old_name}, which is replaced"));
+        }
+        match (self.pairs.ranges.new_of(f), self.pairs.ranges.old_of(g)) {
+            (Some(pair), _) if pair == g => Ok(if entry { Kind::Function } else { Kind::Label }),
+            (None, None) => Err(Doubt::Ranges(f, g)),
+            _ => Doubt::no(format!("leads to {old_name} of the base instead of {name}")),
+        }
+    }
+
+    pub(crate) fn replaced_at(&self, a: u64) -> Option<&Replaced> {
+        let i = self.replaced.partition_point(|r| r.start <= a).checked_sub(1)?;
+        Some(&self.replaced[i]).filter(|r| a < r.end)
+    }
+
+    fn same_slot(&self, a: u64, n: u64, depth: usize) -> Answer {
+        let old_slot = self.old.image.section_at(a).is_some_and(|s| s.is_slots());
+        match (self.old.image.words.get(&a), self.new.image.words.get(&n)) {
+            _ if !old_slot => Doubt::no(format!("{a:#x} of the base is no table slot")),
+            (Some(v), Some(w)) => {
+                let kind = self.same_word(v, w, depth)?;
+                self.same_tail(a + 8, n + 8, w).map(|()| kind)
+            }
+            // An unresolved weak symbol, or the table's own start.
+            (None, None) if self.old.image.bytes(a, 8) == self.new.image.bytes(n, 8) => {
+                Ok(self.same_marker(a, n).unwrap_or(Kind::Slot))
+            }
+            _ => Doubt::no(format!("slot {a:#x} of the base and slot {n:#x} of the new build hold different things")),
+        }
+    }
+
+    /// The second word of a thread-local slot, which the linker fills in where it knows the variable.
+    fn same_tail(&self, a: u64, n: u64, first: &Word) -> Result<(), Doubt> {
+        if !matches!(first, Word::Tls(kind, ..) if *kind == object::elf::R_X86_64_DTPMOD64.0) {
+            return Ok(());
+        }
+        let known = |image: &Image<'_>, at: u64| match image.words.get(&at) {
+            Some(Word::Tls(_, name, addend)) if name.is_empty() => thread_local(image, *addend as u64),
+            Some(Word::Tls(_, name, addend)) => Some((name.clone(), *addend as u64)),
+            Some(_) => None,
+            None => image.u64_at(at).and_then(|offset| thread_local(image, offset)),
+        };
+        match (known(&self.old.image, a), known(&self.new.image, n)) {
+            (Some(x), Some(y)) if x == y => Ok(()),
+            _ => Doubt::no("a thread-local slot is for another variable"),
+        }
+    }
+
+    /// Do two words, as the dynamic linker fills them, hold the same?
+    pub(crate) fn same_word(&self, v: &Word, w: &Word, depth: usize) -> Answer {
+        let differ = || Doubt::no(format!("the base has {} there, the new build {}", shown(v), shown(w)));
+        match (v, w) {
+            (Word::Address(a), Word::Address(n)) | (Word::Resolver(a), Word::Resolver(n)) => {
+                if std::mem::discriminant(v) != std::mem::discriminant(w) || depth == 0 {
+                    return differ();
+                }
+                self.same_at(*a, *n, Use::Address, Within::data(false), depth - 1)
+            }
+            (Word::Symbol(x, i), Word::Symbol(y, j)) if (x, i) == (y, j) => Ok(Kind::Import),
+            (Word::Copy(x), Word::Copy(y)) if x == y => Ok(Kind::Import),
+            (Word::Tls(k, x, i), Word::Tls(l, y, j)) if k == l && x == y => {
+                let place = |image, offset: i64| thread_local(image, offset as u64);
+                let same = i == j && (!x.is_empty() || *i == 0)
+                    || x.is_empty() && place(&self.old.image, *i).is_some_and(|p| Some(p) == place(&self.new.image, *j));
+                if same { Ok(Kind::ThreadLocal) } else { differ() }
+            }
+            (Word::Other(k, x, i), Word::Other(l, y, j)) if (k, x, i) == (l, y, j) => Ok(Kind::Slot),
+            _ => differ(),
+        }
+    }
+
+    fn same_marker(&self, a: u64, n: u64) -> Option<Kind> {
+        let (x, y) = (self.old.markers.get(&a)?, self.new.markers.get(&n)?);
+        x.iter().any(|name| y.contains(name)).then_some(Kind::Marker)
+    }
+
+    /// Data: variables, named constants, literals, and what no symbol covers.
+    fn same_data(
+        &self,
+        a: u64,
+        n: u64,
+        usage: Use,
+        within: Within<'_>,
+        (inside, constant): (bool, bool),
+        depth: usize,
+    ) -> Answer {
+        let readings = self.new.readings(n);
+        let contained = self.new.object_at(n).is_some();
+        if let Use::Access(size) = usage
+            && contained
+        {
+            let (p, offset) = readings[0];
+            if offset as u64 + size > self.new.objects[p].size {
+                return Doubt::no("the access reaches beyond its object");
+            }
+            return self.same_reading(a, (p, offset));
+        }
+        if contained {
+            return self.same_address(a, n, &readings, within);
+        }
+        if inside && constant {
+            let here = self.new.literal(n);
+            if matches!(usage, Use::Access(_)) || here.iter().any(|b| *b != 0) || readings.is_empty() {
+                return self.same_literal(a, n, usage, within, depth);
+            }
+        }
+        if let Some(kind) = self.same_marker(a, n) {
+            return Ok(kind);
+        }
+        if usage == Use::Address
+            && let Some(reading) = readings.iter().find(|r| r.1 != 0 && self.mapped(**r) == Some(a))
+        {
+            return self.same_reading(a, *reading);
+        }
+        if !inside && n < self.new.image.sections.first().map_or(0, |s| s.address) {
+            let same = a.wrapping_sub(self.old.image.start) == n.wrapping_sub(self.new.image.start);
+            return if same { Ok(Kind::Marker) } else { Doubt::no("leads to another part of the image's headers") };
+        }
+        self.same_unnamed(a, n, inside)
+    }
+
+    /// Where in the base an offset from a new object is.
+    fn mapped(&self, (p, offset): (usize, i64)) -> Option<u64> {
+        self.pairs.objects.old_of(p).map(|o| self.old.objects[o].address.wrapping_add_signed(offset))
+    }
+
+    fn same_reading(&self, a: u64, (p, offset): (usize, i64)) -> Answer {
+        let y = &self.new.objects[p];
+        let name = y.names[0];
+        let Some(o) = self.pairs.objects.old_of(p) else {
+            return match self.old.object_at(a) {
+                Some((o, there)) if self.may_pair(o, p) && there as i64 == offset => Err(Doubt::Objects(o, p)),
+                _ => Doubt::no(format!("nothing shows that {a:#x} of the base is {name}")),
+            };
+        };
+        let x = &self.old.objects[o];
+        if x.address.wrapping_add_signed(offset) != a {
+            let there = a.wrapping_sub(x.address) as i64;
+            return Doubt::no(format!("leads to {name}{there:+#x} of the base instead of {name}{offset:+#x}"));
+        }
+        if x.constant != y.constant || x.size != y.size {
+            return Doubt::no(format!("{name} is of another size or kind in the base"));
+        }
+        if x.constant && self.changed.contains(&o) {
+            return Doubt::no(format!("the content of {name} is another one in the base"));
+        }
+        Ok(if x.constant { Kind::Constant } else { Kind::Variable })
+    }
+
+    /// Neither has a pair, and they look alike.
+    fn may_pair(&self, o: usize, p: usize) -> bool {
+        let (x, y) = (&self.old.objects[o], &self.new.objects[p]);
+        self.pairs.objects.new_of(o).is_none()
+            && self.pairs.objects.old_of(p).is_none()
+            && x.size == y.size
+            && x.constant == y.constant
+    }
+
+    /// The base may have this variable of the new build, though they are no pair.
+    pub(crate) fn may_exist(&self, p: usize) -> bool {
+        let object = &self.new.objects[p];
+        let stem = quiet(object.names[0]);
+        let alike = |(o, x): (usize, &DataObject<'_>)| {
+            let named = x.names.iter().any(|n| object.names.contains(n) || x.local && quiet(n) == stem);
+            !x.constant && named && x.file == object.file && self.pairs.objects.new_of(o).is_none()
+        };
+        self.old.objects.iter().enumerate().any(alike) && !self.identified.contains(&p)
+    }
+
+    /// An address that a named object contains; it may also mean the end of the object before, or a place before
+    /// the next one. If the base has these apart, only what the function uses elsewhere can tell.
+    fn same_address(&self, a: u64, n: u64, readings: &[(usize, i64)], within: Within<'_>) -> Answer {
+        let first = self.same_reading(a, readings[0]);
+        let here = self.mapped(readings[0]);
+        let apart = |r: &&(usize, i64)| self.mapped(**r) != here;
+        let other = readings[1..].iter().find(|r| r.1 >= 0 && apart(r));
+        if within.patch && !within.startup {
+            let elsewhere = |name: &&&str| self.old.markers.iter().any(|(at, names)| *at != a && names.contains(name));
+            if let Some(name) = self.new.markers.get(&n).into_iter().flatten().find(elsewhere) {
+                return Doubt::no(format!("may also mean the linker's {name}, which the base has elsewhere"));
+            }
+        }
+        let Some(other) = other else { return first };
+        // What the old function of the same name means, at the same offset.
+        let meant = |r: &&(usize, i64)| {
+            let place = self.mapped(**r);
+            within.old.is_some_and(|f| place.is_some_and(|p| f.targets.contains(&(p, Use::Address))))
+        };
+        let mut common = readings.iter().filter(|r| r.1 >= 0).filter(meant);
+        if let (Some(only), None) = (common.next(), common.next()) {
+            return self.same_reading(a, *only);
+        }
+        let object = &self.new.objects[other.0];
+        let uses = |r: &(usize, i64), side: &Side<'_>, family: Option<&Family>, object: usize| {
+            let object = &side.objects[object];
+            let _ = r;
+            family.is_none_or(|f| f.uses(object.address, object.end()))
+        };
+        if first.is_ok() && (!within.patch || !uses(other, self.new, within.new, other.0)) {
+            return first;
+        }
+        if let Some(r) = readings[1..].iter().find(|r| self.mapped(**r) == Some(a))
+            && within.new.is_some()
+            && uses(r, self.new, within.new, r.0)
+            && (!within.patch || !uses(r, self.new, within.new, readings[0].0))
+        {
+            return self.same_reading(a, *r);
+        }
+        if first.is_err() {
+            return first;
+        }
+        Doubt::no(format!("may also mean {}{:+#x}, which the base has elsewhere", object.names[0], other.1))
+    }
+
+    /// A constant without a symbol, which is what it contains.
+    fn same_literal(&self, a: u64, n: u64, usage: Use, within: Within<'_>, depth: usize) -> Answer {
+        if !self.old.image.section_at(a).is_some_and(|s| s.is_constant() && !s.code) {
+            return Doubt::no(format!("{a:#x} of the base is no constant"));
+        }
+        if let Use::Access(size) = usage {
+            return self.same_content(a, n, size, within, depth).map(|()| Kind::Literal);
+        }
+        if let Some(family) = within.new
+            && let Some(table) = family.table(self.new, n)
+        {
+            return self.same_table(a, &table, within);
+        }
+        let (x, y) = (self.old.literal(a), self.new.literal(n));
+        if x.len() != y.len() && !(within.patch && x.len() > y.len()) {
+            return Doubt::no(format!("{a:#x} of the base has another content than {n:#x} of the new build"));
+        }
+        // Zeros behind it may belong to it: the base must have them, too.
+        let size = if within.patch { self.new.literal_span(n) } else { y.len() as u64 };
+        if within.patch && x.len() as u64 > size {
+            return Doubt::no(format!("the constant at {a:#x} of the base goes on behind that of the new build"));
+        }
+        self.same_content(a, n, size.max(y.len() as u64), within, depth).map(|()| Kind::Literal)
+    }
+
+    fn same_table(&self, a: u64, (width, labels): &(u64, Vec<u64>), within: Within<'_>) -> Answer {
+        for (i, label) in labels.iter().enumerate() {
+            let at = a + width * i as u64;
+            let target = match width {
+                4 => self.old.image.i32_at(at).map(|d| a.wrapping_add_signed(i64::from(d))),
+                _ => match self.old.image.words.get(&at) {
+                    Some(Word::Address(target)) => Some(*target),
+                    _ => self.old.image.u64_at(at).filter(|_| self.old.image.fixed),
+                },
+            };
+            let Some(target) = target else { return Doubt::no("a jump table is shorter in the base") };
+            self.same(target, *label, Use::Branch, within)?;
+        }
+        Ok(Kind::Literal)
+    }
+
+    /// `size` bytes at `a` and `n`: equal, and words that hold addresses lead to the same.
+    fn same_content(&self, a: u64, n: u64, size: u64, within: Within<'_>, depth: usize) -> Result<(), Doubt> {
+        let differ = || Doubt::No(format!("{a:#x} of the base has another content than {n:#x} of the new build"));
+        if depth == 0 {
+            return Doubt::no("constants lead into one another too deeply to follow");
+        }
+        let (Some(x), Some(y)) = (self.old.image.initial(a, size), self.new.image.initial(n, size)) else {
+            return Err(differ());
+        };
+        let mut at = 0usize;
+        let mut undecided = None;
+        while at < x.len() {
+            let here = (self.old.image.words.get(&(a + at as u64)), self.new.image.words.get(&(n + at as u64)));
+            let answer = match here {
+                (None, None) => self.same_plain(a, n, at, (&x, &y)),
+                (Some(v), Some(w)) => self.same_word(v, w, depth - 1).map(|_| 8),
+                _ => Err(differ()),
+            };
+            match answer {
+                Ok(width) => at += width,
+                Err(doubt @ Doubt::No(_)) => return Err(doubt),
+                Err(doubt) => {
+                    undecided = Some(doubt);
+                    at += 8;
+                }
+            }
+        }
+        let _ = within;
+        undecided.map_or(Ok(()), Err)
+    }
+
+    /// One byte that is no word, or in an image with a fixed address a word that may be one.
+    fn same_plain(&self, a: u64, n: u64, at: usize, (x, y): (&[u8], &[u8])) -> Result<usize, Doubt> {
+        let differ = || Doubt::No(format!("byte {:#x} of the base differs from {:#x} of the new build", a + at as u64, n + at as u64));
+        let word = |bytes: &[u8]| bytes.get(at..at + 8).and_then(|b| b.try_into().ok()).map(u64::from_le_bytes);
+        let aligned = (a + at as u64).is_multiple_of(8) && (n + at as u64).is_multiple_of(8);
+        if let (true, true, Some(v), Some(w)) = (self.old.image.fixed && self.new.image.fixed, aligned, word(x), word(y))
+            && (leads_somewhere(self.old, v) || leads_somewhere(self.new, w))
+        {
+            return self.same_at(v, w, Use::Address, Within::data(false), 2).map(|_| 8);
+        }
+        if x[at] == y[at] { Ok(1) } else { Err(differ()) }
+    }
+
+    fn same_unnamed(&self, a: u64, n: u64, inside: bool) -> Answer {
+        if self.pairs.data.get(&a) == Some(&n) {
+            return Ok(Kind::Variable);
+        }
+        let writable = |image: &Image<'_>, at| image.section_at(at).is_some_and(|s| !s.code && !s.is_slots());
+        if inside && writable(&self.old.image, a) && self.old.object_at(a).is_none() && !self.pairs.data.contains_key(&a) {
+            return Err(Doubt::Data(a, n));
+        }
+        Doubt::no(format!("no symbol covers {n:#x} of the new build"))
+    }
+
+    /// A field of unchanged code, or of new code that refers to the base.
+    pub(crate) fn same_field(&self, old: &Field, new: &Field, within: Within<'_>) -> Answer {
+        if new.relative {
+            return self.same(old.target, new.target, new.usage, within);
+        }
+        let spans = self.old.image.contains(old.target) || self.new.image.contains(new.target);
+        if !spans {
+            return if old.target == new.target { Ok(Kind::Number) } else { Doubt::no("another number") };
+        }
+        self.same(old.target, new.target, new.usage, within).or_else(|doubt| {
+            let number = is_number(self.old, within.old, old.target) && is_number(self.new, within.new, new.target);
+            if number && old.target == new.target { Ok(Kind::Number) } else { Err(doubt) }
+        })
+    }
+}
+
+/// A value in an image with a fixed address that leads nowhere, or into the middle of a function that is not the
+/// one that has it.
+pub(crate) fn is_number(side: &Side<'_>, own: Option<&Family>, value: u64) -> bool {
+    match side.range_at(value) {
+        Some((_, 0)) => false,
+        Some(_) => own.is_some_and(|f| !f.starts.contains(&value)),
+        None => !leads_somewhere(side, value),
+    }
+}
+
+fn leads_somewhere(side: &Side<'_>, value: u64) -> bool {
+    let data = |a| side.image.section_at(a).is_some_and(|s| !s.code && !s.tls);
+    side.range_at(value).is_some()
+        || side.image.stubs.contains_key(&value)
+        || side.markers.contains_key(&value)
+        || side.object_at(value).is_some()
+        || data(value) && side.image.section_at(value).is_some_and(|s| s.is_constant() || s.is_slots())
+        || side.readings(value).iter().any(|r| r.1 > 0)
+}
+
+/// Name and offset in it of the thread-local variable at an offset of the image's segment.
+pub(crate) fn thread_local(image: &Image<'_>, offset: u64) -> Option<(String, u64)> {
+    let symbols = image.symbols.iter().filter(|s| s.kind == SymbolType::Tls);
+    let mut found = symbols.filter(|s| (s.address..s.address + s.size.max(1)).contains(&offset));
+    found.next().map(|s| (s.name.to_owned(), offset - s.address))
+}
+
+fn shown(word: &Word) -> String {
+    match word {
+        Word::Address(a) => format!("the address {a:#x}"),
+        Word::Symbol(name, 0) => name.clone(),
+        Word::Symbol(name, addend) => format!("{name}{addend:+#x}"),
+        Word::Resolver(a) => format!("what the resolver at {a:#x} chooses"),
+        Word::Tls(_, name, offset) => format!("thread-local {name}{offset:+#x}"),
+        Word::Copy(name) => format!("a copy of {name}"),
+        Word::Other(kind, name, value) => format!("{name} {value:#x} of relocation type {kind}"),
+    }
+}
+
+/// A text to show for a constant.
+pub(crate) fn preview(bytes: &[u8]) -> String {
+    match text_length(bytes) {
+        0 | 1 => "a constant".to_owned(),
+        n => format!("{:?}", String::from_utf8_lossy(&bytes[..n - 1]).chars().take(40).collect::<String>()),
+    }
+}

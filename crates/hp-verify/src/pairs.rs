@@ -1,0 +1,146 @@
+//! Which entity of the old build is which of the new one, by name.
+//!
+//! A name counts in its scope (the source file of a local symbol), and only where it occurs once on each side.
+//! The numbers that compilers give to clones (`f.constprop.1`) say nothing and are put aside in a second round; a
+//! static local (`count.2`) has no name that counts, and neither has anything in a stripped build: those are left to
+//! [`votes`](crate::votes).
+
+use std::hash::Hash;
+
+use rustc_hash::FxHashMap;
+
+use crate::entities::{Side, cold_stem};
+
+/// A 1:1 relation between indices of the old and the new side.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct OneToOne {
+    new_of: FxHashMap<usize, usize>,
+    old_of: FxHashMap<usize, usize>,
+}
+
+impl OneToOne {
+    pub(crate) fn new_of(&self, old: usize) -> Option<usize> {
+        self.new_of.get(&old).copied()
+    }
+
+    pub(crate) fn old_of(&self, new: usize) -> Option<usize> {
+        self.old_of.get(&new).copied()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (usize, usize)> {
+        let mut all: Vec<(usize, usize)> = self.new_of.iter().map(|(o, p)| (*o, *p)).collect();
+        all.sort_unstable();
+        all.into_iter()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.new_of.len()
+    }
+
+    /// Joins two that are both alone; true if they were.
+    pub(crate) fn join(&mut self, old: usize, new: usize) -> bool {
+        let alone = !self.new_of.contains_key(&old) && !self.old_of.contains_key(&new);
+        if alone {
+            self.new_of.insert(old, new);
+            self.old_of.insert(new, old);
+        }
+        alone
+    }
+
+    /// Joins what has a key that occurs once on each side among those that are alone, unless its keys disagree.
+    pub(crate) fn join_by<K: Hash + Eq + Ord>(
+        &mut self,
+        old: impl Iterator<Item = (K, usize)>,
+        new: impl Iterator<Item = (K, usize)>,
+    ) {
+        let mut keys: FxHashMap<K, (Vec<usize>, Vec<usize>)> = FxHashMap::default();
+        for (key, o) in old.filter(|(_, o)| !self.new_of.contains_key(o)) {
+            keys.entry(key).or_default().0.push(o);
+        }
+        for (key, p) in new.filter(|(_, p)| !self.old_of.contains_key(p)) {
+            keys.entry(key).or_default().1.push(p);
+        }
+        let once = |list: &mut Vec<usize>| {
+            list.dedup();
+            (list.len() == 1).then(|| list[0])
+        };
+        let found: Vec<(usize, usize)> =
+            keys.values_mut().filter_map(|(a, b)| Some((once(a)?, once(b)?))).collect();
+        let (mut of_old, mut of_new): (FxHashMap<usize, Vec<usize>>, FxHashMap<usize, Vec<usize>>) = Default::default();
+        for &(o, p) in &found {
+            of_old.entry(o).or_default().push(p);
+            of_new.entry(p).or_default().push(o);
+        }
+        let agree = |list: &[usize]| list.iter().all(|x| *x == list[0]);
+        for (o, p) in found {
+            if agree(&of_old[&o]) && agree(&of_new[&p]) {
+                self.join(o, p);
+            }
+        }
+    }
+}
+
+/// All pairs.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Pairs {
+    /// Ranges of code.
+    pub(crate) ranges: OneToOne,
+    /// Data objects.
+    pub(crate) objects: OneToOne,
+    /// Places in data without a symbol: old address to new address.
+    pub(crate) data: FxHashMap<u64, u64>,
+}
+
+impl Pairs {
+    /// The pairs that names prove.
+    pub(crate) fn by_name(old: &Side<'_>, new: &Side<'_>) -> Pairs {
+        let mut pairs = Pairs::default();
+        pairs.join_by_name(old, new);
+        pairs
+    }
+
+    pub(crate) fn join_by_name(&mut self, old: &Side<'_>, new: &Side<'_>) {
+        self.ranges.join_by(range_names(old), range_names(new));
+        self.ranges.join_by(quiet_names(old), quiet_names(new));
+        self.join_parts(old, new);
+        self.objects.join_by(object_names(old), object_names(new));
+    }
+
+    /// The one part of a function is the one part of its twin.
+    fn join_parts(&mut self, old: &Side<'_>, new: &Side<'_>) {
+        let entries: Vec<(usize, usize)> = self.ranges.iter().collect();
+        for (f, g) in entries {
+            if let ([_, a], [_, b]) = (old.family(f), new.family(g)) {
+                self.ranges.join(*a, *b);
+            }
+        }
+    }
+}
+
+fn range_names<'s>(side: &'s Side<'_>) -> impl Iterator<Item = ((&'s str, &'s str), usize)> {
+    side.ranges.iter().enumerate().flat_map(|(i, r)| r.names.iter().map(move |n| ((r.file, *n), i)))
+}
+
+fn quiet_names<'s>(side: &'s Side<'_>) -> impl Iterator<Item = ((&'s str, &'s str), usize)> {
+    let entries = side.ranges.iter().enumerate().filter(|(_, r)| !r.unnamed && cold_stem(r.name()).is_none());
+    entries.map(|(i, r)| ((r.file, quiet(r.name())), i))
+}
+
+/// `f.constprop` of `f.constprop.0`.
+pub(crate) fn quiet(name: &str) -> &str {
+    numbered(name).unwrap_or(name)
+}
+
+/// `count` of `count.0`.
+pub(crate) fn numbered(name: &str) -> Option<&str> {
+    let (stem, number) = name.rsplit_once('.')?;
+    let is_number = !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit());
+    (is_number && !stem.is_empty()).then_some(stem)
+}
+
+fn object_names<'s>(side: &'s Side<'_>) -> impl Iterator<Item = ((&'s str, &'s str), usize)> {
+    side.objects.iter().enumerate().flat_map(|(i, o)| {
+        let counts = move |n: &&&str| !o.local || numbered(n).is_none();
+        o.names.iter().filter(counts).map(move |n| ((o.file, *n), i))
+    })
+}

@@ -1,0 +1,146 @@
+//! The patch's unwind rows: those of new code equal the new build's, those of a thunk the base's at the instructions
+//! that it repeats, and nothing else has any.
+
+use std::collections::BTreeMap;
+
+use hp_pack::SectionKind;
+
+use crate::overlay::{Layout, Place};
+use crate::report::Fault;
+use crate::thunk::{Piece, Records};
+use crate::unwind::{self, Rows};
+use crate::walk::Walk;
+
+impl Walk<'_, '_, '_> {
+    /// Checks the rows of everything that the walk has found.
+    pub(crate) fn check_rows(&mut self, records: &Records) {
+        let section = |side: &crate::entities::Side<'_>| {
+            let found = side.image.sections.iter().find(|s| s.name == ".eh_frame");
+            found.map_or_else(BTreeMap::new, |s| unwind::read(s.address, s.data).0)
+        };
+        let (old, new) = (section(self.ground.old), section(self.ground.new));
+        let mut rows = match self.patch_rows() {
+            Ok(rows) => rows,
+            Err(fault) => return self.faults.push(fault),
+        };
+        let mut faults = Vec::new();
+        for (start, twin) in self.code.clone() {
+            let range = &self.ground.new.ranges[twin.range];
+            let place = Place::Payload(SectionKind::Text, start as i64);
+            match (rows.remove(&place), new.get(&range.address)) {
+                (Some(mine), Some(theirs)) => match differ(&mine, theirs, twin.end - start) {
+                    None => self.proof.unwind_rows += mine.rows.len(),
+                    Some(what) => faults.push(Fault::new("unwind", range.name(), what)),
+                },
+                (None, _) => faults.push(Fault::new("unwind", range.name(), "the patch has no unwind rows for it")),
+                (_, None) => faults.push(Fault::new("unwind", range.name(), "the new build has no unwind rows for it")),
+            }
+        }
+        for (at, branches) in self.islands.clone() {
+            let place = Place::Payload(SectionKind::Text, at as i64);
+            let row = rows.remove(&place).filter(|r| r.size == 5);
+            for branch in branches {
+                let theirs = self.ground.new.range_at(branch).and_then(|(range, _)| {
+                    let range = &self.ground.new.ranges[range];
+                    new.get(&range.address)?.at(branch - range.address)
+                });
+                let mine = row.as_ref().and_then(|r| r.at(0).filter(|_| r.rows.len() == 1));
+                if theirs.is_none() || mine != theirs {
+                    faults.push(Fault::new("unwind", format!(".text+{at:#x}"), "its rows are not those of the branch to it"));
+                }
+            }
+            self.proof.unwind_rows += 1;
+        }
+        for (start, pieces) in &records.thunks {
+            let place = Place::Payload(SectionKind::Thunks, *start as i64);
+            match self.thunk_rows(rows.remove(&place), &old, pieces) {
+                Ok(count) => self.proof.unwind_rows += count,
+                Err(what) => faults.push(Fault::new("unwind", format!(".text.hpatch.thunks+{start:#x}"), what)),
+            }
+        }
+        let stray = rows.keys().map(|place| Fault::new("unwind", format!("{place:?}"), "rows for something that was not proven"));
+        faults.extend(stray);
+        self.faults.extend(faults);
+    }
+
+    /// The rows of the patch, by place: the same at every load address.
+    fn patch_rows(&self) -> Result<BTreeMap<Place, Rows>, Fault> {
+        let fault = |what: &str| Fault::new("unwind", ".eh_frame", what);
+        let read = |layout: &Layout| -> Result<BTreeMap<Place, Rows>, Fault> {
+            let data = layout.bytes_from(SectionKind::EhFrame, 0);
+            let Some(address) = layout.address(SectionKind::EhFrame) else { return Ok(BTreeMap::new()) };
+            if !ends_with_terminator(data) {
+                return Err(fault("it does not end in a terminator"));
+            }
+            let (rows, unread) = unwind::read(address, data);
+            match unread.first() {
+                Some(what) => Err(fault(what)),
+                None => Ok(rows.into_iter().map(|(start, rows)| (layout.place(start), rows)).collect()),
+            }
+        };
+        let first = read(&self.layouts[0])?;
+        for layout in &self.layouts[1..] {
+            if read(layout)? != first {
+                return Err(fault("its rows are not for the same code at every load address"));
+            }
+        }
+        Ok(first)
+    }
+
+    fn thunk_rows(&self, mine: Option<Rows>, old: &BTreeMap<u64, Rows>, pieces: &[Piece]) -> Result<usize, String> {
+        let Some(mine) = mine else { return Err("the patch has no unwind rows for it".into()) };
+        let (Some(first), Some(last)) = (pieces.first(), pieces.last()) else { return Err("an empty thunk".into()) };
+        if mine.size != last.end - first.start {
+            return Err(format!("its rows are for {} bytes, it has {}", mine.size, last.end - first.start));
+        }
+        let range = self.ground.old.range_at(first.old_address).map(|(f, _)| self.ground.old.ranges[f].address);
+        let Some(theirs) = range.and_then(|start| Some((start, old.get(&start)?))) else {
+            return Err("the base has no unwind rows for its function".into());
+        };
+        if (mine.signal, mine.return_register) != (theirs.1.signal, theirs.1.return_register) {
+            return Err("its frames are of another kind than in the base".into());
+        }
+        for piece in pieces {
+            let row = theirs.1.at(piece.old_address - theirs.0);
+            for offset in piece.start..piece.end {
+                if row.is_none() || mine.at(offset - first.start) != row {
+                    return Err(format!("its row at offset {:#x} is not the base's at {:#x}", offset - first.start, piece.old_address));
+                }
+            }
+        }
+        Ok(mine.rows.len())
+    }
+}
+
+/// How the rows of a range of the patch differ from those of the new build.
+fn differ(mine: &Rows, theirs: &Rows, size: u64) -> Option<String> {
+    if mine.size != theirs.size || mine.size < size {
+        return Some(format!("its rows are for {} bytes, the new build's for {}", mine.size, theirs.size));
+    }
+    if (mine.signal, mine.return_register) != (theirs.signal, theirs.return_register) {
+        return Some("its frames are of another kind than in the new build".into());
+    }
+    if mine.exceptions.unwrap_or(0) != 0 || theirs.exceptions.unwrap_or(0) != 0 {
+        return Some("it has an exception table, which is not proven".into());
+    }
+    let first = mine.rows.iter().zip(&theirs.rows).find(|(a, b)| a != b);
+    match first {
+        Some((a, b)) => Some(format!("its row at {:#x} is `{}`, the new build's at {:#x} is `{}`", a.0, a.1, b.0, b.1)),
+        None if mine.rows.len() != theirs.rows.len() => Some("it has more or fewer rows than in the new build".into()),
+        None => None,
+    }
+}
+
+/// Entries follow one another up to a zero length, with which the section ends.
+fn ends_with_terminator(data: &[u8]) -> bool {
+    let mut at = 0usize;
+    loop {
+        let Some(length) = data.get(at..at + 4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])) else { return false };
+        at += 4;
+        match length {
+            0 => return data[at..].iter().all(|b| *b == 0),
+            u32::MAX => return false,
+            n => at = at.saturating_add(n as usize),
+        }
+    }
+}

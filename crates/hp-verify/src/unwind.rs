@@ -1,0 +1,116 @@
+//! Unwind rows, compared by what they mean at each instruction (LSB core specification, "Exception Frames";
+//! DWARF 5, section 6.4), not by how they are written.
+
+use std::collections::BTreeMap;
+
+use gimli::{BaseAddresses, CfaRule, CieOrFde, EhFrame, LittleEndian, RegisterRule, UnwindContext, UnwindSection};
+
+/// The rows of one range of code.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Rows {
+    /// Length of the range in bytes.
+    pub(crate) size: u64,
+    /// Offset from which each row holds, and the row; neighbours differ.
+    pub(crate) rows: Vec<(u64, String)>,
+    /// The frame is that of a signal handler's return.
+    pub(crate) signal: bool,
+    /// Number of the register that holds the return address.
+    pub(crate) return_register: u16,
+    /// Address of the personality routine, or of the word that holds it.
+    pub(crate) personality: Option<gimli::Pointer>,
+    /// Address of the exception table.
+    pub(crate) exceptions: Option<u64>,
+}
+
+impl Rows {
+    /// The row in force at an offset.
+    pub(crate) fn at(&self, offset: u64) -> Option<&str> {
+        let i = self.rows.partition_point(|r| r.0 <= offset).checked_sub(1)?;
+        (offset < self.size).then(|| self.rows[i].1.as_str())
+    }
+}
+
+/// All rows of an `.eh_frame` that lies at `address`, by the start of their range. What cannot be read is left out, with
+/// a word about it.
+pub(crate) fn read(address: u64, data: &[u8]) -> (BTreeMap<u64, Rows>, Vec<String>) {
+    let frame = EhFrame::new(data, LittleEndian);
+    let bases = BaseAddresses::default().set_eh_frame(address);
+    let (mut found, mut unread) = (BTreeMap::new(), Vec::new());
+    let mut entries = frame.entries(&bases);
+    loop {
+        let partial = match entries.next() {
+            Ok(Some(CieOrFde::Fde(partial))) => partial,
+            Ok(Some(CieOrFde::Cie(_))) => continue,
+            Ok(None) => break,
+            Err(error) => {
+                unread.push(format!("the section ends in something else than entries ({error})"));
+                break;
+            }
+        };
+        let offset = partial.offset();
+        let rows = partial.parse(EhFrame::cie_from_offset).and_then(|fde| Ok((fde.initial_address(), rows(&frame, &bases, &fde)?)));
+        match rows {
+            Ok((start, rows)) => {
+                if found.insert(start, rows).is_some() {
+                    unread.push(format!("two entries are for {start:#x}"));
+                }
+            }
+            Err(error) => unread.push(format!("the entry at {offset:#x} cannot be read ({error})")),
+        }
+    }
+    (found, unread)
+}
+
+type Slice<'d> = gimli::EndianSlice<'d, LittleEndian>;
+
+fn rows(
+    frame: &EhFrame<Slice<'_>>,
+    bases: &BaseAddresses,
+    fde: &gimli::FrameDescriptionEntry<Slice<'_>>,
+) -> gimli::Result<Rows> {
+    let start = fde.initial_address();
+    let mut context = UnwindContext::new();
+    let mut table = fde.rows(frame, bases, &mut context)?;
+    let mut rows: Vec<(u64, String)> = Vec::new();
+    while let Some(row) = table.next_row()? {
+        let text = meaning(frame, row)?;
+        // A later row for the same place replaces the earlier one.
+        if row.start_address() < row.end_address() && rows.last().is_none_or(|last| last.1 != text) {
+            rows.push((row.start_address() - start, text));
+        }
+    }
+    let cie = fde.cie();
+    Ok(Rows {
+        size: fde.len(),
+        rows,
+        signal: cie.is_signal_trampoline(),
+        return_register: cie.return_address_register().0,
+        personality: cie.personality(),
+        exceptions: fde.lsda().map(gimli::Pointer::pointer),
+    })
+}
+
+/// One row in words: where the frame lies, and where each register of the caller is.
+fn meaning(frame: &EhFrame<Slice<'_>>, row: &gimli::UnwindTableRow<usize>) -> gimli::Result<String> {
+    let bytes = |e: &gimli::UnwindExpression<usize>| e.get(frame).map(|e| format!("{:02x?}", e.0.slice()));
+    let mut text = match row.cfa() {
+        CfaRule::RegisterAndOffset { register, offset } => format!("frame r{}{offset:+}", register.0),
+        CfaRule::Expression(e) => format!("frame {}", bytes(e)?),
+    };
+    let mut registers = Vec::new();
+    for (register, rule) in row.registers() {
+        let rule = match rule {
+            RegisterRule::Expression(e) => format!("at {}", bytes(e)?),
+            RegisterRule::ValExpression(e) => format!("is {}", bytes(e)?),
+            RegisterRule::SameValue => continue,
+            other => format!("{other:?}"),
+        };
+        registers.push((register.0, rule));
+    }
+    registers.sort();
+    for (register, rule) in registers {
+        text += &format!(", r{register} {rule}");
+    }
+    text += &format!(", arguments {}", row.saved_args_size());
+    Ok(text)
+}

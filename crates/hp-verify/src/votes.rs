@@ -1,0 +1,323 @@
+//! Pairing what has no name that counts: static locals, data without a symbol, functions of stripped builds.
+//!
+//! Two functions that are a pair and agree in everything else name, by each reference, a pair of entities. Such votes
+//! must be unanimous over the whole program: one contrary vote on either side, and nothing is proven. Debug information
+//! names the owner of a static local, which is as good as a name. Position is no evidence.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::Hash;
+
+use rayon::prelude::*;
+use rustc_hash::FxHashMap;
+use sha2::{Digest, Sha256};
+
+use crate::code::Use;
+use crate::entities::{Family, Side};
+use crate::ground::{Doubt, Ground, Within};
+use crate::image::Word;
+use crate::pairs::{OneToOne, numbered};
+use crate::statics::Statics;
+
+/// Why two functions are not the same: where in the new one, and what.
+pub(crate) struct Difference {
+    pub(crate) at: u64,
+    pub(crate) what: String,
+    /// Only the number that an instruction has as an immediate operand.
+    pub(crate) immediate: bool,
+}
+
+impl Ground<'_, '_> {
+    /// Compares the function that range `f` enters with the one that `g` enters. `undecided` says of each reference
+    /// that only a missing pair makes unequal whether it may count as equal.
+    pub(crate) fn compare_functions(
+        &self,
+        (f, g): (usize, usize),
+        undecided: &mut dyn FnMut(Doubt) -> bool,
+        differs: &mut dyn FnMut(Difference) -> bool,
+    ) {
+        let (parts, twins) = (self.old.family(f), self.new.family(g));
+        let start = self.new.ranges[g].address;
+        if parts.len() != twins.len() {
+            differs(Difference { at: start, what: "it is divided into other parts".into(), immediate: false });
+            return;
+        }
+        let families = (Family::of(self.old, f), Family::of(self.new, g));
+        let startup = self.new.ranges[g].file == "crtstuff.c";
+        let within = Within { old: Some(&families.0), new: Some(&families.1), patch: false, startup };
+        for (part, twin) in parts.iter().zip(twins) {
+            if !self.compare_ranges((*part, *twin), within, undecided, differs) {
+                return;
+            }
+        }
+    }
+
+    fn compare_ranges(
+        &self,
+        (f, g): (usize, usize),
+        within: Within<'_>,
+        undecided: &mut dyn FnMut(Doubt) -> bool,
+        differs: &mut dyn FnMut(Difference) -> bool,
+    ) -> bool {
+        let (x, y) = (&self.old.ranges[f], &self.new.ranges[g]);
+        if x.bytes.len() != y.bytes.len() {
+            return differs(Difference { at: y.address, what: "another length".into(), immediate: false });
+        }
+        let mut end = 0;
+        for ((at, s), (_, t)) in self.old.steps(f).zip(self.new.steps(g)) {
+            let here = y.address + at as u64;
+            let (a, b) = (&x.bytes[at..at + s.len()], &y.bytes[at..(at + t.len()).min(y.bytes.len())]);
+            let field = |i: usize| s.fields.iter().any(|f| (f.at..f.at + f.width).contains(&i));
+            let shape = s.fields.len() == t.fields.len() && s.fields.iter().zip(&t.fields).all(|(f, g)| (f.at, f.width, f.usage) == (g.at, g.width, g.usage));
+            let plain = |i: &usize| a[*i] != b[*i] && !field(*i);
+            if a.len() != b.len() || !shape || s.instruction.code() != t.instruction.code() {
+                return differs(Difference { at: here, what: "another instruction".into(), immediate: false });
+            }
+            if (0..a.len()).any(|i| plain(&i)) {
+                let number = |(from, width): (usize, usize)| (0..a.len()).filter(plain).all(|i| (from..from + width).contains(&i));
+                let immediate = s.immediate.is_some_and(number);
+                if !differs(Difference { at: here, what: "another instruction".into(), immediate }) {
+                    return false;
+                }
+            }
+            for (old, new) in s.fields.iter().zip(&t.fields) {
+                let own = (x.address..x.end()).contains(&old.target) && (y.address..y.end()).contains(&new.target);
+                let short = new.usage == Use::Branch && own && old.target - x.address == new.target - y.address;
+                if short {
+                    continue;
+                }
+                match self.same_field(old, new, within) {
+                    Ok(_) => {}
+                    Err(Doubt::No(what)) => {
+                        if !differs(Difference { at: here, what, immediate: !new.relative }) {
+                            return false;
+                        }
+                    }
+                    Err(doubt) => {
+                        let what = self.describe(&doubt);
+                        if !undecided(doubt) && !differs(Difference { at: here, what, immediate: false }) {
+                            return false;
+                        }
+                    }
+                }
+            }
+            end = at + s.len();
+        }
+        if x.bytes[end..] != y.bytes[end..] {
+            return differs(Difference { at: y.address + end as u64, what: "bytes that are no instruction".into(), immediate: false });
+        }
+        true
+    }
+
+    /// Words for a doubt that no vote has settled.
+    pub(crate) fn describe(&self, doubt: &Doubt) -> String {
+        match doubt {
+            Doubt::No(what) => what.clone(),
+            Doubt::Objects(o, p) => {
+                let (x, y) = (self.old.objects[*o].names[0], self.new.objects[*p].names[0]);
+                format!("nothing proves that {x} of the base is {y} of the new build")
+            }
+            Doubt::Ranges(f, g) => {
+                let (x, y) = (self.old.ranges[*f].address, self.new.ranges[*g].address);
+                format!("nothing proves that the function at {x:#x} of the base is the one at {y:#x} of the new build")
+            }
+            Doubt::Data(a, n) => format!("nothing proves that the data at {a:#x} of the base is that at {n:#x} of the new build"),
+        }
+    }
+
+    /// Pairs all that names do not.
+    pub(crate) fn settle(&mut self, statics: (&Statics, &Statics)) {
+        self.join_statics(statics);
+        while self.vote() {}
+        if self.old.ranges.iter().any(|r| r.unnamed) {
+            for smallest in [64, 0] {
+                self.join_by_content(smallest);
+            }
+        }
+        self.join_lone_statics(statics);
+        while self.vote() {}
+        self.compare_constants();
+    }
+
+    fn join_statics(&mut self, statics: (&Statics, &Statics)) {
+        let keys = |statics: &Statics, side: &Side<'_>| -> Vec<((String, String, String), usize)> {
+            let known = statics.0.iter().filter_map(|(address, owner)| {
+                let (object, offset) = side.object_at(*address)?;
+                (offset == 0).then(|| (owner.clone(), object))
+            });
+            known.collect()
+        };
+        let (old, new) = (keys(statics.0, self.old), keys(statics.1, self.new));
+        self.identified = new.iter().map(|(_, object)| *object).collect();
+        self.pairs.objects.join_by(old.into_iter(), new.into_iter());
+    }
+
+    /// A static local that is the only one of its name in its file, in both builds, of which debug information knows
+    /// nothing, and that one function uses in both.
+    fn join_lone_statics(&mut self, statics: (&Statics, &Statics)) {
+        let lone = |side: &Side<'_>, statics: &Statics| -> BTreeMap<(String, String), usize> {
+            let mut found: BTreeMap<(String, String), Vec<usize>> = BTreeMap::new();
+            for (i, object) in side.objects.iter().enumerate().filter(|(_, o)| o.local) {
+                if let Some(stem) = numbered(object.names[0]) {
+                    found.entry((object.file.to_owned(), stem.to_owned())).or_default().push(i);
+                }
+            }
+            let single = found.into_iter().filter(|(_, list)| list.len() == 1).map(|(key, list)| (key, list[0]));
+            single.filter(|(_, o)| !statics.0.contains_key(&side.objects[*o].address)).collect()
+        };
+        let (old, new) = (lone(self.old, statics.0), lone(self.new, statics.1));
+        let pairs: Vec<(usize, usize)> = old.iter().filter_map(|(key, o)| Some((*o, *new.get(key)?))).collect();
+        let users = |side: &Side<'_>, wanted: &BTreeSet<usize>| -> FxHashMap<usize, BTreeSet<usize>> {
+            let mut users: FxHashMap<usize, BTreeSet<usize>> = FxHashMap::default();
+            for range in (0..side.ranges.len()).filter(|_| !wanted.is_empty()) {
+                for field in side.steps(range).flat_map(|(_, s)| s.fields) {
+                    if let Some((object, _)) = side.object_at(field.target).filter(|o| wanted.contains(&o.0)) {
+                        users.entry(object).or_default().insert(side.ranges[range].parent);
+                    }
+                }
+            }
+            users
+        };
+        let before = users(self.old, &pairs.iter().map(|p| p.0).collect());
+        let now = users(self.new, &pairs.iter().map(|p| p.1).collect());
+        for (o, p) in pairs {
+            let shared = |f: &usize| self.pairs.ranges.new_of(*f).is_some_and(|g| now.get(&p).is_some_and(|u| u.contains(&g)));
+            if before.get(&o).is_some_and(|users| users.iter().any(shared)) {
+                self.pairs.objects.join(o, p);
+            }
+        }
+    }
+
+    /// One round; true if it paired anything.
+    fn vote(&mut self) -> bool {
+        self.compare_constants();
+        let entries: Vec<(usize, usize)> =
+            self.pairs.ranges.iter().filter(|(f, _)| self.old.ranges[*f].parent == *f).collect();
+        let votes: Vec<Vec<Doubt>> = entries
+            .par_iter()
+            .map(|pair| {
+                let (mut votes, mut differs) = (Vec::new(), false);
+                let mut undecided = |doubt| {
+                    votes.push(doubt);
+                    true
+                };
+                self.compare_functions(*pair, &mut undecided, &mut |_| {
+                    differs = true;
+                    false
+                });
+                if differs { Vec::new() } else { votes }
+            })
+            .collect();
+        let (mut objects, mut ranges, mut data) = (Ballot::default(), Ballot::default(), Ballot::default());
+        for doubt in votes.into_iter().flatten() {
+            match doubt {
+                Doubt::Objects(o, p) => objects.cast(o, p),
+                Doubt::Ranges(f, g) => ranges.cast(f, g),
+                Doubt::Data(a, n) => data.cast(a, n),
+                Doubt::No(_) => {}
+            }
+        }
+        let before = self.pairs.objects.len() + self.pairs.ranges.len() + self.pairs.data.len();
+        objects.unanimous().into_iter().for_each(|(o, p)| drop(self.pairs.objects.join(o, p)));
+        ranges.unanimous().into_iter().for_each(|(f, g)| drop(self.pairs.ranges.join(f, g)));
+        let taken: BTreeSet<u64> = self.pairs.data.values().copied().collect();
+        self.pairs.data.extend(data.unanimous().into_iter().filter(|(_, n)| !taken.contains(n)));
+        self.pairs.join_by_name(self.old, self.new);
+        self.pairs.objects.len() + self.pairs.ranges.len() + self.pairs.data.len() > before
+    }
+
+    /// Functions without a name whose content, with what that leads to where it has a name or a content of its own,
+    /// occurs once in each build.
+    fn join_by_content(&mut self, smallest: usize) {
+        loop {
+            let before = self.pairs.ranges.len();
+            let keys = |side: &Side<'_>| -> Vec<([u8; 32], usize)> {
+                let alone = (0..side.ranges.len()).into_par_iter();
+                let entries = alone.filter(|i| side.ranges[*i].unnamed && side.ranges[*i].parent == *i);
+                entries.filter(|i| side.ranges[*i].bytes.len() >= smallest).map(|i| (fingerprint(side, i), i)).collect()
+            };
+            let (old, new) = (keys(self.old), keys(self.new));
+            self.pairs.ranges.join_by(old.into_iter(), new.into_iter());
+            while self.vote() {}
+            if self.pairs.ranges.len() == before {
+                return;
+            }
+        }
+    }
+}
+
+fn fingerprint(side: &Side<'_>, entry: usize) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    for part in side.family(entry) {
+        let range = &side.ranges[*part];
+        hash.update((range.bytes.len() as u64).to_le_bytes());
+        for (at, step) in side.steps(*part) {
+            let mut bytes = range.bytes[at..at + step.len()].to_vec();
+            for field in &step.fields {
+                bytes[field.at..field.at + field.width].fill(0);
+                hash.update(content_of(side, range, field.target, field.usage));
+            }
+            hash.update(&bytes);
+        }
+    }
+    hash.finalize().into()
+}
+
+/// What a place says of itself, wherever it lies.
+fn content_of(side: &Side<'_>, own: &crate::entities::Range<'_>, target: u64, usage: Use) -> Vec<u8> {
+    if (own.address..own.end()).contains(&target) {
+        return (target - own.address).to_le_bytes().to_vec();
+    }
+    let word = side.image.stub_word(target).or_else(|| side.image.words.get(&target));
+    match word {
+        Some(Word::Symbol(name, _) | Word::Copy(name)) => return name.clone().into_bytes(),
+        Some(_) => return Vec::new(),
+        None => {}
+    }
+    if let Some((range, offset)) = side.range_at(target) {
+        let range = &side.ranges[range];
+        return if range.unnamed { Vec::new() } else { format!("{}+{offset}", range.name()).into_bytes() };
+    }
+    let constant = side.image.section_at(target).is_some_and(|s| s.is_constant() && !s.code);
+    if !constant || side.image.fixed {
+        return Vec::new();
+    }
+    let bytes = match usage {
+        Use::Access(n) => side.image.bytes(target, n).unwrap_or_default(),
+        _ => side.literal(target),
+    };
+    let plain = side.image.words.range(target..target + bytes.len() as u64).next().is_none();
+    // A table of distances looks different wherever it lies.
+    let text = crate::entities::text_length(bytes) == bytes.len() || usage != Use::Address;
+    if plain && text { bytes.to_vec() } else { Vec::new() }
+}
+
+/// Votes for pairs.
+struct Ballot<T> {
+    by_old: BTreeMap<T, BTreeSet<T>>,
+    by_new: BTreeMap<T, BTreeSet<T>>,
+}
+
+impl<T: Ord + Copy + Hash> Default for Ballot<T> {
+    fn default() -> Self {
+        Ballot { by_old: BTreeMap::new(), by_new: BTreeMap::new() }
+    }
+}
+
+impl<T: Ord + Copy + Hash> Ballot<T> {
+    fn cast(&mut self, old: T, new: T) {
+        self.by_old.entry(old).or_default().insert(new);
+        self.by_new.entry(new).or_default().insert(old);
+    }
+
+    fn unanimous(&self) -> Vec<(T, T)> {
+        let single = self.by_old.iter().filter(|(_, choices)| choices.len() == 1);
+        let pairs = single.filter_map(|(old, choices)| Some((*old, *choices.first()?)));
+        pairs.filter(|(_, new)| self.by_new[new].len() == 1).collect()
+    }
+}
+
+/// All entries that are pairs: for those who go through the whole program.
+pub(crate) fn entries(ranges: &OneToOne, old: &Side<'_>) -> Vec<(usize, usize)> {
+    ranges.iter().filter(|(f, _)| old.ranges[*f].parent == *f).collect()
+}
+
