@@ -30,7 +30,7 @@ pub(crate) enum Verb {
     Diff(DiffArgs),
     /// Show what a patch replaces, needs and fixes
     Inspect(InspectArgs),
-    /// Check that a patch is whole, and who signed it
+    /// Check that a patch is whole, who signed it, and that it makes one build of the other
     Verify(VerifyArgs),
     /// Sign a patch
     Sign(SignArgs),
@@ -157,6 +157,21 @@ pub(crate) struct TrustArgs {
 pub(crate) struct VerifyArgs {
     /// The patch file
     pub(crate) patch: PathBuf,
+    /// Prove that this build with the patch in it ...
+    #[arg(long, value_name = "OLD", requires = "new")]
+    pub(crate) old: Option<PathBuf>,
+    /// ... is this build
+    #[arg(long, value_name = "NEW", requires = "old")]
+    pub(crate) new: Option<PathBuf>,
+    /// The debug file of OLD, where it is not found by itself
+    #[arg(long, value_name = "FILE", requires = "old")]
+    pub(crate) old_debug: Option<PathBuf>,
+    /// The debug file of NEW
+    #[arg(long, value_name = "FILE", requires = "new")]
+    pub(crate) new_debug: Option<PathBuf>,
+    /// Look for debug files in this tree, before /usr/lib/debug
+    #[arg(long, value_name = "DIR", requires = "old")]
+    pub(crate) debug_dir: Vec<PathBuf>,
     /// Whose.
     #[command(flatten)]
     pub(crate) trust: TrustArgs,

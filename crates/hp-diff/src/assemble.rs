@@ -112,15 +112,21 @@ pub(crate) fn manifest(
         c.kind == ChangeKind::Changed
             || new.map.function_at(c.new_address).is_some_and(|(g, _, _)| c.new_size > 0 && copied.contains(&g))
     };
-    let functions = changes.iter().filter(is_copied).map(|c| FunctionInfo {
+    let info_of = |c: &Change| FunctionInfo {
         name: c.name.clone(),
-        change: if c.kind == ChangeKind::Added { "added" } else { "changed" }.into(),
+        change: match c.kind {
+            ChangeKind::Added => "added",
+            ChangeKind::LineOnly => "line-only",
+            _ => "changed",
+        }
+        .into(),
         cause: c.cause.clone(),
         old_address: c.old_address,
         old_size: c.old_size,
         new_size: c.new_size,
         source: new.map.function_at(c.new_address).map(|f| new.map.functions[f.0].file.to_owned()).unwrap_or_default(),
-    });
+    };
+    let left_out = changes.iter().filter(|c| c.kind == ChangeKind::LineOnly);
     let findings = findings.iter().map(|f| FindingInfo {
         code: f.code.to_string(),
         level: match f.level {
@@ -139,7 +145,8 @@ pub(crate) fn manifest(
         old: info(old),
         new: info(new),
         tool: concat!("hp ", env!("CARGO_PKG_VERSION")).into(),
-        functions: functions.collect(),
+        functions: changes.iter().filter(is_copied).map(info_of).collect(),
+        left_out: left_out.map(info_of).collect(),
         findings: findings.collect(),
     };
     // Serialising strings and numbers into memory cannot fail.

@@ -24,7 +24,7 @@ mod values;
 pub use entries::{Entries, entries};
 pub use finding::{Code, Finding, Level};
 pub use image::Evidence;
-pub use input::{DebugPlaces, FileKind, file_kind, same_content};
+pub use input::{BuildFile, DebugPlaces, FileKind, file_kind, same_content};
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use rustc_hash::FxHashSet;
 
 use crate::code::{Field, Use};
-use crate::entities::{DataObject, Family, Side, text_length};
+use crate::entities::{DataObject, Family, Side};
 use crate::image::{Image, SymbolType, Word};
 use crate::pairs::{Pairs, quiet};
 use crate::report::Kind;
@@ -78,7 +78,14 @@ const DEPTH: usize = 24;
 
 impl<'g, 'a> Ground<'g, 'a> {
     pub(crate) fn new(old: &'g Side<'a>, new: &'g Side<'a>, replaced: Vec<Replaced>) -> Ground<'g, 'a> {
-        Ground { old, new, pairs: Pairs::by_name(old, new), replaced, changed: FxHashSet::default(), identified: FxHashSet::default() }
+        Ground {
+            old,
+            new,
+            pairs: Pairs::by_name(old, new),
+            replaced,
+            changed: FxHashSet::default(),
+            identified: FxHashSet::default(),
+        }
     }
 
     /// Finds the named constants with another content, and those that lead to them.
@@ -102,9 +109,7 @@ impl<'g, 'a> Ground<'g, 'a> {
 
     fn same_object(&self, (o, p): (usize, usize)) -> bool {
         let (x, y) = (&self.old.objects[o], &self.new.objects[p]);
-        x.size == y.size
-            && x.constant == y.constant
-            && self.same_content(x.address, y.address, x.size, Within::data(false), DEPTH).is_ok()
+        x.size == y.size && x.constant == y.constant && self.same_content(x.address, y.address, x.size, DEPTH).is_ok()
     }
 
     /// The content of a named constant is the same in both builds.
@@ -118,6 +123,10 @@ impl<'g, 'a> Ground<'g, 'a> {
     }
 
     fn same_at(&self, a: u64, n: u64, usage: Use, within: Within<'_>, depth: usize) -> Answer {
+        if (a, n) == (0, 0) {
+            // A weak symbol that the linker found nowhere.
+            return Ok(Kind::Marker);
+        }
         if let Some(at) = self.new.range_at(n) {
             return self.same_code(a, at);
         }
@@ -221,7 +230,8 @@ impl<'g, 'a> Ground<'g, 'a> {
             (Word::Tls(k, x, i), Word::Tls(l, y, j)) if k == l && x == y => {
                 let place = |image, offset: i64| thread_local(image, offset as u64);
                 let same = i == j && (!x.is_empty() || *i == 0)
-                    || x.is_empty() && place(&self.old.image, *i).is_some_and(|p| Some(p) == place(&self.new.image, *j));
+                    || x.is_empty()
+                        && place(&self.old.image, *i).is_some_and(|p| Some(p) == place(&self.new.image, *j));
                 if same { Ok(Kind::ThreadLocal) } else { differ() }
             }
             (Word::Other(k, x, i), Word::Other(l, y, j)) if (k, x, i) == (l, y, j) => Ok(Kind::Slot),
@@ -351,24 +361,21 @@ impl<'g, 'a> Ground<'g, 'a> {
             return self.same_reading(a, *only);
         }
         let object = &self.new.objects[other.0];
-        let uses = |r: &(usize, i64), side: &Side<'_>, family: Option<&Family>, object: usize| {
-            let object = &side.objects[object];
-            let _ = r;
-            family.is_none_or(|f| f.uses(object.address, object.end()))
+        let uses = |object: usize| {
+            let object = &self.new.objects[object];
+            within.new.is_none_or(|f| f.uses(object.address, object.end()))
         };
-        if first.is_ok() && (!within.patch || !uses(other, self.new, within.new, other.0)) {
+        if first.is_ok() && (!within.patch || !uses(other.0)) {
             return first;
         }
         if let Some(r) = readings[1..].iter().find(|r| self.mapped(**r) == Some(a))
             && within.new.is_some()
-            && uses(r, self.new, within.new, r.0)
-            && (!within.patch || !uses(r, self.new, within.new, readings[0].0))
+            && uses(r.0)
+            && (!within.patch || !uses(readings[0].0))
         {
             return self.same_reading(a, *r);
         }
-        if first.is_err() {
-            return first;
-        }
+        first?;
         Doubt::no(format!("may also mean {}{:+#x}, which the base has elsewhere", object.names[0], other.1))
     }
 
@@ -378,7 +385,7 @@ impl<'g, 'a> Ground<'g, 'a> {
             return Doubt::no(format!("{a:#x} of the base is no constant"));
         }
         if let Use::Access(size) = usage {
-            return self.same_content(a, n, size, within, depth).map(|()| Kind::Literal);
+            return self.same_content(a, n, size, depth).map(|()| Kind::Literal);
         }
         if let Some(family) = within.new
             && let Some(table) = family.table(self.new, n)
@@ -394,7 +401,7 @@ impl<'g, 'a> Ground<'g, 'a> {
         if within.patch && x.len() as u64 > size {
             return Doubt::no(format!("the constant at {a:#x} of the base goes on behind that of the new build"));
         }
-        self.same_content(a, n, size.max(y.len() as u64), within, depth).map(|()| Kind::Literal)
+        self.same_content(a, n, size.max(y.len() as u64), depth).map(|()| Kind::Literal)
     }
 
     fn same_table(&self, a: u64, (width, labels): &(u64, Vec<u64>), within: Within<'_>) -> Answer {
@@ -414,7 +421,7 @@ impl<'g, 'a> Ground<'g, 'a> {
     }
 
     /// `size` bytes at `a` and `n`: equal, and words that hold addresses lead to the same.
-    fn same_content(&self, a: u64, n: u64, size: u64, within: Within<'_>, depth: usize) -> Result<(), Doubt> {
+    fn same_content(&self, a: u64, n: u64, size: u64, depth: usize) -> Result<(), Doubt> {
         let differ = || Doubt::No(format!("{a:#x} of the base has another content than {n:#x} of the new build"));
         if depth == 0 {
             return Doubt::no("constants lead into one another too deeply to follow");
@@ -440,16 +447,22 @@ impl<'g, 'a> Ground<'g, 'a> {
                 }
             }
         }
-        let _ = within;
         undecided.map_or(Ok(()), Err)
     }
 
     /// One byte that is no word, or in an image with a fixed address a word that may be one.
     fn same_plain(&self, a: u64, n: u64, at: usize, (x, y): (&[u8], &[u8])) -> Result<usize, Doubt> {
-        let differ = || Doubt::No(format!("byte {:#x} of the base differs from {:#x} of the new build", a + at as u64, n + at as u64));
+        let differ = || {
+            Doubt::No(format!(
+                "byte {:#x} of the base differs from {:#x} of the new build",
+                a + at as u64,
+                n + at as u64
+            ))
+        };
         let word = |bytes: &[u8]| bytes.get(at..at + 8).and_then(|b| b.try_into().ok()).map(u64::from_le_bytes);
         let aligned = (a + at as u64).is_multiple_of(8) && (n + at as u64).is_multiple_of(8);
-        if let (true, true, Some(v), Some(w)) = (self.old.image.fixed && self.new.image.fixed, aligned, word(x), word(y))
+        if let (true, true, Some(v), Some(w)) =
+            (self.old.image.fixed && self.new.image.fixed, aligned, word(x), word(y))
             && (leads_somewhere(self.old, v) || leads_somewhere(self.new, w))
         {
             return self.same_at(v, w, Use::Address, Within::data(false), 2).map(|_| 8);
@@ -462,7 +475,11 @@ impl<'g, 'a> Ground<'g, 'a> {
             return Ok(Kind::Variable);
         }
         let writable = |image: &Image<'_>, at| image.section_at(at).is_some_and(|s| !s.code && !s.is_slots());
-        if inside && writable(&self.old.image, a) && self.old.object_at(a).is_none() && !self.pairs.data.contains_key(&a) {
+        if inside
+            && writable(&self.old.image, a)
+            && self.old.object_at(a).is_none()
+            && !self.pairs.data.contains_key(&a)
+        {
             return Err(Doubt::Data(a, n));
         }
         Doubt::no(format!("no symbol covers {n:#x} of the new build"))
@@ -520,13 +537,5 @@ fn shown(word: &Word) -> String {
         Word::Tls(_, name, offset) => format!("thread-local {name}{offset:+#x}"),
         Word::Copy(name) => format!("a copy of {name}"),
         Word::Other(kind, name, value) => format!("{name} {value:#x} of relocation type {kind}"),
-    }
-}
-
-/// A text to show for a constant.
-pub(crate) fn preview(bytes: &[u8]) -> String {
-    match text_length(bytes) {
-        0 | 1 => "a constant".to_owned(),
-        n => format!("{:?}", String::from_utf8_lossy(&bytes[..n - 1]).chars().take(40).collect::<String>()),
     }
 }

@@ -225,10 +225,9 @@ impl<'a> Image<'a> {
                         Word::Symbol(symbol()?, addend)
                     }
                     elf::R_X86_64_COPY => Word::Copy(symbol()?),
-                    elf::R_X86_64_DTPMOD64
-                    | elf::R_X86_64_DTPOFF64
-                    | elf::R_X86_64_TPOFF64
-                    | elf::R_X86_64_TLSDESC => Word::Tls(kind.0, symbol()?, addend),
+                    elf::R_X86_64_DTPMOD64 | elf::R_X86_64_DTPOFF64 | elf::R_X86_64_TPOFF64 | elf::R_X86_64_TLSDESC => {
+                        Word::Tls(kind.0, symbol()?, addend)
+                    }
                     other => Word::Other(other.0, symbol()?, addend),
                 };
                 self.words.insert(rela.r_offset(endian), word);

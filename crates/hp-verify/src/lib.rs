@@ -1,4 +1,35 @@
 //! An independent judge: is the old build, with the patch in it, the new build?
+//!
+//! `hp-diff` makes patches; this crate does not believe it. It is written against `docs/FORMAT.md` and the ELF, DWARF and
+//! instruction set manuals alone, and shares no code with `hp-diff`, so that a mistake has to be made twice to go
+//! unnoticed. It takes two builds and a [`Patch`], and gives a [`Report`]: what it proved, in numbers, and every
+//! [`Fault`]. What it cannot prove is a fault, too.
+//!
+//! # What it proves
+//! 1. The patch is laid over the old image at several load addresses and relocated. Each field is read as the processor
+//!    reads it, and means the same place in every layout of memory.
+//! 2. From the replaced functions on, every function that the patch brings is walked beside its twin in the new build,
+//!    instruction by instruction: the same bytes, but for fields that lead somewhere; and each of these reaches the same
+//!    entity. Functions and variables are the same by name (in the file, for local ones), by the owner that debug
+//!    information gives a static local, or by the unanimous references of all functions that are otherwise
+//!    equal; imports, slots and stubs by the symbol and version behind them; texts, numbers, tables and other constants
+//!    by content, each entry of a jump table and each pointer followed.
+//! 3. Data that the patch brings is equal to the new build's. A variable that the base has is never brought a second
+//!    time; an address of a function that the base has is never one of the patch.
+//! 4. Each record is true of the old file (address, size, digest, parts, the bytes under the jump), nothing of the base
+//!    leads under a jump, and each thunk tests the state byte, goes to the right new function, repeats
+//!    the right instructions and goes on at the right place.
+//! 5. Unwind rows of new code mean what the new build's mean, those of a thunk what the base's mean at the
+//!    instructions that it repeats; and there are no others.
+//! 6. With [`Scope::Whole`]: every function of the base that is not replaced is the same in the new build, or is
+//!    listed in the manifest as left out for a reason that holds.
+//!
+//! # What it does not prove
+//! - That a running process may change over: layouts of types, initial values of variables that exist, and threads
+//!   inside of functions are the business of `hp-diff` and `hp-apply`.
+//! - Where a constant without a symbol ends. It is taken to reach to the next place that anything refers to; a text at
+//!   least to its terminator.
+//! - That a number which is left out as `line-only` is a line; it sees that nothing but immediate operands differs.
 #![forbid(unsafe_code)]
 
 mod code;

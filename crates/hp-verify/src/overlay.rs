@@ -65,7 +65,11 @@ pub(crate) fn lay(patch: &Patch) -> Result<Vec<Layout>, Vec<Fault>> {
         vec![(0, span + (1 << 20)), (0, span + (1 << 20) + far.min(1 << 28))]
     } else {
         let (low, high) = (0x5555_5555_4000, 0x7f3a_1234_5000_u64);
-        vec![(low, low + span + (1 << 20)), (high, high - size.next_multiple_of(GAP) - far / 2), (1 << 33, (1 << 33) + span + far)]
+        vec![
+            (low, low + span + (1 << 20)),
+            (high, high - size.next_multiple_of(GAP) - far / 2),
+            (1 << 33, (1 << 33) + span + far),
+        ]
     };
     let mut faults = Vec::new();
     let layouts = places.into_iter().map(|(bias, at)| Layout::new(patch, bias, at, &mut faults)).collect();

@@ -64,8 +64,7 @@ impl OneToOne {
             list.dedup();
             (list.len() == 1).then(|| list[0])
         };
-        let found: Vec<(usize, usize)> =
-            keys.values_mut().filter_map(|(a, b)| Some((once(a)?, once(b)?))).collect();
+        let found: Vec<(usize, usize)> = keys.values_mut().filter_map(|(a, b)| Some((once(a)?, once(b)?))).collect();
         let (mut of_old, mut of_new): (FxHashMap<usize, Vec<usize>>, FxHashMap<usize, Vec<usize>>) = Default::default();
         for &(o, p) in &found {
             of_old.entry(o).or_default().push(p);

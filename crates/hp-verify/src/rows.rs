@@ -46,7 +46,11 @@ impl Walk<'_, '_, '_> {
                 });
                 let mine = row.as_ref().and_then(|r| r.at(0).filter(|_| r.rows.len() == 1));
                 if theirs.is_none() || mine != theirs {
-                    faults.push(Fault::new("unwind", format!(".text+{at:#x}"), "its rows are not those of the branch to it"));
+                    faults.push(Fault::new(
+                        "unwind",
+                        format!(".text+{at:#x}"),
+                        "its rows are not those of the branch to it",
+                    ));
                 }
             }
             self.proof.unwind_rows += 1;
@@ -58,7 +62,9 @@ impl Walk<'_, '_, '_> {
                 Err(what) => faults.push(Fault::new("unwind", format!(".text.hpatch.thunks+{start:#x}"), what)),
             }
         }
-        let stray = rows.keys().map(|place| Fault::new("unwind", format!("{place:?}"), "rows for something that was not proven"));
+        let stray = rows
+            .keys()
+            .map(|place| Fault::new("unwind", format!("{place:?}"), "rows for something that was not proven"));
         faults.extend(stray);
         self.faults.extend(faults);
     }
@@ -104,7 +110,11 @@ impl Walk<'_, '_, '_> {
             let row = theirs.1.at(piece.old_address - theirs.0);
             for offset in piece.start..piece.end {
                 if row.is_none() || mine.at(offset - first.start) != row {
-                    return Err(format!("its row at offset {:#x} is not the base's at {:#x}", offset - first.start, piece.old_address));
+                    return Err(format!(
+                        "its row at offset {:#x} is not the base's at {:#x}",
+                        offset - first.start,
+                        piece.old_address
+                    ));
                 }
             }
         }
@@ -135,7 +145,9 @@ fn differ(mine: &Rows, theirs: &Rows, size: u64) -> Option<String> {
 fn ends_with_terminator(data: &[u8]) -> bool {
     let mut at = 0usize;
     loop {
-        let Some(length) = data.get(at..at + 4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])) else { return false };
+        let Some(length) = data.get(at..at + 4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])) else {
+            return false;
+        };
         at += 4;
         match length {
             0 => return data[at..].iter().all(|b| *b == 0),

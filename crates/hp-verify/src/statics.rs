@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use gimli::{AttributeValue, EndianSlice, LittleEndian, Reader as _, constants as dw};
+use gimli::{AttributeValue, EndianSlice, LittleEndian, constants as dw};
 use object::{Object, ObjectSection};
 
 use crate::Build;
@@ -103,7 +103,8 @@ fn text(
                 let text = dwarf.attr_string(unit, value).ok()?;
                 return Some(text.to_string_lossy().into_owned());
             }
-            let link = entry.attr_value(dw::DW_AT_abstract_origin).or_else(|| entry.attr_value(dw::DW_AT_specification));
+            let link =
+                entry.attr_value(dw::DW_AT_abstract_origin).or_else(|| entry.attr_value(dw::DW_AT_specification));
             here = match link {
                 Some(AttributeValue::UnitRef(offset)) => Some(offset),
                 _ => None,

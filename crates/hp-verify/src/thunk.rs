@@ -49,7 +49,11 @@ pub(crate) fn check(patch: &Patch, old: &Side<'_>, layouts: &[Layout]) -> Record
                 check_thunk(patch, old, layouts, record, &entry).map(|pieces| {
                     let start = patch.symbols[entry.thunk_symbol as usize].value;
                     if found.thunks.insert(start, pieces).is_some() {
-                        found.faults.push(Fault::new("thunk", place.clone(), "it shares its thunk with another function"));
+                        found.faults.push(Fault::new(
+                            "thunk",
+                            place.clone(),
+                            "it shares its thunk with another function",
+                        ));
                     }
                 })
             }),
@@ -106,7 +110,10 @@ fn check_parts(patch: &Patch, old: &Side<'_>, f: usize, index: usize) -> Check<(
                     && offset != 0
                     && !old.family(f).contains(&g)
                 {
-                    return wrong("record", format!("goes on inside {}, which is not recorded with it", old.ranges[g].name()));
+                    return wrong(
+                        "record",
+                        format!("goes on inside {}, which is not recorded with it", old.ranges[g].name()),
+                    );
                 }
             }
         }
@@ -187,12 +194,18 @@ fn flags_are_dead(old: &Side<'_>, site: u64, end: u64) -> Check<()> {
     const STATUS: u32 = 0b11_1111;
     let status = |bits: u32| {
         use iced_x86::RflagsBits as F;
-        [F::OF, F::SF, F::ZF, F::AF, F::CF, F::PF].iter().enumerate().filter(|(_, f)| bits & **f != 0).fold(0u32, |s, (i, _)| s | 1 << i)
+        [F::OF, F::SF, F::ZF, F::AF, F::CF, F::PF]
+            .iter()
+            .enumerate()
+            .filter(|(_, f)| bits & **f != 0)
+            .fold(0u32, |s, (i, _)| s | 1 << i)
     };
     let mut written = 0;
     for (_, step) in code::steps(site, bytes, false) {
         let i = &step.instruction;
-        if status(i.rflags_read()) & !written != 0 || matches!(i.mnemonic(), Mnemonic::Pushf | Mnemonic::Pushfq | Mnemonic::Lahf) {
+        if status(i.rflags_read()) & !written != 0
+            || matches!(i.mnemonic(), Mnemonic::Pushf | Mnemonic::Pushfq | Mnemonic::Lahf)
+        {
             return wrong("thunk", format!("`{i}` reads flags that the thunk has changed"));
         }
         written |= status(i.rflags_modified());
@@ -238,10 +251,18 @@ impl Reader<'_> {
 }
 
 /// Follows a thunk: the test of the state byte, the way to the new code, the displaced instructions, the way back.
-fn check_thunk(patch: &Patch, old: &Side<'_>, layouts: &[Layout], record: &FunctionRecord, entry: &Entry) -> Check<Vec<Piece>> {
+fn check_thunk(
+    patch: &Patch,
+    old: &Side<'_>,
+    layouts: &[Layout],
+    record: &FunctionRecord,
+    entry: &Entry,
+) -> Check<Vec<Piece>> {
     let symbol = &patch.symbols[entry.thunk_symbol as usize];
     let new = &patch.symbols[entry.new_symbol as usize];
-    let (SymbolPlace::Payload(SectionKind::Text), SymbolPlace::Payload(SectionKind::Thunks)) = (new.place, symbol.place) else {
+    let (SymbolPlace::Payload(SectionKind::Text), SymbolPlace::Payload(SectionKind::Thunks)) =
+        (new.place, symbol.place)
+    else {
         return wrong("thunk", "is not in the section of thunks, or its function not in .text");
     };
     let mut reader = Reader { layouts, at: symbol.value };
@@ -251,7 +272,9 @@ fn check_thunk(patch: &Patch, old: &Side<'_>, layouts: &[Layout], record: &Funct
         return wrong("thunk", format!("`{}` does not test the state byte", test.instruction));
     }
     let (branch, target, _) = reader.next()?;
-    if branch.instruction.mnemonic() != Mnemonic::Jne || target != Some(Place::Payload(SectionKind::Text, new.value as i64)) {
+    if branch.instruction.mnemonic() != Mnemonic::Jne
+        || target != Some(Place::Payload(SectionKind::Text, new.value as i64))
+    {
         return wrong("thunk", format!("`{}` does not go to the new function", branch.instruction));
     }
     let site = record.old_address + u64::from(entry.site_offset);
@@ -280,7 +303,8 @@ fn check_thunk(patch: &Patch, old: &Side<'_>, layouts: &[Layout], record: &Funct
     }
     if !ends {
         let (back, target, start) = reader.next()?;
-        let jumps = back.instruction.mnemonic() == Mnemonic::Jmp && back.fields.first().is_some_and(|f| f.usage == Use::Branch);
+        let jumps =
+            back.instruction.mnemonic() == Mnemonic::Jmp && back.fields.first().is_some_and(|f| f.usage == Use::Branch);
         if !jumps || target != Some(Place::Base(site + at as u64)) {
             return wrong("thunk", format!("`{}` does not go back behind what it repeats", back.instruction));
         }
@@ -304,7 +328,10 @@ fn check_displaced(reader: &mut Reader<'_>, bytes: &[u8], old: &Step, site: u64)
         return if movable && reader.bytes(start) == bytes { Ok(()) } else { differ(&mine.instruction) };
     };
     if place != Some(Place::Base(field.target)) {
-        return wrong("thunk", format!("`{}` does not lead where the base's does, to {:#x}", mine.instruction, field.target));
+        return wrong(
+            "thunk",
+            format!("`{}` does not lead where the base's does, to {:#x}", mine.instruction, field.target),
+        );
     }
     if field.usage == Use::Branch {
         if (site + 1..site + JUMP).contains(&field.target) {

@@ -48,7 +48,9 @@ pub(crate) fn read(address: u64, data: &[u8]) -> (BTreeMap<u64, Rows>, Vec<Strin
             }
         };
         let offset = partial.offset();
-        let rows = partial.parse(EhFrame::cie_from_offset).and_then(|fde| Ok((fde.initial_address(), rows(&frame, &bases, &fde)?)));
+        let rows = partial
+            .parse(EhFrame::cie_from_offset)
+            .and_then(|fde| Ok((fde.initial_address(), rows(&frame, &bases, &fde)?)));
         match rows {
             Ok((start, rows)) => {
                 if found.insert(start, rows).is_some() {

@@ -67,13 +67,16 @@ impl Ground<'_, '_> {
             let here = y.address + at as u64;
             let (a, b) = (&x.bytes[at..at + s.len()], &y.bytes[at..(at + t.len()).min(y.bytes.len())]);
             let field = |i: usize| s.fields.iter().any(|f| (f.at..f.at + f.width).contains(&i));
-            let shape = s.fields.len() == t.fields.len() && s.fields.iter().zip(&t.fields).all(|(f, g)| (f.at, f.width, f.usage) == (g.at, g.width, g.usage));
+            let shape = s.fields.len() == t.fields.len()
+                && s.fields.iter().zip(&t.fields).all(|(f, g)| (f.at, f.width, f.usage) == (g.at, g.width, g.usage));
             let plain = |i: &usize| a[*i] != b[*i] && !field(*i);
             if a.len() != b.len() || !shape || s.instruction.code() != t.instruction.code() {
                 return differs(Difference { at: here, what: "another instruction".into(), immediate: false });
             }
             if (0..a.len()).any(|i| plain(&i)) {
-                let number = |(from, width): (usize, usize)| (0..a.len()).filter(plain).all(|i| (from..from + width).contains(&i));
+                let number = |(from, width): (usize, usize)| {
+                    (0..a.len()).filter(plain).all(|i| (from..from + width).contains(&i))
+                };
                 let immediate = s.immediate.is_some_and(number);
                 if !differs(Difference { at: here, what: "another instruction".into(), immediate }) {
                     return false;
@@ -103,7 +106,11 @@ impl Ground<'_, '_> {
             end = at + s.len();
         }
         if x.bytes[end..] != y.bytes[end..] {
-            return differs(Difference { at: y.address + end as u64, what: "bytes that are no instruction".into(), immediate: false });
+            return differs(Difference {
+                at: y.address + end as u64,
+                what: "bytes that are no instruction".into(),
+                immediate: false,
+            });
         }
         true
     }
@@ -120,7 +127,9 @@ impl Ground<'_, '_> {
                 let (x, y) = (self.old.ranges[*f].address, self.new.ranges[*g].address);
                 format!("nothing proves that the function at {x:#x} of the base is the one at {y:#x} of the new build")
             }
-            Doubt::Data(a, n) => format!("nothing proves that the data at {a:#x} of the base is that at {n:#x} of the new build"),
+            Doubt::Data(a, n) => {
+                format!("nothing proves that the data at {a:#x} of the base is that at {n:#x} of the new build")
+            }
         }
     }
 
@@ -180,7 +189,8 @@ impl Ground<'_, '_> {
         let before = users(self.old, &pairs.iter().map(|p| p.0).collect());
         let now = users(self.new, &pairs.iter().map(|p| p.1).collect());
         for (o, p) in pairs {
-            let shared = |f: &usize| self.pairs.ranges.new_of(*f).is_some_and(|g| now.get(&p).is_some_and(|u| u.contains(&g)));
+            let shared =
+                |f: &usize| self.pairs.ranges.new_of(*f).is_some_and(|g| now.get(&p).is_some_and(|u| u.contains(&g)));
             if before.get(&o).is_some_and(|users| users.iter().any(shared)) {
                 self.pairs.objects.join(o, p);
             }
@@ -217,8 +227,12 @@ impl Ground<'_, '_> {
             }
         }
         let before = self.pairs.objects.len() + self.pairs.ranges.len() + self.pairs.data.len();
-        objects.unanimous().into_iter().for_each(|(o, p)| drop(self.pairs.objects.join(o, p)));
-        ranges.unanimous().into_iter().for_each(|(f, g)| drop(self.pairs.ranges.join(f, g)));
+        for (o, p) in objects.unanimous() {
+            self.pairs.objects.join(o, p);
+        }
+        for (f, g) in ranges.unanimous() {
+            self.pairs.ranges.join(f, g);
+        }
         let taken: BTreeSet<u64> = self.pairs.data.values().copied().collect();
         self.pairs.data.extend(data.unanimous().into_iter().filter(|(_, n)| !taken.contains(n)));
         self.pairs.join_by_name(self.old, self.new);
@@ -320,4 +334,3 @@ impl<T: Ord + Copy + Hash> Ballot<T> {
 pub(crate) fn entries(ranges: &OneToOne, old: &Side<'_>) -> Vec<(usize, usize)> {
     ranges.iter().filter(|(f, _)| old.ranges[*f].parent == *f).collect()
 }
-

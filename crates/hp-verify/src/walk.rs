@@ -12,7 +12,7 @@ use rustc_hash::FxHashMap;
 
 use crate::code::{self, Field, Step, Use};
 use crate::entities::Family;
-use crate::ground::{Doubt, Ground, Within, is_number, thread_local};
+use crate::ground::{Doubt, Ground, Within, is_number};
 use crate::image::{SymbolType, Word};
 use crate::overlay::{Layout, Place};
 use crate::report::{Fault, Kind, Proof};
@@ -154,7 +154,8 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
         let twin = &new.ranges[range];
         let family = self.family(true, range);
         let old = self.ground.pairs.ranges.old_of(twin.parent).map(|f| self.family(false, f));
-        let within = Within { old: old.as_deref(), new: Some(&family), patch: true, startup: twin.file == "crtstuff.c" };
+        let within =
+            Within { old: old.as_deref(), new: Some(&family), patch: true, startup: twin.file == "crtstuff.c" };
         let mut end = 0;
         for (at, step) in new.steps(range) {
             end = at + step.len();
@@ -178,7 +179,12 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
     }
 
     /// One instruction of the patch and its twin: the same bytes, and fields that lead to the same.
-    fn same_step(&mut self, offset: u64, (address, bytes, step): (u64, &[u8], &Step), within: Within<'_>) -> Result<(), String> {
+    fn same_step(
+        &mut self,
+        offset: u64,
+        (address, bytes, step): (u64, &[u8], &Step),
+        within: Within<'_>,
+    ) -> Result<(), String> {
         let absolute = self.patch.base.fixed_address;
         let mut fields: Vec<Vec<(Place, Field)>> = vec![Vec::new(); step.fields.len()];
         for layout in self.layouts {
@@ -190,7 +196,10 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
             let in_field = |i: usize| step.fields.iter().any(|f| (f.at..f.at + f.width).contains(&i));
             let equal = mine.len() == bytes.len() && (0..bytes.len()).all(|i| in_field(i) || here[i] == bytes[i]);
             let shape = |f: &Field| (f.at, f.width, f.relative, f.usage);
-            if !equal || mine.fields.len() != step.fields.len() || !mine.fields.iter().zip(&step.fields).all(|(f, g)| shape(f) == shape(g)) {
+            if !equal
+                || mine.fields.len() != step.fields.len()
+                || !mine.fields.iter().zip(&step.fields).all(|(f, g)| shape(f) == shape(g))
+            {
                 return Err(format!("`{}` in the patch, `{}` in the new build", mine.instruction, step.instruction));
             }
             for (list, field) in fields.iter_mut().zip(&mine.fields) {
@@ -205,7 +214,14 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
         Ok(())
     }
 
-    fn same_field(&mut self, offset: u64, address: u64, new: &Field, mine: &[(Place, Field)], within: Within<'_>) -> Answer {
+    fn same_field(
+        &mut self,
+        offset: u64,
+        address: u64,
+        new: &Field,
+        mine: &[(Place, Field)],
+        within: Within<'_>,
+    ) -> Answer {
         let relocated = self.relocated.contains(&(SectionKind::Text, offset + new.at as u64));
         if !new.relative && !relocated {
             let value = mine[0].1.target;
@@ -265,9 +281,10 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
         match place {
             Place::Base(a) => self.ground.same(a, n, usage, within),
             Place::Payload(SectionKind::Text, offset) => self.same_code(offset, n, usage),
-            Place::Payload(kind @ (SectionKind::Rodata | SectionKind::DataRelRo | SectionKind::Data | SectionKind::Bss), offset) => {
-                self.same_data(kind, offset, n, usage, within)
-            }
+            Place::Payload(
+                kind @ (SectionKind::Rodata | SectionKind::DataRelRo | SectionKind::Data | SectionKind::Bss),
+                offset,
+            ) => self.same_data(kind, offset, n, usage, within),
             Place::Payload(kind, _) => Doubt::no(format!("leads into {} of the patch", kind.name())),
             Place::Stub(symbol) => self.same_import(symbol, self.ground.new.image.stub_word(n)),
             Place::Slot(symbol) => self.same_slot(symbol, n),
@@ -288,7 +305,10 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
         if let Some((start, twin)) = self.twin_at(offset) {
             if (twin.range, offset - start) != (range, inside) {
                 let other = new.ranges[twin.range].name();
-                return Doubt::no(format!("leads to {other}+{:#x} of the patch instead of {name}+{inside:#x}", offset - start));
+                return Doubt::no(format!(
+                    "leads to {other}+{:#x} of the patch instead of {name}+{inside:#x}",
+                    offset - start
+                ));
             }
         } else {
             let start = offset.checked_sub(inside);
@@ -375,15 +395,23 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
     }
 
     /// Makes a payload object the twin of the new data at `start`.
-    fn join_data(&mut self, symbol: u32, kind: SectionKind, start: u64, (n, usage): (u64, Use), within: Within<'_>) -> Answer {
+    fn join_data(
+        &mut self,
+        symbol: u32,
+        kind: SectionKind,
+        start: u64,
+        (n, usage): (u64, Use),
+        within: Within<'_>,
+    ) -> Answer {
         let new = self.ground.new;
         let found = &self.patch.symbols[symbol as usize];
         let writable = matches!(kind, SectionKind::Data | SectionKind::Bss);
-        let section = new.image.section_at(start);
-        let Some(section) = section.filter(|s| !s.code && !s.is_slots() && s.is_constant() != writable) else {
+        let fits = |s: &crate::image::Section<'_>| !s.code && !s.is_slots() && s.is_constant() != writable;
+        if !new.image.section_at(start).is_some_and(fits) {
             return Doubt::no(format!("{} of the patch is not what the new build has at {start:#x}", found.name));
-        };
-        let table = within.new.filter(|_| usage == Use::Address && n == start).and_then(|f| f.table(new, n).map(|t| (f, t)));
+        }
+        let table =
+            within.new.filter(|_| usage == Use::Address && n == start).and_then(|f| f.table(new, n).map(|t| (f, t)));
         let result = match new.object_at(start) {
             Some((p, 0)) => self.may_bring(p, symbol, writable)?,
             Some(_) => return Doubt::no(format!("{} of the patch is only a part of an object", found.name)),
@@ -405,9 +433,11 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
             return Ok(result);
         }
         if table.is_none() && !self.is_plausible(symbol, kind, start) {
-            return Doubt::no(format!("{} of the patch has another content than {start:#x} of the new build", found.name));
+            return Doubt::no(format!(
+                "{} of the patch has another content than {start:#x} of the new build",
+                found.name
+            ));
         }
-        let _ = section;
         self.data.entry(symbol).or_default().insert(start);
         let user = table.and_then(|_| new.range_at(*within.new?.starts.iter().next()?)).map(|r| r.0);
         self.data_todo.push_back((symbol, start, user));
@@ -434,7 +464,10 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
         let object = &ground.new.objects[p];
         let name = object.names[0];
         if found.size != object.size {
-            return Doubt::no(format!("{name} has {} bytes in the patch and {} in the new build", found.size, object.size));
+            return Doubt::no(format!(
+                "{name} has {} bytes in the patch and {} in the new build",
+                found.size, object.size
+            ));
         }
         let old = ground.pairs.objects.old_of(p);
         if !writable {
@@ -628,7 +661,6 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
         if slots {
             self.fault("code", "thread-local slots", "the layout of thread-local variables differs between the builds");
         }
-        let _ = thread_local;
     }
 
     /// What nothing leads to is not proven.

@@ -48,7 +48,10 @@ impl Walk<'_, '_, '_> {
                 None => Verdict::Fault(Fault::new(
                     "left-out",
                     place,
-                    format!("changed, and is neither replaced nor listed: at {:#x} of the new build, {}", first.at, first.what),
+                    format!(
+                        "changed, and is neither replaced nor listed: at {:#x} of the new build, {}",
+                        first.at, first.what
+                    ),
                 )),
             }
         };

@@ -79,6 +79,7 @@ pub(crate) fn check(case: &Case) -> Result<(), String> {
         return if patch.exists() { Err("a patch file was written all the same".into()) } else { Ok(()) };
     }
     readable(&patch)?;
+    judged(&patch, &old_image, &new_image)?;
     if depth == Depth::Diff { Ok(()) } else { live(case, &mut targets, &old_image, &patch) }
 }
 
@@ -138,6 +139,12 @@ fn readable(patch: &Path) -> Result<(), String> {
             return Err(format!("{tool} complains about the patch\n{}", done.story()));
         }
     }
+    Ok(())
+}
+
+/// The independent judge proves the patch.
+fn judged(patch: &Path, old: &Path, new: &Path) -> Result<(), String> {
+    run(hp().arg("verify").arg(patch).arg("--old").arg(old).arg("--new").arg(new))?.expect(0, "hp verify")?;
     Ok(())
 }
 

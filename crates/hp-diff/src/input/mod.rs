@@ -76,6 +76,30 @@ pub fn same_content(a: &Path, b: &Path) -> Result<bool, Error> {
     Ok(map(a)?[..] == map(b)?[..])
 }
 
+/// A build and its debug file, mapped, for whoever else wants to look at them.
+#[derive(Debug)]
+pub struct BuildFile(Input);
+
+impl BuildFile {
+    /// Opens the build at `path`, and its debug file: the `given` one, else the one that is found in `places`.
+    ///
+    /// # Errors
+    /// If a file cannot be read, or belongs to another build.
+    pub fn open(path: &Path, given: Option<&Path>, places: &DebugPlaces) -> Result<BuildFile, Error> {
+        Input::open(path, given, places).map(BuildFile)
+    }
+
+    /// The bytes of the build.
+    pub fn image(&self) -> &[u8] {
+        &self.0.data
+    }
+
+    /// The bytes of its debug file, if there is one.
+    pub fn debug(&self) -> Option<&[u8]> {
+        self.0.debug.as_ref().map(|file| &file.data[..])
+    }
+}
+
 /// One build, opened; an image borrows from it.
 #[derive(Debug)]
 pub(crate) struct Input {
