@@ -17,6 +17,7 @@ const TOOLS: &[(&str, &str)] = &[
     ("minisign", "minisign"),
     ("musl-gcc", "musl-tools"),
     ("objdump", "binutils"),
+    ("perf", "linux-perf"),
     ("python3", "python3"),
     ("xz", "xz-utils"),
 ];

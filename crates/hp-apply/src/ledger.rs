@@ -328,6 +328,17 @@ pub(crate) fn find(mem: &Mem, maps: &Maps) -> Vec<Ledger> {
     found
 }
 
+/// Every valid ledger in a copy of memory that lay at `at`.
+pub(crate) fn find_in(memory: &[u8], at: LiveAddr) -> Vec<Ledger> {
+    let pages = (0..memory.len()).step_by(PAGE as usize);
+    pages
+        .filter_map(|page| {
+            memory.get(page..page + header(memory.get(page..page + HEADER)?)?).map(|bytes| (page, bytes))
+        })
+        .filter_map(|(page, bytes)| Ledger::parse(bytes, at.plus(page as u64)))
+        .collect()
+}
+
 /// The claim on a mapping.
 pub(crate) fn claim(mapping: LiveRange) -> [u8; CLAIM_SIZE] {
     let mut claim = [0; CLAIM_SIZE];

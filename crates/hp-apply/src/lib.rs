@@ -29,6 +29,7 @@ mod apply;
 mod base_file;
 mod bytes;
 mod cleanup;
+mod code;
 mod dynamic;
 mod gate;
 mod image;
@@ -57,6 +58,7 @@ mod takeover;
 mod threads;
 mod unwind;
 
+pub use code::{LoadedCode, LoadedFunction};
 #[cfg(feature = "std")]
 pub use start::{Started, start};
 #[cfg(feature = "std")]
@@ -107,6 +109,19 @@ pub fn builds_of(pid: i32) -> Result<Vec<Vec<u8>>, Error> {
 /// [`Error::Unusable`] if there is no such process or it may not be read.
 pub fn status(pid: i32) -> Result<Vec<LedgerEntry>, Error> {
     status::status(pid)
+}
+
+/// The code that patches have brought into one process, for debuggers and profilers.
+///
+/// # Errors
+/// [`Error::Unusable`] if there is no such process or it may not be read.
+pub fn loaded_code(pid: i32) -> Result<Vec<LoadedCode>, Error> {
+    code::of_process(pid)
+}
+
+/// The same from memory that a core dump has kept: `memory` lay at `address`, a multiple of the page size.
+pub fn loaded_code_in(memory: &[u8], address: u64) -> Vec<LoadedCode> {
+    code::in_memory(memory, address)
 }
 
 /// Applies the patch in `patch_file`, the bytes of a `.hpatch` file, to a process.

@@ -46,6 +46,8 @@ pub(crate) enum Verb {
     Revert(RevertArgs),
     /// Keep processes that start later patched, with the patches in a folder
     Watch(WatchArgs),
+    /// Name patched code for gdb and perf
+    Symbols(SymbolsArgs),
     /// Say what a finding means and what to do about it
     Explain(ExplainArgs),
     /// Build, start, patch and revert a small server, to see it all once
@@ -150,6 +152,29 @@ pub(crate) struct TrustArgs {
     /// Trust this public key, beside those in /etc/hp/trusted.d and ~/.config/hp/trusted.d
     #[arg(long, value_name = "FILE")]
     pub(crate) trust: Vec<PathBuf>,
+}
+
+/// `hp symbols`
+#[derive(Args, Debug)]
+pub(crate) struct SymbolsArgs {
+    /// A core dump of a patched process
+    #[arg(value_name = "CORE", required_unless_present = "pid")]
+    pub(crate) core: Option<PathBuf>,
+    /// A patched process
+    #[arg(long, value_name = "N", conflicts_with = "core", value_parser = clap::value_parser!(i32).range(1..))]
+    pub(crate) pid: Option<i32>,
+    /// The patch file that was applied: it knows every symbol and the source lines
+    #[arg(long, value_name = "PATCH")]
+    pub(crate) patch: Vec<PathBuf>,
+    /// Write a gdb script to FILE, and beside it what the script loads
+    #[arg(long, value_name = "FILE", conflicts_with = "output")]
+    pub(crate) gdb: Option<PathBuf>,
+    /// Write the map for perf to FILE (default: to standard output)
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// `hp verify`
@@ -333,6 +358,7 @@ impl Verb {
             Verb::Apply(args) => args.how.json,
             Verb::Revert(args) => args.how.json,
             Verb::Status(args) => args.json,
+            Verb::Symbols(args) => args.json,
             Verb::Explain(args) => args.json,
             Verb::Demo(_) | Verb::Run(_) | Verb::Watch(_) => false,
         }

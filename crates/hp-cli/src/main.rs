@@ -18,6 +18,7 @@ mod revert;
 mod run;
 mod sign;
 mod status;
+mod symbols;
 mod targets;
 mod text;
 mod trust;
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
         Verb::Watch(args) => watch::run(&args).map(ExitCode::from),
         Verb::Status(args) => status::run(&args).map(ExitCode::from),
         Verb::Revert(args) => revert::run(&args).map(ExitCode::from),
+        Verb::Symbols(args) => symbols::run(&args).map(ExitCode::from),
         Verb::Explain(args) => explain::run(&args).map(ExitCode::from),
     };
     result.unwrap_or_else(|error| failed(&error, json))

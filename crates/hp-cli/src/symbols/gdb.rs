@@ -1,0 +1,95 @@
+//! A gdb script that loads symbols for patched code. What it loads is the patch file itself where that is at hand (it
+//! is an object file, with source lines if it has them); else an object file made of what the record in the process says.
+
+use super::{Code, Symbol};
+use crate::patch_file::write_file;
+use crate::text::{clean, io_reason};
+use anyhow::anyhow;
+use object::write::{Object, SectionId, Symbol as ObjectSymbol, SymbolSection};
+use object::{Architecture, BinaryFormat, Endianness, SectionFlags, SectionKind, SymbolFlags, SymbolScope, elf};
+use std::ffi::OsString;
+use std::fmt::Write;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+/// Writes the script, and beside it the object files that it needs.
+pub(super) fn write(codes: &[Code], script: &Path) -> anyhow::Result<()> {
+    let mut text = String::from("# Symbols of patched code. In gdb: source THIS-FILE\nset confirm off\n");
+    for code in codes {
+        let object = match &code.file {
+            Some(file) => absolute(&file.path)?,
+            None => write_object(code, script)?,
+        };
+        let loaded = &code.loaded;
+        // The file name is quoted as gdb reads it.
+        let name = object.display().to_string().replace('\\', "\\\\").replace('"', "\\\"");
+        write!(text, "add-symbol-file \"{name}\" {:#x}", loaded.text.start)?;
+        for (section, range) in [(".text.hpatch.thunks", &loaded.thunks), (".eh_frame", &loaded.eh_frame)] {
+            if !range.is_empty() {
+                write!(text, " -s {section} {:#x}", range.start)?;
+            }
+        }
+        text.push('\n');
+    }
+    text.push_str("set confirm on\n");
+    put(script, text.as_bytes())
+}
+
+fn put(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    write_file(path, bytes)
+        .map_err(|e| anyhow!("cannot write {}: {}", clean(&path.display().to_string()), io_reason(&e)))
+}
+
+fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
+    std::path::absolute(path).map_err(|e| anyhow!("{}: {}", clean(&path.display().to_string()), io_reason(&e)))
+}
+
+/// `SCRIPT.ID.o`: the symbols and the unwind rows of one patch.
+fn write_object(code: &Code, script: &Path) -> anyhow::Result<PathBuf> {
+    let mut name: OsString = script.as_os_str().to_owned();
+    name.push(format!(".{}.o", code.loaded.id));
+    let path = PathBuf::from(name);
+    put(&path, &object_file(code)?)?;
+    absolute(&path)
+}
+
+fn object_file(code: &Code) -> anyhow::Result<Vec<u8>> {
+    let mut object = Object::new(BinaryFormat::Elf, Architecture::X86_64, Endianness::Little);
+    let loaded = &code.loaded;
+    let symbols = code.symbols();
+    for (name, range) in [(".text", &loaded.text), (".text.hpatch.thunks", &loaded.thunks)] {
+        if !range.is_empty() {
+            let section = code_section(&mut object, name, range);
+            for symbol in symbols.iter().filter(|symbol| range.contains(&symbol.address)) {
+                add_symbol(&mut object, section, range, symbol);
+            }
+        }
+    }
+    if !loaded.unwind_rows.is_empty() {
+        let section = object.add_section(Vec::new(), b".eh_frame".to_vec(), SectionKind::ReadOnlyData);
+        object.append_section_data(section, &loaded.unwind_rows, 8);
+    }
+    Ok(object.write()?)
+}
+
+/// The code itself is in the process: only its place and size are told.
+fn code_section(object: &mut Object<'_>, name: &str, range: &Range<u64>) -> SectionId {
+    let section = object.add_section(Vec::new(), name.as_bytes().to_vec(), SectionKind::UninitializedData);
+    object.append_section_bss(section, range.end - range.start, 16);
+    let sh_flags = elf::SHF_ALLOC | elf::SHF_EXECINSTR;
+    object.section_mut(section).flags = SectionFlags::Elf { sh_type: elf::SHT_NOBITS, sh_flags };
+    section
+}
+
+fn add_symbol(object: &mut Object<'_>, section: SectionId, range: &Range<u64>, symbol: &Symbol) {
+    object.add_symbol(ObjectSymbol {
+        name: symbol.name.as_bytes().to_vec(),
+        value: symbol.address - range.start,
+        size: symbol.size,
+        kind: object::SymbolKind::Text,
+        scope: SymbolScope::Compilation,
+        weak: false,
+        section: SymbolSection::Section(section),
+        flags: SymbolFlags::None,
+    });
+}
