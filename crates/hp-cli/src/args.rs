@@ -82,6 +82,9 @@ pub(crate) struct DiffArgs {
     /// Numbers in lasting memory that may have changed their meaning (HP0403) are errors
     #[arg(long)]
     pub(crate) strict: bool,
+    /// Show the old and new code of this changed function side by side, with the reason; the patch is written only with -o
+    #[arg(long, value_name = "NAME")]
+    pub(crate) explain: Vec<String>,
     /// The debug file of OLD, where it is not found by itself
     #[arg(long, value_name = "FILE")]
     pub(crate) old_debug: Option<PathBuf>,

@@ -7,7 +7,7 @@ use crate::exit::Exit;
 use crate::patch_file::write_file;
 use crate::text::{BAD, BOLD, DIM, GOOD, WARN, clean, count, io_reason, print_json};
 use anyhow::{Context, anyhow, bail};
-use hp_diff::{Change, ChangeKind, Finding, Level, Options, Report};
+use hp_diff::{Change, ChangeKind, FileKind, Finding, Level, Options, Report};
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
@@ -22,14 +22,16 @@ struct Written {
 
 /// Compares, reports, writes.
 pub(crate) fn run(args: &DiffArgs) -> anyhow::Result<Exit> {
-    let trees = [&args.old, &args.new].map(|path| path.is_dir());
+    let trees = [&args.old, &args.new].map(|path| is_tree(path));
     if trees[0] != trees[1] && [&args.old, &args.new].iter().all(|p| p.exists()) {
         let (tree, file) = if trees[0] { (&args.old, &args.new) } else { (&args.new, &args.old) };
+        let (one, two) =
+            if tree.is_dir() { ("a directory", "two directories") } else { ("an archive", "two archives") };
         let [tree, file] = [tree, file].map(|p| clean(&p.display().to_string()));
-        bail!("{tree} is a directory and {file} is not; give two files or two directories");
+        bail!("{tree} is {one} and {file} is not; give two files or {two}");
     }
     let is_tree = trees == [true, true];
-    if args.output.is_none() && !args.json && !is_tree && io::stdout().is_terminal() {
+    if args.output.is_none() && !args.json && !is_tree && args.explain.is_empty() && io::stdout().is_terminal() {
         bail!("refusing to write a patch to a terminal; use -o FILE or > FILE");
     }
     if let Some(output) = &args.output
@@ -47,6 +49,7 @@ pub(crate) fn run(args: &DiffArgs) -> anyhow::Result<Exit> {
         counter: args.counter,
         exact_lines: args.exact_lines,
         strict: args.strict,
+        explain: args.explain.clone(),
         old_debug: args.old_debug.clone(),
         new_debug: args.new_debug.clone(),
         places,
@@ -56,16 +59,28 @@ pub(crate) fn run(args: &DiffArgs) -> anyhow::Result<Exit> {
     }
     let report = hp_diff::diff(&args.old, &args.new, &options)?;
     let exit = exit_of(&report);
+    for name in &args.explain {
+        known(name, &report)?;
+    }
     if args.json {
         let written = write(&report, exit, args.output.as_deref(), false)?;
         print_json(&json(&report, exit, written.as_ref()))?;
     } else {
         // The patch matters, whether somebody reads the report or not.
         let _ = print_report(&name, &report);
-        let written = write(&report, exit, args.output.as_deref(), true)?;
+        let explained = !args.explain.is_empty();
+        if explained {
+            print_explanations(&report)?;
+        }
+        let written = write(&report, exit, args.output.as_deref(), !explained)?;
         let _ = print_verdict(&report, exit, written.as_ref());
     }
     Ok(exit)
+}
+
+/// Directories, and archives: what has several builds in it.
+fn is_tree(path: &Path) -> bool {
+    path.is_dir() || hp_diff::file_kind(path).is_ok_and(|kind| kind == FileKind::Archive)
 }
 
 fn exit_of(report: &Report) -> Exit {
@@ -110,8 +125,30 @@ fn json(report: &Report, exit: Exit, written: Option<&Written>) -> serde_json::V
         "evidence": { "old": report.evidence[0], "new": report.evidence[1] },
         "changes": report.changes,
         "findings": report.findings,
+        "explanations": report.explanations,
         "patch": written,
     })
+}
+
+/// A name to be explained must be one of a function that differs.
+fn known(name: &str, report: &Report) -> anyhow::Result<()> {
+    if report.explanations.iter().any(|e| e.name == name) {
+        return Ok(());
+    }
+    let shown = clean(name);
+    match report.changes.iter().find(|c| c.name == name) {
+        Some(change) => bail!("{shown} has nothing to compare with: {}", clean(&change.cause)),
+        None => bail!("{shown} is not the name of a function that changed; without --explain all of them are listed"),
+    }
+}
+
+fn print_explanations(report: &Report) -> io::Result<()> {
+    let mut out = anstream::stdout().lock();
+    for explanation in &report.explanations {
+        crate::side_by_side::print(&mut out, explanation)?;
+        writeln!(out)?;
+    }
+    out.flush()
 }
 
 fn print_report(name: &str, report: &Report) -> io::Result<()> {
@@ -163,6 +200,9 @@ fn print_verdict(report: &Report, exit: Exit, written: Option<&Written>) -> io::
     if let Some(Written { file, id, size, .. }) = written {
         let file = file.as_ref().map_or("the patch".into(), |f| clean(&f.display().to_string()));
         return writeln!(err, "{GOOD}wrote{GOOD:#} {file}: {size} bytes, id {id}");
+    }
+    if exit == Exit::Done {
+        return writeln!(err, "a patch can be made; give -o FILE to write it");
     }
     if exit == Exit::Nothing {
         let lines = report.changes.iter().any(|c| c.kind == ChangeKind::LineOnly);

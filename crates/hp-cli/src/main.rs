@@ -16,6 +16,7 @@ mod keygen;
 mod patch_file;
 mod revert;
 mod run;
+mod side_by_side;
 mod sign;
 mod status;
 mod symbols;

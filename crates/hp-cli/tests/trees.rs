@@ -180,3 +180,41 @@ fn wrong_usage_is_said_in_one_line() {
     assert!(String::from_utf8_lossy(&mixed.stderr).contains("give two files or two directories"));
     assert_eq!(trees.diff(&[]).status.code(), Some(3));
 }
+
+#[test]
+fn archives_are_trees_of_members_and_refuse_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let archive = |name: &str, value: &str| {
+        let root = folder.path().join(name);
+        std::fs::create_dir_all(&root).unwrap();
+        for (part, body) in [("same", "return x;"), ("edited", value)] {
+            let source = root.join(format!("{part}.c"));
+            std::fs::write(&source, format!("int {part}(int x) {{ {body} }}\n")).unwrap();
+            let object = root.join(format!("{part}.o"));
+            let status = Command::new("gcc").args(["-O2", "-g", "-c", "-o"]).args([&object, &source]).status();
+            assert!(status.unwrap().success());
+        }
+        let path = root.join("libx.a");
+        let objects = [root.join("same.o"), root.join("edited.o")];
+        assert!(Command::new("ar").arg("rcs").arg(&path).args(objects).status().unwrap().success());
+        std::fs::remove_file(root.join("same.o")).unwrap();
+        path
+    };
+    let (old, new) = (archive("old", "return x + 1;"), archive("new", "return x + 2;"));
+    let table = |old: &Path, new: &Path| {
+        let done = Command::new(env!("CARGO_BIN_EXE_hp")).arg("diff").args([old, new]).output().unwrap();
+        (done.status.code(), String::from_utf8(done.stderr).unwrap())
+    };
+    let (code, text) = table(&old, &new);
+    assert_eq!(code, Some(3), "{text}");
+    assert!(text.contains("object     edited.o"), "{text}");
+    assert!(text.contains("own code at +0x0 (edited.c:1)") && text.contains("HP0107"), "{text}");
+    let (code, text) = table(old.parent().unwrap(), new.parent().unwrap());
+    assert_eq!(code, Some(3), "{text}");
+    assert!(text.contains("object     edited.o") && text.contains("object     libx.a(edited.o)"), "{text}");
+    let (code, text) = table(&old.with_file_name("edited.o"), &new.with_file_name("edited.o"));
+    assert_eq!(code, Some(1), "one object alone is refused: {text}");
+    let (code, text) = table(&old, &new.with_file_name("edited.o"));
+    assert_eq!(code, Some(2), "{text}");
+    assert!(text.contains("is an archive and"), "{text}");
+}

@@ -95,6 +95,16 @@ fn uses_thread_locals(new: &Build<'_>, g: FunctionId) -> bool {
     })
 }
 
+/// Where a function's first difference comes from: file and line, else the file alone, else nothing.
+fn source(new: &Build<'_>, change: &Change) -> String {
+    match change.first.new.as_ref().or(change.first.old.as_ref()).and_then(|i| i.place.as_ref()) {
+        Some(place) => place.to_string(),
+        None => {
+            new.map.function_at(change.new_address).map(|f| new.map.functions[f.0].file.to_owned()).unwrap_or_default()
+        }
+    }
+}
+
 /// The manifest, as JSON.
 pub(crate) fn manifest(
     old: &Build<'_>,
@@ -120,11 +130,12 @@ pub(crate) fn manifest(
             _ => "changed",
         }
         .into(),
+        reason: c.reason.as_str().into(),
         cause: c.cause.clone(),
         old_address: c.old_address,
         old_size: c.old_size,
         new_size: c.new_size,
-        source: new.map.function_at(c.new_address).map(|f| new.map.functions[f.0].file.to_owned()).unwrap_or_default(),
+        source: source(new, c),
     };
     let left_out = changes.iter().filter(|c| c.kind == ChangeKind::LineOnly);
     let findings = findings.iter().map(|f| FindingInfo {

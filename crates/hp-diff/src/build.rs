@@ -5,7 +5,7 @@ mod fragments;
 use rayon::prelude::*;
 
 use crate::arch::{self, Code, JumpTable};
-use crate::entity::{FunctionId, Map};
+use crate::entity::{CodeRange, FunctionId, Map};
 use crate::image::Image;
 
 /// The decoded code of one function.
@@ -34,7 +34,7 @@ impl<'a> Build<'a> {
         let decoded: Vec<Vec<Code>> = map
             .functions
             .par_iter()
-            .map(|f| f.ranges.iter().map(|r| arch::decode(r.address, r.bytes, absolute.clone())).collect())
+            .map(|f| f.ranges.iter().map(|r| decoded(&image, r, absolute.clone())).collect())
             .collect();
         let decoded = fragments::attach(&mut map, &image, decoded);
         map.set_references(&image, decoded.iter().flatten().flat_map(|c| &c.sites).map(|s| s.target));
@@ -61,4 +61,14 @@ impl<'a> Build<'a> {
     pub(crate) fn table(&self, function: FunctionId, address: u64) -> Option<&JumpTable> {
         self.code[function].tables.iter().find(|t| t.address == address)
     }
+}
+
+/// Decodes one range; where relocations say which absolute fields are addresses, they do.
+fn decoded(image: &Image<'_>, range: &CodeRange<'_>, absolute: Option<std::ops::Range<u64>>) -> Code {
+    let Some(fields) = image.fields else { return arch::decode(range.address, range.bytes, absolute) };
+    let mut code = arch::decode(range.address, range.bytes, None);
+    let inside = fields.range(range.address..range.end());
+    let fields: Vec<_> = inside.map(|(at, field)| ((at - range.address) as u32, *field)).collect();
+    arch::add_known(&mut code, range.bytes, &fields);
+    code
 }

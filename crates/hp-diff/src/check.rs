@@ -46,12 +46,17 @@ pub(crate) fn images(old: &Image<'_>, new: &Image<'_>) -> Vec<Finding> {
         );
         findings.push(Finding::new(Code::NoSymbols, which, message));
     }
+    if old.linked != new.linked {
+        let kind = |i: &Image<'_>| if i.linked { "linked" } else { "an object file" };
+        let message = format!("the old build is {}, the new one {}", kind(old), kind(new));
+        findings.push(Finding::new(Code::KindDiffers, &old.file_name, message));
+    }
     if old.fixed_address != new.fixed_address {
         let kind = |i: &Image<'_>| if i.fixed_address { "position-dependent" } else { "position-independent" };
         let message = format!("the old build is {}, the new one {}", kind(old), kind(new));
         findings.push(Finding::new(Code::KindDiffers, &old.file_name, message));
     }
-    if old.build_id.is_empty() {
+    if old.build_id.is_empty() && old.linked {
         findings.push(Finding::new(Code::NoBuildId, "old", format!("{} has no GNU build ID", old.file_name)));
     }
     if old.compilers != new.compilers {

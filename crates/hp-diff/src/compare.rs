@@ -12,7 +12,7 @@ use rustc_hash::FxHashSet;
 use crate::arch::{self, Encoding, JumpTable, Site, Use};
 use crate::build::Build;
 use crate::correlate::Correlation;
-use crate::entity::{FunctionId, ObjectId, Target, cold_parent};
+use crate::entity::{FunctionId, ObjectId, Target};
 use crate::image::{Evidence, Word};
 
 /// What a pair of references is.
@@ -315,6 +315,7 @@ fn uses(build: &Build<'_>, function: FunctionId, object: ObjectId) -> bool {
 /// compiler takes addresses.
 pub(crate) fn is_number(build: &Build<'_>, function: FunctionId, site: &Site) -> bool {
     site.encoding != Encoding::PcRelative
+        && build.image.fields.is_none()
         && match build.map.resolve(&build.image, site) {
             Target::Unknown => true,
             Target::Function(f, range, offset) => f != function && (range, offset) != (0, 0),
@@ -410,65 +411,6 @@ fn compare_once(old: &Build<'_>, new: &Build<'_>, pairs: &Correlation, mut const
         }
     }
     changes
-}
-
-/// Says in words why a pair of functions differs.
-pub(crate) fn cause(
-    old: &Build<'_>,
-    new: &Build<'_>,
-    pairs: &Correlation,
-    changes: &Changes,
-    &(f, g, first): &(FunctionId, FunctionId, Difference),
-) -> String {
-    let judge = Judge::new(old, new, pairs).with_changed_constants(changes.constants.clone());
-    // A branch over changed code differs before the changed code does.
-    let inside = |build: &Build<'_>, id: FunctionId, site: &Site| {
-        build.table(id, site.target).is_some() || build.map.function_at(site.target).is_some_and(|t| t.0 == id)
-    };
-    let difference = judge
-        .difference((f, g), &mut |s, t, v| v == Verdict::Same || inside(old, f, s) && inside(new, g, t))
-        .unwrap_or(first);
-    let (x, y) = (&old.map.functions[f], &new.map.functions[g]);
-    if difference.range == usize::MAX {
-        let has_cold = |ranges: usize| if ranges > 1 { "a cold fragment" } else { "no cold fragment" };
-        return format!("own code: {} before, {} now", has_cold(x.ranges.len()), has_cold(y.ranges.len()));
-    }
-    let site_at = |build: &Build<'_>, id: FunctionId| {
-        build.code[id].ranges[difference.range].sites.iter().copied().find(|s| s.instruction == difference.offset)
-    };
-    if let (Some(a), Some(b)) = (site_at(old, f), site_at(new, g))
-        && judge.sites((f, g), &a, &b) != Verdict::Same
-        && !(inside(old, f, &a) && inside(new, g, &b))
-    {
-        let (was, is) = (describe(old, f, &a), describe(new, g, &b));
-        return if was == is {
-            format!("refers to {was}, which changed")
-        } else {
-            format!("refers to {is} instead of {was}")
-        };
-    }
-    let text = |build: &Build<'_>, id: FunctionId| {
-        let range = &build.map.functions[id].ranges[difference.range];
-        instruction_at(range.address, range.bytes, difference.offset)
-    };
-    let place = if cold_parent(x.ranges[difference.range].name).is_some() { "cold part " } else { "" };
-    match (text(old, f), text(new, g)) {
-        (Some((at, was)), Some((_, is))) if was != is => format!("own code at {place}+{at:#x}: `{was}` became `{is}`"),
-        (Some((at, _)), _) => format!("own code at {place}+{at:#x}"),
-        _ => "own code: another length".into(),
-    }
-}
-
-/// The instruction that contains `offset`: its own offset and text.
-fn instruction_at(address: u64, bytes: &[u8], offset: u32) -> Option<(u32, String)> {
-    let mut at = 0u32;
-    while let Some((length, text)) = arch::decode_at(address + u64::from(at), bytes.get(at as usize..)?) {
-        if offset < at + length as u32 {
-            return Some((at, text));
-        }
-        at += length as u32;
-    }
-    None
 }
 
 /// Names where a site leads, for people.

@@ -32,11 +32,13 @@ pub(crate) const DESCRIPTIONS: &[SectionId] = &[
 pub(crate) struct Source<'data> {
     pub(crate) main: object::File<'data>,
     pub(crate) supplement: Option<object::File<'data>>,
+    /// For a relocatable object: where its sections were placed, by index; empty if they were not.
+    pub(crate) bases: Vec<u64>,
 }
 
 impl<'data> From<object::File<'data>> for Source<'data> {
     fn from(main: object::File<'data>) -> Self {
-        Source { main, supplement: None }
+        Source { main, supplement: None, bases: Vec::new() }
     }
 }
 
@@ -61,12 +63,17 @@ impl<'data> Sections<'data> {
         let endian = if file.is_little_endian() { RunTimeEndian::Little } else { RunTimeEndian::Big };
         let load = |file: &object::File<'data>| {
             DwarfSections::load(|id| {
-                if wanted.contains(&id) { content(file, id.name()) } else { Ok(Cow::Borrowed(&[][..])) }
+                if wanted.contains(&id) { content(file, id.name(), &source.bases) } else { Ok(Cow::Borrowed(&[][..])) }
             })
         };
         let sections = load(file)?;
         let supplement = source.supplement.as_ref().map(load).transpose()?;
-        Ok(Some(Sections { sections, supplement, endian, relocatable: file.kind() == ObjectKind::Relocatable }))
+        Ok(Some(Sections {
+            sections,
+            supplement,
+            endian,
+            relocatable: file.kind() == ObjectKind::Relocatable && source.bases.is_empty(),
+        }))
     }
 
     /// A reader over the loaded sections.
@@ -83,7 +90,7 @@ impl<'data> Sections<'data> {
         self.supplement.as_ref().map(|s| s.borrow(|bytes| Reader::new(bytes, self.endian)))
     }
 
-    /// True for an object file that was not linked: its addresses are offsets in sections.
+    /// True for an object file whose sections have no place: its addresses are offsets in sections.
     pub(crate) fn relocatable(&self) -> bool {
         self.relocatable
     }
@@ -108,7 +115,7 @@ impl<'data> Sections<'data> {
 }
 
 /// One section's bytes as the linker would have left them; empty if the file has no such section.
-fn content<'data>(file: &object::File<'data>, name: &str) -> Result<Cow<'data, [u8]>, String> {
+fn content<'data>(file: &object::File<'data>, name: &str, bases: &[u64]) -> Result<Cow<'data, [u8]>, String> {
     let Some(section) = file.section_by_name(name) else { return Ok(Cow::Borrowed(&[])) };
     let failed = |e: object::Error| format!("section {name} cannot be read: {e}");
     let compressed = section.compressed_data().map_err(failed)?;
@@ -124,17 +131,25 @@ fn content<'data>(file: &object::File<'data>, name: &str) -> Result<Cow<'data, [
     }
     let mut bytes = compressed.decompress().map_err(failed)?;
     if file.kind() == ObjectKind::Relocatable {
-        relocate(file, &section, bytes.to_mut()).map_err(|what| format!("section {name}: {what}"))?;
+        relocate(file, &section, bytes.to_mut(), bases).map_err(|what| format!("section {name}: {what}"))?;
     }
     Ok(bytes)
 }
 
 /// Applies a relocatable object's absolute relocations, all that debug sections use on x86-64 and aarch64.
-fn relocate(file: &object::File<'_>, section: &object::Section<'_, '_>, bytes: &mut [u8]) -> Result<(), String> {
+fn relocate(
+    file: &object::File<'_>,
+    section: &object::Section<'_, '_>,
+    bytes: &mut [u8],
+    bases: &[u64],
+) -> Result<(), String> {
     for (offset, relocation) in section.relocations() {
         let base = match relocation.target() {
             RelocationTarget::Symbol(index) => match file.symbol_by_index(index) {
-                Ok(symbol) => symbol.address(),
+                Ok(symbol) => {
+                    let place = symbol.section_index().and_then(|s| bases.get(s.0));
+                    symbol.address().wrapping_add(place.copied().unwrap_or(0))
+                }
                 Err(e) => return Err(format!("relocation at {offset:#x}: {e}")),
             },
             _ => 0,

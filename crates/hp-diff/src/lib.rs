@@ -12,19 +12,23 @@ mod detour;
 mod dwarf;
 mod entity;
 mod entries;
+mod explain;
 mod finding;
 mod image;
 mod input;
 mod layout;
 mod lines;
 mod payload;
+mod source;
 mod unwind;
 mod values;
 
 pub use entries::{Entries, entries};
+pub use explain::{Explanation, First, Instruction, Reason, Row, RowKind};
 pub use finding::{Code, Finding, Level};
 pub use image::Evidence;
-pub use input::{BuildFile, DebugPlaces, FileKind, file_kind, same_content};
+pub use input::{BuildFile, DebugPlaces, FileKind, file_kind, members, same_content};
+pub use source::Place;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -32,9 +36,10 @@ use std::path::{Path, PathBuf};
 use rustc_hash::FxHashSet;
 
 use build::Build;
-use compare::{Changes, compare};
+use compare::compare;
 use correlate::{Correlation, correlate};
 use entity::FunctionId;
+use explain::Causes;
 use image::Image;
 use input::Input;
 
@@ -53,6 +58,8 @@ pub struct Options {
     pub exact_lines: bool,
     /// Numbers that may have changed their meaning ([`Code::NumberChanged`]) are errors.
     pub strict: bool,
+    /// Changed functions to show side by side, by name.
+    pub explain: Vec<String>,
     /// The old build's debug file, if it is not where [`places`](Self::places) says.
     pub old_debug: Option<PathBuf>,
     /// The new build's.
@@ -89,8 +96,14 @@ pub struct Change {
     pub name: String,
     /// Which kind of change.
     pub kind: ChangeKind,
-    /// Why, in words.
+    /// Why.
+    pub reason: Reason,
+    /// The same in words.
     pub cause: String,
+    /// The inlined function that differs, if the reason is one.
+    pub inlined: Option<String>,
+    /// The first differing instruction; of an added function the first one.
+    pub first: First,
     /// Link-time address in the old build, 0 for an added function.
     pub old_address: u64,
     /// Size in the old build in bytes (all fragments), 0 for an added function.
@@ -128,6 +141,8 @@ pub struct Report {
     pub evidence: [BTreeMap<Evidence, usize>; 2],
     /// All findings, errors first.
     pub findings: Vec<Finding>,
+    /// The functions that [`Options::explain`] names, in the order of `changes`.
+    pub explanations: Vec<Explanation>,
     /// The patch; `None` if an error-level finding forbids it or there is nothing to do.
     pub patch: Option<hp_pack::Patch>,
 }
@@ -152,7 +167,14 @@ pub fn diff(old: &Path, new: &Path, options: &Options) -> Result<Report, Error> 
     let fatal = |f: &Finding| matches!(f.code, Code::NoSymbols | Code::KindDiffers | Code::ForeignRuntime);
     if findings.iter().any(fatal) {
         findings.sort_by(by_weight);
-        return Ok(Report { identical: 0, changes: Vec::new(), evidence: Default::default(), findings, patch: None });
+        return Ok(Report {
+            identical: 0,
+            changes: Vec::new(),
+            evidence: Default::default(),
+            findings,
+            explanations: Vec::new(),
+            patch: None,
+        });
     }
     findings.extend(layout::compare(&old_image.debug, &new_image.debug));
     let locals = (layout::static_locals(&old_image.debug), layout::static_locals(&new_image.debug));
@@ -172,10 +194,13 @@ pub fn diff(old: &Path, new: &Path, options: &Options) -> Result<Report, Error> 
     findings.extend(check::data(&old, &new, &pairs, &changes));
     findings.extend(values::changed_numbers(&old, &new, &pairs, &changes));
     findings.extend(correlate::audit(&old, &new, &pairs, &changes));
-    let mut listed: Vec<Change> = changes.functions.iter().map(|c| changed(&old, &new, &pairs, &changes, c)).collect();
     let mut patch = None;
     let mut copied = FxHashSet::default();
-    if !changes.functions.is_empty() {
+    let differs = !changes.functions.is_empty() || !changes.variables.is_empty() || !changes.constants.is_empty();
+    if !old.image.linked && differs {
+        let message = "a patch needs a linked program or shared object with a build ID";
+        findings.push(Finding::new(Code::NotLinked, &old.image.file_name, message));
+    } else if !changes.functions.is_empty() {
         let made = assemble::patch(&old, &new, &pairs, &changes, options);
         findings.extend(made.findings);
         if findings.iter().all(|f| f.code != Code::LayoutUnproven) {
@@ -184,12 +209,20 @@ pub fn diff(old: &Path, new: &Path, options: &Options) -> Result<Report, Error> 
         copied = made.copied;
         patch = Some(made.patch);
     }
-    listed.extend(line_only.iter().map(|c| Change {
-        kind: ChangeKind::LineOnly,
-        cause: "only line numbers differ".into(),
-        ..changed(&old, &new, &pairs, &changes, c)
-    }));
-    listed.extend(unpaired(&old, &new, &pairs, &copied));
+    let differing: Vec<(FunctionId, FunctionId)> =
+        changes.functions.iter().chain(&line_only).map(|c| (c.0, c.1)).collect();
+    let alone = Unpaired::new(&old, &new, &pairs);
+    let causes = Causes::new(&old, &new, &pairs, &changes, &differing, &alone.added);
+    let mut listed = changed(&old, &new, &differing, causes.of(&differing));
+    for change in &mut listed[changes.functions.len()..] {
+        (change.kind, change.reason) = (ChangeKind::LineOnly, Reason::LineNumbers);
+        change.cause = "only line numbers differ".into();
+    }
+    listed.extend(alone.changes(&old, &new, &copied, &causes));
+    let wanted =
+        differing.iter().filter(|p| options.explain.iter().any(|n| old.map.functions[p.0].names.contains(&n.as_str())));
+    let mut explanations: Vec<Explanation> = wanted.map(|pair| causes.explain(*pair)).collect();
+    explanations.sort_by(|a, b| a.name.cmp(&b.name));
     listed.sort_by(|a, b| (&a.name, a.old_address, a.new_address).cmp(&(&b.name, b.old_address, b.new_address)));
     if options.strict {
         findings.iter_mut().filter(|f| f.code == Code::NumberChanged).for_each(|f| f.level = Level::Error);
@@ -199,7 +232,7 @@ pub fn diff(old: &Path, new: &Path, options: &Options) -> Result<Report, Error> 
     accept(&mut findings, options);
     let evidence = [evidence(&old), evidence(&new)];
     let identical = changes.identical + pairs.alike.0.len();
-    let mut report = Report { identical, changes: listed, evidence, findings, patch };
+    let mut report = Report { identical, changes: listed, evidence, findings, explanations, patch };
     if report.refused() {
         report.patch = None;
     }
@@ -232,51 +265,79 @@ fn accept(findings: &mut [Finding], options: &Options) {
     }
 }
 
+/// Pairs that differ, with their causes.
 fn changed(
     old: &Build<'_>,
     new: &Build<'_>,
-    pairs: &Correlation,
-    changes: &Changes,
-    change: &(FunctionId, FunctionId, compare::Difference),
-) -> Change {
-    let (f, g) = (&old.map.functions[change.0], &new.map.functions[change.1]);
-    Change {
-        name: f.name().to_owned(),
-        kind: ChangeKind::Changed,
-        cause: compare::cause(old, new, pairs, changes, change),
-        old_address: f.address(),
-        old_size: f.size(),
-        new_address: g.address(),
-        new_size: g.size(),
-        evidence: f.evidence,
-    }
+    pairs: &[(FunctionId, FunctionId)],
+    causes: Vec<explain::Cause>,
+) -> Vec<Change> {
+    let change = |(pair, cause): (&(FunctionId, FunctionId), explain::Cause)| {
+        let (f, g) = (&old.map.functions[pair.0], &new.map.functions[pair.1]);
+        Change {
+            name: f.name().to_owned(),
+            kind: ChangeKind::Changed,
+            reason: cause.reason,
+            cause: cause.words,
+            inlined: cause.inlined,
+            first: cause.first,
+            old_address: f.address(),
+            old_size: f.size(),
+            new_address: g.address(),
+            new_size: g.size(),
+            evidence: f.evidence,
+        }
+    };
+    pairs.iter().zip(causes).map(change).collect()
 }
 
 /// Functions that only one of the builds has.
-fn unpaired(old: &Build<'_>, new: &Build<'_>, pairs: &Correlation, copied: &FxHashSet<FunctionId>) -> Vec<Change> {
-    let gone = |f: FunctionId| pairs.functions.new_of(f).is_none() && !pairs.alike.0.contains(&f);
-    let come = |g: FunctionId| pairs.functions.old_of(g).is_none() && !pairs.alike.1.contains(&g);
-    let removed = old.map.functions.iter().enumerate().filter(|(f, _)| gone(*f));
-    let added = new.map.functions.iter().enumerate().filter(|(g, _)| come(*g));
-    let removed = removed.map(|(_, f)| Change {
-        name: f.name().to_owned(),
-        kind: ChangeKind::Removed,
-        cause: "not in the new build".into(),
-        old_address: f.address(),
-        old_size: f.size(),
-        new_address: 0,
-        new_size: 0,
-        evidence: f.evidence,
-    });
-    let added = added.map(|(g, f)| Change {
-        name: f.name().to_owned(),
-        kind: ChangeKind::Added,
-        cause: if copied.contains(&g) { "needed by changed code" } else { "no changed code needs it" }.into(),
-        old_address: 0,
-        old_size: 0,
-        new_address: f.address(),
-        new_size: f.size(),
-        evidence: f.evidence,
-    });
-    removed.chain(added).collect()
+struct Unpaired {
+    removed: Vec<FunctionId>,
+    added: Vec<FunctionId>,
+}
+
+impl Unpaired {
+    fn new(old: &Build<'_>, new: &Build<'_>, pairs: &Correlation) -> Unpaired {
+        let gone = |f: &FunctionId| pairs.functions.new_of(*f).is_none() && !pairs.alike.0.contains(f);
+        let come = |g: &FunctionId| pairs.functions.old_of(*g).is_none() && !pairs.alike.1.contains(g);
+        Unpaired {
+            removed: (0..old.map.functions.len()).filter(gone).collect(),
+            added: (0..new.map.functions.len()).filter(come).collect(),
+        }
+    }
+
+    fn changes(
+        &self,
+        old: &Build<'_>,
+        new: &Build<'_>,
+        copied: &FxHashSet<FunctionId>,
+        causes: &Causes<'_, '_>,
+    ) -> Vec<Change> {
+        let of = |function: &entity::Function<'_>, kind, cause: &str| Change {
+            name: function.name().to_owned(),
+            kind,
+            reason: Reason::OneBuild,
+            cause: cause.to_owned(),
+            inlined: None,
+            first: First::default(),
+            old_address: 0,
+            old_size: 0,
+            new_address: 0,
+            new_size: 0,
+            evidence: function.evidence,
+        };
+        let removed = self.removed.iter().map(|f| {
+            let f = &old.map.functions[*f];
+            let change = of(f, ChangeKind::Removed, "not in the new build");
+            Change { old_address: f.address(), old_size: f.size(), ..change }
+        });
+        let added = self.added.iter().map(|g| {
+            let why = if copied.contains(g) { "needed by changed code" } else { "no changed code needs it" };
+            let (first, g) = (causes.entry(*g), &new.map.functions[*g]);
+            let change = of(g, ChangeKind::Added, why);
+            Change { first, new_address: g.address(), new_size: g.size(), ..change }
+        });
+        removed.chain(added).collect()
+    }
 }

@@ -46,7 +46,11 @@ pub struct FunctionInfo {
     pub name: String,
     /// `changed` or `added`; of one that is left out, `line-only`.
     pub change: String,
-    /// Why, in words: `own code`, `refers to changed constant X`, ...
+    /// Why, as one word: `own-code`, `inlined-callee`, `changed-constant`, `callee-replaced`, `compiler-noise`,
+    /// `line-numbers`; `one-build` for an added function. Empty if not said.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// Why, in words: `own code at +0x31 (resolve.c:412): ...`, `refers to table, which changed`, ...
     pub cause: String,
     /// Link-time address in the old build, 0 for an added function.
     pub old_address: u64,
@@ -54,7 +58,7 @@ pub struct FunctionInfo {
     pub old_size: u64,
     /// Size in the new build in bytes, all fragments.
     pub new_size: u64,
-    /// Source file, where known.
+    /// Source file, where known, and the line of the first difference after a colon: `resolve.c:412`.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub source: String,
 }

@@ -1,4 +1,5 @@
-//! `hp diff` of two directory trees: every ELF image that both have at the same path, a patch for each that changed.
+//! `hp diff` of two directory trees: every ELF file that both have at the same path, a patch for each that changed.
+//! The members of an archive are a tree too.
 //!
 //! A tree is what a package unpacks to, or an installation. Symbolic links are not followed: what they lead to is in the
 //! tree itself. Debug files in a tree are no builds; those of the same build ID are used.
@@ -53,6 +54,7 @@ pub(super) fn run(args: &DiffArgs, mut options: Options) -> anyhow::Result<Exit>
         args.name.as_ref().map(|_| "--name"),
         args.old_debug.as_ref().map(|_| "--old-debug"),
         args.new_debug.as_ref().map(|_| "--new-debug"),
+        args.explain.first().map(|_| "--explain"),
     ]
     .into_iter()
     .flatten()
@@ -70,7 +72,7 @@ pub(super) fn run(args: &DiffArgs, mut options: Options) -> anyhow::Result<Exit>
     }
     let inside = [&args.old, &args.new].map(|tree| tree.join("usr/lib/debug")).into_iter().filter(|d| d.is_dir());
     options.places.directories.splice(0..0, inside);
-    let (old, new) = (images(&args.old)?, images(&args.new)?);
+    let (old, new) = (builds(&args.old)?, builds(&args.new)?);
     let paths: Vec<&PathBuf> = old.union(&new).collect();
     let outcomes = in_parallel(&paths, |path| match (old.contains(path), new.contains(path)) {
         (true, true) => compare(args, path, &options),
@@ -87,8 +89,11 @@ pub(super) fn run(args: &DiffArgs, mut options: Options) -> anyhow::Result<Exit>
     Ok(exit)
 }
 
-/// The images below `root`, as paths relative to it.
-fn images(root: &Path) -> anyhow::Result<BTreeSet<PathBuf>> {
+/// The builds below `root`, as paths relative to it; members of archives as `ARCHIVE(MEMBER)`.
+fn builds(root: &Path) -> anyhow::Result<BTreeSet<PathBuf>> {
+    if !root.is_dir() {
+        return Ok(hp_diff::members(root)?.into_iter().map(PathBuf::from).collect());
+    }
     let mut found = BTreeSet::new();
     let mut folders = vec![root.to_owned()];
     while let Some(folder) = folders.pop() {
@@ -98,12 +103,38 @@ fn images(root: &Path) -> anyhow::Result<BTreeSet<PathBuf>> {
             let (kind, path) = (entry.file_type().map_err(failed)?, entry.path());
             if kind.is_dir() {
                 folders.push(path);
-            } else if kind.is_file() && hp_diff::file_kind(&path)? == FileKind::Image {
-                found.insert(path.strip_prefix(root).unwrap_or(&path).to_owned());
+            } else if kind.is_file() {
+                found.extend(in_file(&path)?.into_iter().map(|p| p.strip_prefix(root).unwrap_or(&p).to_owned()));
             }
         }
     }
     Ok(found)
+}
+
+/// The builds that a file holds: itself, or its members.
+fn in_file(path: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    Ok(match hp_diff::file_kind(path)? {
+        FileKind::Image | FileKind::Object => vec![path.to_owned()],
+        FileKind::Archive => match hp_diff::members(path) {
+            Ok(names) => names.iter().map(|name| member(path, Path::new(name))).collect(),
+            // Compared as it is, it says what is wrong with it.
+            Err(_) => vec![path.to_owned()],
+        },
+        FileKind::DebugFile | FileKind::Other => Vec::new(),
+    })
+}
+
+fn member(archive: &Path, name: &Path) -> PathBuf {
+    let mut path = archive.as_os_str().to_owned();
+    path.push("(");
+    path.push(name);
+    path.push(")");
+    path.into()
+}
+
+/// The file at `path` of a tree.
+fn at(root: &Path, path: &Path) -> PathBuf {
+    if root.is_dir() { root.join(path) } else { member(root, path) }
 }
 
 /// Does the work for each path on all cores. The results have the order of the paths.
@@ -132,7 +163,7 @@ fn in_parallel(paths: &[&PathBuf], work: impl Fn(&Path) -> Outcome + Sync) -> Ve
 }
 
 fn compare(args: &DiffArgs, path: &Path, options: &Options) -> Outcome {
-    let (old, new) = (args.old.join(path), args.new.join(path));
+    let (old, new) = (at(&args.old, path), at(&args.new, path));
     match hp_diff::same_content(&old, &new) {
         Ok(true) => return Outcome::SameFile,
         Ok(false) => {}
@@ -142,7 +173,7 @@ fn compare(args: &DiffArgs, path: &Path, options: &Options) -> Outcome {
         Ok(report) => report,
         Err(e) => return Outcome::Failed(e.to_string()),
     };
-    let exit = super::exit_of(&report);
+    let exit = exit_of(&report);
     let written = match &args.output {
         Some(folder) => write_below(&report, exit, folder, path),
         None => write(&report, exit, None, false),
@@ -151,6 +182,13 @@ fn compare(args: &DiffArgs, path: &Path, options: &Options) -> Outcome {
         Ok(written) => Outcome::Compared(Box::new(report), exit, written),
         Err(e) => Outcome::Failed(format!("{e:#}")),
     }
+}
+
+/// A tree may hold object files, for which there is never a patch: what changed in them is told, and refuses nothing.
+fn exit_of(report: &Report) -> Exit {
+    let mut errors = report.findings.iter().filter(|f| f.level == hp_diff::Level::Error && !f.accepted).peekable();
+    let is_object = errors.peek().is_some() && errors.all(|f| f.code == hp_diff::Code::NotLinked);
+    if is_object { Exit::Nothing } else { super::exit_of(report) }
 }
 
 /// The patch of `usr/sbin/nginx` is `FOLDER/usr/sbin/nginx.hpatch`.
@@ -192,6 +230,7 @@ fn word(outcome: &Outcome) -> (&'static str, anstyle::Style) {
         Outcome::OnlyNew => ("only-new", WARN),
         Outcome::SameFile => ("identical", DIM),
         Outcome::Compared(_, Exit::Done, _) => ("patch", GOOD),
+        Outcome::Compared(report, Exit::Nothing, _) if report.refused() => ("object", WARN),
         Outcome::Compared(_, Exit::Nothing, _) => ("identical", DIM),
         Outcome::Compared(..) => ("refused", BAD),
         Outcome::Failed(_) => ("unreadable", BAD),

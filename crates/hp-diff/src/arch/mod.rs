@@ -8,8 +8,8 @@
 mod x86_64;
 
 pub(crate) use x86_64::{
-    DifferingArgument, JumpTableContext, decode, decode_at, differing_arguments, first_difference, jump_tables,
-    memory_numbers, padding, plt_stubs, thunk, unpadded,
+    DifferingArgument, JumpTableContext, add_known, decode, decode_at, differing_arguments, first_difference,
+    jump_tables, memory_numbers, padding, plt_stubs, shape, texts, thunk, unpadded,
 };
 
 /// How a field in an instruction encodes its target.

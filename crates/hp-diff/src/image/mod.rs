@@ -7,6 +7,7 @@
 mod relocations;
 mod sections;
 mod symbols;
+mod unlinked;
 
 pub(crate) use sections::check_header;
 pub use symbols::Evidence;
@@ -21,7 +22,7 @@ use object::{Endianness, Object, ObjectSection, ObjectSymbol};
 use crate::Error;
 use crate::arch;
 use crate::dwarf::Source;
-use crate::input::{Input, has_types};
+use crate::input::{Field, Input, has_types};
 
 /// A loadable section.
 #[derive(Debug)]
@@ -80,6 +81,8 @@ pub(crate) struct Image<'a> {
     pub debug: Source<'a>,
     pub file_name: String,
     pub build_id: Vec<u8>,
+    /// False for a relocatable object, whose addresses are made up.
+    pub linked: bool,
     /// `ET_EXEC`.
     pub fixed_address: bool,
     /// Start of the lowest `PT_LOAD`.
@@ -98,6 +101,8 @@ pub(crate) struct Image<'a> {
     pub words: BTreeMap<u64, Word>,
     /// PLT stub address to GOT slot address.
     pub stubs: BTreeMap<u64, u64>,
+    /// The fields in code that hold addresses, not distances, where relocations say.
+    pub fields: Option<&'a BTreeMap<u64, Field>>,
     /// The code itself is relocated at load time.
     pub text_relocations: bool,
     /// The TLS segment: address, file size, memory size, alignment.
@@ -113,13 +118,13 @@ impl<'a> Image<'a> {
         let bad = |reason: String| Error::Input { path: path.to_owned(), reason };
         let malformed = |e: object::Error| bad(format!("malformed ELF file ({e}); is it complete?"));
         let elf = ElfFile64::<Endianness>::parse(data).map_err(malformed)?;
+        if let Some(layout) = &input.unlinked {
+            return Image::of_object(input, &elf, layout);
+        }
         let endian = elf.endian();
         let header = elf.elf_header();
         match header.e_type(endian) {
             elf::ET_EXEC | elf::ET_DYN => {}
-            elf::ET_REL => {
-                return Err(bad("is a relocatable object; give the linked program or shared object".into()));
-            }
             t => return Err(bad(format!("has ELF type {}; give a program or a shared object", t.0))),
         }
         let (mut start, mut span) = (u64::MAX, 0);
@@ -147,7 +152,8 @@ impl<'a> Image<'a> {
         }
         let mut image = Image {
             debug: debug_source(input, &elf)?,
-            file_name: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            file_name: input.file_name(),
+            linked: true,
             build_id: elf.build_id().map_err(malformed)?.unwrap_or_default().to_vec(),
             fixed_address: header.e_type(endian) == elf::ET_EXEC,
             start,
@@ -159,6 +165,7 @@ impl<'a> Image<'a> {
             weak: Default::default(),
             words: BTreeMap::new(),
             stubs: BTreeMap::new(),
+            fields: None,
             text_relocations: false,
             tls,
             compilers: Vec::new(),
@@ -244,6 +251,7 @@ fn all_symbols<'a>(input: &'a Input, elf: &ElfFile64<'a, Endianness>) -> Result<
         address: f.address,
         size: f.size,
         kind: object::SymbolKind::Text,
+        section: 0,
         file: "",
         local: true,
         resolver: false,
@@ -262,7 +270,7 @@ fn debug_source<'a>(input: &'a Input, elf: &ElfFile64<'a, Endianness>) -> Result
         Some(file) => Some(open(&file.path, &file.data)?),
         None => None,
     };
-    Ok(Source { main, supplement })
+    Ok(Source { main, supplement, bases: Vec::new() })
 }
 
 fn malformed(path: &std::path::Path, e: &object::Error) -> Error {

@@ -12,6 +12,8 @@ pub(crate) fn check_header(data: &[u8]) -> Result<(), String> {
             "is empty"
         } else if data.starts_with(b"\x7fELF") {
             "is a truncated ELF file"
+        } else if data.starts_with(b"!<thin>\n") {
+            return Err("is a thin archive: it holds no code; compare the object files that it names".into());
         } else {
             "is not an ELF file"
         };

@@ -38,6 +38,8 @@ pub(crate) struct Symbol<'a> {
     pub address: u64,
     pub size: u64,
     pub kind: SymbolKind,
+    /// Index of the section that it lies in.
+    pub section: usize,
     /// Source file that owns a local symbol (`STT_FILE`); empty for globals.
     pub file: &'a str,
     pub local: bool,
@@ -80,8 +82,8 @@ fn read<'a, 'f, 's>(
             continue;
         }
         let local = raw.st_bind() == elf::STB_LOCAL;
-        let defined = matches!(symbol.section_index(), Some(SectionIndex(i)) if i != 0);
-        if !defined || raw.st_type() == elf::STT_SECTION {
+        let Some(SectionIndex(section @ 1..)) = symbol.section_index() else { continue };
+        if raw.st_type() == elf::STT_SECTION {
             continue;
         }
         let kind = match raw.st_type() {
@@ -95,6 +97,7 @@ fn read<'a, 'f, 's>(
             address: raw.st_value(endian),
             size: raw.st_size(endian),
             kind,
+            section,
             file: if local { file } else { "" },
             local,
             resolver: raw.st_type() == elf::STT_GNU_IFUNC,

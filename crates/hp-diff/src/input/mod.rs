@@ -6,12 +6,18 @@
 //! share into one more, named by `.gnu_debugaltlink`; Fedora keeps a compressed symbol table in
 //! `.gnu_debugdata` ("MiniDebugInfo"). An [`Input`] opens all of them, so that the rest of the
 //! crate sees one build. A file that belongs to another build is never used.
+//!
+//! A member of an archive has the path `ARCHIVE(MEMBER)`, as linkers write it.
 
+mod archive;
 mod mini;
 mod places;
+mod unlinked;
 mod unnamed;
 
+pub use archive::members;
 pub use places::DebugPlaces;
+pub(crate) use unlinked::{Field, MODULE, Unlinked};
 pub(crate) use unnamed::Unnamed;
 
 use std::path::{Path, PathBuf};
@@ -73,7 +79,7 @@ pub fn file_kind(path: &Path) -> Result<FileKind, Error> {
 /// # Errors
 /// If one cannot be read.
 pub fn same_content(a: &Path, b: &Path) -> Result<bool, Error> {
-    Ok(map(a)?[..] == map(b)?[..])
+    Ok(content(a)?[..] == content(b)?[..])
 }
 
 /// A build and its debug file, mapped, for whoever else wants to look at them.
@@ -104,7 +110,9 @@ impl BuildFile {
 #[derive(Debug)]
 pub(crate) struct Input {
     pub path: PathBuf,
-    pub data: Mmap,
+    pub data: Content,
+    /// A relocatable object, laid out.
+    pub unlinked: Option<Unlinked>,
     /// The separate debug file.
     pub debug: Option<DebugFile>,
     /// What several debug files share.
@@ -113,6 +121,42 @@ pub(crate) struct Input {
     pub mini: Option<Vec<u8>>,
     /// Functions that no symbol names; empty where there is a symbol table.
     pub unnamed: Vec<Unnamed>,
+}
+
+impl Input {
+    /// The file's name without directories; of a member, its own.
+    pub(crate) fn file_name(&self) -> String {
+        let name = match archive::split(&self.path) {
+            Some((_, member)) => member,
+            None => self.path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        };
+        name.rsplit('/').next().unwrap_or_default().to_owned()
+    }
+}
+
+/// The bytes of a build: a file, or a member of an archive.
+#[derive(Debug)]
+pub(crate) enum Content {
+    File(Mmap),
+    Member(Vec<u8>),
+}
+
+impl std::ops::Deref for Content {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Content::File(map) => map,
+            Content::Member(bytes) => bytes,
+        }
+    }
+}
+
+fn content(path: &Path) -> Result<Content, Error> {
+    match archive::split(path) {
+        Some((archive, member)) => archive::extract(&archive, &member).map(Content::Member),
+        None => map(path).map(Content::File),
+    }
 }
 
 /// A file with symbols or types of a build.
@@ -126,14 +170,16 @@ impl Input {
     /// Opens the build at `path`, and its debug file: the `given` one, else the one that is
     /// found in `places` if anything is missing in the build itself.
     pub(crate) fn open(path: &Path, given: Option<&Path>, places: &DebugPlaces) -> Result<Input, Error> {
-        let data = map(path)?;
+        let data = content(path)?;
         let bad = |reason: String| Error::Input { path: path.to_owned(), reason };
         check_header(&data).map_err(bad)?;
         let elf = parse(path, &data)?;
+        let is_object = elf.kind() == object::ObjectKind::Relocatable;
+        let unlinked = is_object.then(|| Unlinked::new(&elf)).transpose().map_err(bad)?;
         let complete = has_functions(&elf) && has_types(&elf);
         let debug = match given {
             Some(file) => Some(places::given(path, &elf, file)?),
-            None if complete => None,
+            None if complete || is_object => None,
             None => places::find(path, &elf, places)?,
         };
         let mut symbols_elsewhere = false;
@@ -155,14 +201,14 @@ impl Input {
             }
             _ => None,
         };
-        let unnamed = if has_functions(&elf) || symbols_elsewhere {
+        let unnamed = if is_object || has_functions(&elf) || symbols_elsewhere {
             Vec::new()
         } else {
             let mini = mini.as_deref().map(|m| parse(path, m)).transpose()?;
             unnamed::functions(&elf, mini.as_ref())
         };
         drop(elf);
-        Ok(Input { path: path.to_owned(), data, debug, supplement, mini, unnamed })
+        Ok(Input { path: path.to_owned(), data, unlinked, debug, supplement, mini, unnamed })
     }
 }
 
@@ -187,7 +233,7 @@ fn map(path: &Path) -> Result<Mmap, Error> {
         let what = if kind.is_dir() { "a directory" } else { "no regular file" };
         return Err(Error::Input {
             path: path.to_owned(),
-            reason: format!("is {what}; give a program or a shared object"),
+            reason: format!("is {what}; give a program, a shared object or an object file"),
         });
     }
     // SAFETY: the mapping is private and only read. A file that is changed or truncated

@@ -3,13 +3,17 @@
 mod decode;
 mod immediates;
 mod jump_table;
+mod known;
 mod plt;
+mod text;
 mod thunk;
 mod values;
 
 pub(crate) use decode::{decode, decode_at, first_difference, padding, unpadded};
 pub(crate) use immediates::{DifferingArgument, differing_arguments};
 pub(crate) use jump_table::{Context as JumpTableContext, jump_tables};
+pub(crate) use known::add_known;
 pub(crate) use plt::plt_stubs;
+pub(crate) use text::{shape, texts};
 pub(crate) use thunk::thunk;
 pub(crate) use values::memory_numbers;

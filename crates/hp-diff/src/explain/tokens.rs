@@ -1,0 +1,201 @@
+//! A function's instructions as tokens that can be compared across builds.
+
+use rustc_hash::FxHashMap;
+
+use crate::arch::{self, Site, Use};
+use crate::build::Build;
+use crate::compare::{self, Changes};
+use crate::correlate::Correlation;
+use crate::entity::{FunctionId, ObjectId, Target, cold_parent};
+use crate::image::Word;
+
+/// Bytes of a constant that are shown.
+const SHOWN: usize = 16;
+
+/// A field of an instruction, and what it leads to.
+#[derive(Clone, Debug)]
+pub(super) struct Lead {
+    pub site: Site,
+    /// Equal in both builds if the fields lead to the same.
+    pub key: String,
+    /// For people.
+    pub name: String,
+    /// Leads to code: a function, a stub of one, a slot with one.
+    pub code: bool,
+}
+
+/// One instruction.
+#[derive(Debug)]
+pub(super) struct Token {
+    pub range: usize,
+    pub offset: u32,
+    /// Link-time address.
+    pub address: u64,
+    pub cold: bool,
+    pub text: String,
+    pub masked: String,
+    pub padding: bool,
+    pub frame: bool,
+    pub leads: Vec<Lead>,
+}
+
+impl Token {
+    /// Equal for instructions that do the same and lead to the same.
+    pub(super) fn key(&self) -> String {
+        let leads: Vec<&str> = self.leads.iter().map(|l| l.key.as_str()).collect();
+        format!("{}\n{}", self.masked, leads.join("\n"))
+    }
+}
+
+/// One of the two builds, as tokens are made of it.
+pub(super) struct Side<'s, 'a> {
+    pub build: &'s Build<'a>,
+    pairs: &'s Correlation,
+    /// Old constants whose content differs; `None` in the new build.
+    changed: Option<&'s Changes>,
+}
+
+impl<'s, 'a> Side<'s, 'a> {
+    pub(super) fn old(build: &'s Build<'a>, pairs: &'s Correlation, changes: &'s Changes) -> Self {
+        Side { build, pairs, changed: Some(changes) }
+    }
+
+    pub(super) fn new(build: &'s Build<'a>, pairs: &'s Correlation) -> Self {
+        Side { build, pairs, changed: None }
+    }
+
+    /// The tokens of a function, all its ranges one after the other.
+    pub(super) fn tokens(&self, function: FunctionId) -> Vec<Token> {
+        let mut tokens = Vec::new();
+        for (i, range) in self.build.map.functions[function].ranges.iter().enumerate() {
+            let mut leads: FxHashMap<u32, Vec<Lead>> = FxHashMap::default();
+            for site in &self.build.code[function].ranges[i].sites {
+                leads.entry(site.instruction).or_default().push(self.lead(function, *site));
+            }
+            let names = leads.values().flatten().map(|l| {
+                let ip = range.address + u64::from(l.site.instruction);
+                ((ip, l.site.target), l.name.clone())
+            });
+            let texts = arch::texts(range.address, range.bytes, names.collect());
+            let cold = i > 0 || cold_parent(range.name).is_some();
+            tokens.extend(texts.into_iter().map(|t| Token {
+                range: i,
+                offset: t.offset,
+                address: range.address + u64::from(t.offset),
+                cold,
+                text: t.text,
+                masked: t.masked,
+                padding: t.padding,
+                frame: t.frame,
+                leads: leads.remove(&t.offset).unwrap_or_default(),
+            }));
+        }
+        tokens
+    }
+
+    fn lead(&self, function: FunctionId, site: Site) -> Lead {
+        let (map, image) = (&self.build.map, &self.build.image);
+        if self.build.table(function, site.target).is_some() {
+            return Lead { site, key: "table".into(), name: "its jump table".into(), code: false };
+        }
+        if compare::is_number(self.build, function, &site) {
+            let number = format!("{:#x}", site.target);
+            return Lead { site, key: number.clone(), name: number, code: false };
+        }
+        let target = map.resolve(image, &site);
+        if let Target::Function(f, range, offset) = target
+            && f == function
+            && (range, offset) != (0, 0)
+        {
+            let part = if range == 0 { "" } else { "cold" };
+            return Lead { site, key: "local".into(), name: format!("{part}+{offset:#x}"), code: false };
+        }
+        let code = match &target {
+            Target::Function(..) | Target::Stub(_) => true,
+            Target::Slot(Word::Address(a)) => map.function_at(*a).is_some(),
+            _ => site.usage == Use::Branch,
+        };
+        let name = match target {
+            Target::Literal => self.literal_name(&site),
+            _ => compare::describe(self.build, function, &site),
+        };
+        let own = |f| f == function;
+        Lead { site, key: self.key(&target, &site, own), name, code }
+    }
+
+    fn key(&self, target: &Target<'_>, site: &Site, own: impl Fn(FunctionId) -> bool) -> String {
+        match target {
+            Target::Function(f, 0, 0) if own(*f) => "self".into(),
+            Target::Function(f, range, offset) => format!("{} {range} {offset}", self.function(*f)),
+            Target::Object(o, offset) => format!("{} {offset}", self.object(*o)),
+            Target::Stub(word) => format!("stub {}", self.word(word)),
+            Target::Slot(word) => format!("slot {}", self.word(word)),
+            Target::Literal => self.content(site),
+            Target::Marker(name) => format!("marker {name}"),
+            Target::Header(offset) => format!("header {offset}"),
+            Target::Unknown => format!("unknown {:#x}", site.target),
+        }
+    }
+
+    fn function(&self, f: FunctionId) -> String {
+        match self.changed.map(|_| self.pairs.functions.new_of(f)) {
+            Some(Some(g)) => format!("function {g}"),
+            Some(None) => format!("old function {f}"),
+            None => format!("function {f}"),
+        }
+    }
+
+    fn object(&self, o: ObjectId) -> String {
+        match self.changed.map(|changes| (changes.constants.contains(&o), self.pairs.objects.new_of(o))) {
+            Some((false, Some(p))) => format!("object {p}"),
+            Some(_) => format!("old object {o}"),
+            None => format!("object {o}"),
+        }
+    }
+
+    fn word(&self, word: &Word) -> String {
+        let (Word::Address(a) | Word::Resolver(a)) = word else { return format!("{word:?}") };
+        match self.build.map.resolve_address(&self.build.image, *a, Use::Address) {
+            Target::Function(f, range, offset) => format!("{} {range} {offset}", self.function(f)),
+            Target::Object(o, offset) => format!("{} {offset}", self.object(o)),
+            Target::Literal => format!("{:?}", self.build.map.literal(&self.build.image, *a)),
+            Target::Marker(name) => format!("marker {name}"),
+            _ => "an address".into(),
+        }
+    }
+
+    fn bytes(&self, site: &Site) -> &'a [u8] {
+        let image = &self.build.image;
+        match site.usage {
+            Use::Access(n) => image.bytes(site.target, u64::from(n)).unwrap_or_default(),
+            _ => self.build.map.literal(image, site.target),
+        }
+    }
+
+    /// A constant's bytes; what its words lead to in the place of addresses.
+    fn content(&self, site: &Site) -> String {
+        let mut bytes = self.bytes(site).to_vec();
+        let mut words = Vec::new();
+        let end = site.target + bytes.len() as u64;
+        for (address, word) in self.build.image.words.range(site.target..end) {
+            let at = (address - site.target) as usize;
+            let last = bytes.len().min(at + 8);
+            bytes[at..last].fill(0);
+            words.push(self.word(word));
+        }
+        format!("{bytes:?} {}", words.join(" "))
+    }
+
+    fn literal_name(&self, site: &Site) -> String {
+        let bytes = self.bytes(site);
+        let text = bytes.strip_suffix(&[0]).and_then(|b| std::str::from_utf8(b).ok());
+        match text.filter(|t| site.usage == Use::Address && !t.chars().any(|c| c.is_control() && !c.is_whitespace())) {
+            Some(text) => format!("{text:?}"),
+            None => {
+                let hex: Vec<String> = bytes.iter().take(SHOWN).map(|b| format!("{b:02x}")).collect();
+                let more = if bytes.len() > SHOWN { " …" } else { "" };
+                format!("{{{}{more}}}", hex.join(" "))
+            }
+        }
+    }
+}
