@@ -9,11 +9,11 @@ use rustc_hash::FxHashSet;
 use crate::arch;
 use crate::build::Build;
 use crate::compare::Changes;
-use crate::correlate::Correlation;
+use crate::correlate::{Correlation, described};
 use crate::entity::{FunctionId, Map};
-use crate::finding::{Code, Finding};
+use crate::finding::{Code, Finding, Level};
 use crate::image::{Image, Word};
-use crate::layout;
+use crate::layout::{self, Variable};
 
 /// Facts that forbid comparing or patching these images at all.
 pub(crate) fn images(old: &Image<'_>, new: &Image<'_>) -> Vec<Finding> {
@@ -149,6 +149,29 @@ pub(crate) fn data(old: &Build<'_>, new: &Build<'_>, pairs: &Correlation, change
         }
     }
     findings
+}
+
+/// Variables of the running process whose bytes mean something else to new code: they kept their size, not their type.
+pub(crate) fn variable_types(
+    old: &Build<'_>,
+    new: &Build<'_>,
+    pairs: &Correlation,
+    variables: (&[Variable], &[Variable]),
+) -> Vec<Finding> {
+    let (before, now) = (described(&old.map, variables.0), described(&new.map, variables.1));
+    let changed = |(o, p): (usize, usize)| {
+        let (x, y) = (&old.map.objects[o], &new.map.objects[p]);
+        let (was, is) = (&before.get(&o)?.ty, &now.get(&p)?.ty);
+        if was == is || x.size != y.size || x.constant && y.constant {
+            return None;
+        }
+        let mut finding = Finding::new(Code::LayoutChanged, x.name(), format!("variable: type {was} → {is}"));
+        if layout::keeps_values(was, is) {
+            finding.level = Level::Warning;
+        }
+        Some(finding)
+    };
+    pairs.objects.iter().filter_map(changed).collect()
 }
 
 /// Changed or new functions that the debug information of their build does not describe:

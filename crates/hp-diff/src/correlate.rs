@@ -2,7 +2,8 @@
 //!
 //! Only 1:1 matches count, in this order of evidence:
 //! 1. the same name in the same file scope;
-//! 2. for static locals, the same function and variable in the debug information of both;
+//! 2. for variables, the same file, function and name in the debug information of both: static locals, and
+//!    what became static or global;
 //! 3. the same name once the compiler's numbering (`.constprop.0`, `.lto_priv.1`) is put aside;
 //! 4. the references that pairs of otherwise identical functions or objects make at the
 //!    same place; they must be unanimous;
@@ -25,7 +26,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use crate::build::Build;
 use crate::compare::{Judge, Verdict};
 use crate::entity::{FunctionId, Map, ObjectId};
-use crate::layout::StaticLocal;
+use crate::layout::Variable;
 
 /// Which old entity is which new one.
 #[derive(Debug, Default)]
@@ -107,18 +108,18 @@ impl Correlation {
 }
 
 /// Pairs the entities of two builds.
-pub(crate) fn correlate(old: &Build<'_>, new: &Build<'_>, locals: (&[StaticLocal], &[StaticLocal])) -> Correlation {
+pub(crate) fn correlate(old: &Build<'_>, new: &Build<'_>, variables: (&[Variable], &[Variable])) -> Correlation {
     let mut pairs = Correlation {
         functions: Pairs::new(old.map.functions.len(), new.map.functions.len()),
         objects: Pairs::new(old.map.objects.len(), new.map.objects.len()),
         alike: Default::default(),
-        identified: locals.1.iter().filter_map(|l| object_of(&new.map, l)).collect(),
+        identified: variables.1.iter().filter(|v| v.is_local()).filter_map(|v| object_of(&new.map, v)).collect(),
     };
     pairs.join_by_name(old, new);
-    pairs.objects.join_by_key(static_local_keys(&old.map, locals.0), static_local_keys(&new.map, locals.1));
+    pairs.objects.join_by_key(variable_keys(&old.map, variables.0), variable_keys(&new.map, variables.1));
     while vote(old, new, &mut pairs) {}
     stripped::join_by_content(old, new, &mut pairs);
-    let known = (owners(&old.map, locals.0), owners(&new.map, locals.1));
+    let known = (described(&old.map, variables.0), described(&new.map, variables.1));
     let (before, now) = (only_of_their_name(&old.map, &known.0), only_of_their_name(&new.map, &known.1));
     let (old_users, new_users) = (users(old, before.values()), users(new, now.values()));
     let pairs_by_name: Vec<(ObjectId, ObjectId)> =
@@ -139,7 +140,7 @@ pub(crate) fn correlate(old: &Build<'_>, new: &Build<'_>, locals: (&[StaticLocal
 /// Static locals without debug information that are alone with their name in their file.
 fn only_of_their_name<'m>(
     map: &'m Map<'_>,
-    owners: &FxHashMap<ObjectId, &StaticLocal>,
+    owners: &FxHashMap<ObjectId, &Variable>,
 ) -> BTreeMap<(&'m str, &'m str), ObjectId> {
     let mut found: BTreeMap<(&str, &str), Vec<ObjectId>> = BTreeMap::new();
     for (id, object) in map.objects.iter().enumerate() {
@@ -200,19 +201,27 @@ pub(crate) fn numbered_stem(name: &str) -> Option<&str> {
     (!stem.is_empty() && !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit())).then_some(stem)
 }
 
-fn static_local_keys<'m>(
-    map: &'m Map<'_>,
-    locals: &'m [StaticLocal],
-) -> impl Iterator<Item = ((&'m str, &'m str, &'m str), ObjectId)> {
-    locals.iter().filter_map(|l| Some(((l.unit.as_str(), l.function.as_str(), l.name.as_str()), object_of(map, l)?)))
+type VariableKey<'m> = (&'m str, &'m str, &'m str);
+
+/// What debug information calls a variable. Outside of functions only names that are alone in the build: two files may
+/// have the same name.
+fn variable_keys<'m>(map: &'m Map<'_>, variables: &'m [Variable]) -> impl Iterator<Item = (VariableKey<'m>, ObjectId)> {
+    let key = |v: &'m Variable| -> VariableKey<'m> { (&v.unit, &v.function, &v.name) };
+    let mut times: FxHashMap<VariableKey<'m>, usize> = FxHashMap::default();
+    for variable in variables {
+        *times.entry(key(variable)).or_default() += 1;
+    }
+    let sure = variables.iter().filter(move |v| v.is_local() || times[&key(v)] == 1);
+    sure.filter_map(move |v| Some((key(v), object_of(map, v)?)))
 }
 
-fn owners<'m>(map: &Map<'_>, locals: &'m [StaticLocal]) -> FxHashMap<ObjectId, &'m StaticLocal> {
-    locals.iter().filter_map(|l| Some((object_of(map, l)?, l))).collect()
+/// The objects that debug information describes.
+pub(crate) fn described<'m>(map: &Map<'_>, variables: &'m [Variable]) -> FxHashMap<ObjectId, &'m Variable> {
+    variables.iter().filter_map(|v| Some((object_of(map, v)?, v))).collect()
 }
 
-fn object_of(map: &Map<'_>, local: &StaticLocal) -> Option<ObjectId> {
-    map.object_at(local.address).filter(|id| map.objects[*id].address == local.address)
+fn object_of(map: &Map<'_>, variable: &Variable) -> Option<ObjectId> {
+    map.object_at(variable.address).filter(|id| map.objects[*id].address == variable.address)
 }
 
 /// One round of votes by otherwise identical functions. True if it paired anything.

@@ -32,7 +32,8 @@ use define::Definitions;
 use parse::Tree;
 
 pub(crate) use coverage::{contains, described_code};
-pub(crate) use statics::{StaticLocal, static_locals};
+pub(crate) use diff::keeps_values;
+pub(crate) use statics::{Variable, variables};
 
 /// Compares all type layouts of two builds. The findings are sorted.
 pub(crate) fn compare(old: &Source<'_>, new: &Source<'_>) -> Vec<Finding> {

@@ -177,14 +177,15 @@ pub fn diff(old: &Path, new: &Path, options: &Options) -> Result<Report, Error> 
         });
     }
     findings.extend(layout::compare(&old_image.debug, &new_image.debug));
-    let locals = (layout::static_locals(&old_image.debug), layout::static_locals(&new_image.debug));
+    let variables = (layout::variables(&old_image.debug), layout::variables(&new_image.debug));
     let absolute = |i: &Image<'_>| i.sections.iter().map(|s| s.address).find(|a| *a != 0).unwrap_or(0)..i.span;
     let numbers = (old_image.fixed_address && new_image.fixed_address).then(|| {
         let (a, b) = (absolute(&old_image), absolute(&new_image));
         a.start.min(b.start)..a.end.max(b.end)
     });
     let (old, new) = (Build::new(old_image, numbers.clone()), Build::new(new_image, numbers));
-    let pairs = correlate(&old, &new, (&locals.0, &locals.1));
+    let variables = (&variables.0[..], &variables.1[..]);
+    let pairs = correlate(&old, &new, variables);
     let mut changes = compare(&old, &new, &pairs);
     let mut line_only = Vec::new();
     if !options.exact_lines {
@@ -192,6 +193,9 @@ pub fn diff(old: &Path, new: &Path, options: &Options) -> Result<Report, Error> 
         (line_only, changes.functions) = changes.functions.into_iter().partition(|c| functions.contains(&c.0));
     }
     findings.extend(check::data(&old, &new, &pairs, &changes));
+    if !changes.functions.is_empty() {
+        findings.extend(check::variable_types(&old, &new, &pairs, variables));
+    }
     findings.extend(values::changed_numbers(&old, &new, &pairs, &changes));
     findings.extend(correlate::audit(&old, &new, &pairs, &changes));
     let mut patch = None;

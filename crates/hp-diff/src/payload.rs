@@ -583,7 +583,8 @@ impl<'p, 'a> Payload<'p, 'a> {
         let lost = self.old.map.objects.iter().enumerate().any(|(o, old)| {
             self.pairs.objects.new_of(o).is_none()
                 && !old.constant
-                && old.file == object.file
+                // A variable may have become static or global.
+                && (old.file == object.file || old.local != object.local)
                 && numbered_stem(old.name()).unwrap_or(old.name()) == stem
         });
         // With debug information on both sides a static local that is still alone is

@@ -1,4 +1,4 @@
-//! Numbers in memory that outlives a function: what changed its meaning is said, and an error if asked for.
+//! What live memory means to new code: numbers that changed are said, types and identities of variables are kept or refused.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -6,11 +6,11 @@ use std::process::Command;
 use hp_diff::{Code, Finding, Level, Options, Report};
 
 /// Compiles `source` as a shared object, twice: the second time with `NEW` defined.
-fn pair(directory: &Path, source: &str) -> (PathBuf, PathBuf) {
+fn pair(directory: &Path, source: &str, debug: &str) -> (PathBuf, PathBuf) {
     std::fs::write(directory.join("code.c"), source).unwrap();
     let build = |name: &str, version: &str| {
         let mut gcc = Command::new("gcc");
-        gcc.args(["-O2", "-g", "-fPIC", "-shared", "-Wl,--build-id", version, "code.c", "-o", name]);
+        gcc.args(["-O2", debug, "-fPIC", "-shared", "-Wl,--build-id", version, "code.c", "-o", name]);
         assert!(gcc.current_dir(directory).status().unwrap().success(), "gcc failed");
         directory.join(name)
     };
@@ -18,9 +18,19 @@ fn pair(directory: &Path, source: &str) -> (PathBuf, PathBuf) {
 }
 
 fn diff(source: &str, options: &Options) -> Report {
+    diff_with("-g", source, options)
+}
+
+fn diff_with(debug: &str, source: &str, options: &Options) -> Report {
     let directory = tempfile::tempdir().unwrap();
-    let (old, new) = pair(directory.path(), source);
+    let (old, new) = pair(directory.path(), source, debug);
     hp_diff::diff(&old, &new, options).unwrap()
+}
+
+/// Errors by code and subject.
+fn errors(report: &Report) -> Vec<(Code, &str)> {
+    let errors = report.findings.iter().filter(|f| f.level == Level::Error && !f.accepted);
+    errors.map(|f| (f.code, f.subject.as_str())).collect()
 }
 
 fn numbers(report: &Report) -> Vec<&Finding> {
@@ -97,4 +107,71 @@ int sum(const struct buffer *b) {
     let report = diff(source, &Options::default());
     assert_eq!(report.changes.len(), 1);
     assert!(numbers(&report).is_empty(), "{:?}", report.findings);
+}
+
+const SCOPE: &str = r#"
+#ifdef NEW
+static int left = 10;
+int spend(void) { return left -= 2; }
+#else
+int left = 10;
+int spend(void) { return left -= 1; }
+#endif
+"#;
+
+#[test]
+fn a_variable_that_became_static_is_still_the_same_one() {
+    let report = diff(SCOPE, &Options::default());
+    let patch = report.patch.unwrap();
+    let copied =
+        patch.sections.iter().any(|s| matches!(s.kind, hp_pack::SectionKind::Data | hp_pack::SectionKind::Bss));
+    assert!(!copied, "its value would start anew");
+}
+
+#[test]
+fn without_debug_information_nothing_shows_that_it_is_the_same_one() {
+    let accept = Options { allow: vec![(Code::LayoutUnproven, None)], ..Options::default() };
+    let report = diff_with("-g0", SCOPE, &accept);
+    let mut found = errors(&report);
+    found.dedup();
+    assert_eq!(found, [(Code::UnpairedVariable, "spend")], "{:?}", report.findings);
+}
+
+#[test]
+fn a_variable_that_kept_its_size_but_not_its_type_is_refused() {
+    let source = r#"
+#ifdef NEW
+typedef float number;
+#else
+typedef int number;
+#endif
+static number total;
+void add(int n) { total += n; }
+double sum(void) { static number calls; return ++calls + total; }
+"#;
+    let found = diff(source, &Options::default());
+    let refused: Vec<(Code, &str)> = errors(&found).into_iter().filter(|e| e.1 != "number").collect();
+    assert_eq!(refused, [(Code::LayoutChanged, "calls.0"), (Code::LayoutChanged, "total")], "{:?}", found.findings);
+}
+
+#[test]
+fn a_wider_type_for_the_same_values_is_a_warning() {
+    let source = r#"
+#include <stdbool.h>
+#ifdef NEW
+#define TIMES unsigned char
+#define MORE(x) ((x) + 1)
+#else
+#define TIMES bool
+#define MORE(x) 1
+#endif
+struct message { long id; TIMES dup; };
+TIMES again;
+void resend(struct message *m) { m->dup = MORE(m->dup); again = MORE(again); }
+"#;
+    let report = diff(source, &Options::default());
+    assert!(errors(&report).is_empty() && report.patch.is_some(), "{:?}", report.findings);
+    let warned: Vec<&str> =
+        report.findings.iter().filter(|f| f.code == Code::LayoutChanged).map(|f| f.subject.as_str()).collect();
+    assert_eq!(warned, ["again", "message"]);
 }

@@ -60,7 +60,7 @@ type Shard = FxHashMap<Space, FxHashMap<Box<[u8]>, Vec<Definition>>>;
 
 /// Writes down every definition of a build.
 pub(super) fn definitions(tree: &Tree<'_>) -> Result<Definitions, String> {
-    let definer = Definer { tree, names: names(tree) };
+    let definer = Definer::new(tree);
     let shards: Vec<Result<Shard, (usize, String)>> = (0..tree.units.len())
         .into_par_iter()
         .fold(
@@ -171,8 +171,8 @@ fn is_qualifier(tag: gimli::DwTag) -> bool {
     )
 }
 
-struct Definer<'t, 'd> {
-    tree: &'t Tree<'d>,
+pub(super) struct Definer<'t, 'd> {
+    pub(super) tree: &'t Tree<'d>,
     names: FxHashMap<u64, Id>,
 }
 
@@ -198,7 +198,11 @@ fn line(out: &mut Text, kind: &str) {
     out.push(b'\t');
 }
 
-impl Definer<'_, '_> {
+impl<'t, 'd> Definer<'t, 'd> {
+    pub(super) fn new(tree: &'t Tree<'d>) -> Definer<'t, 'd> {
+        Definer { tree, names: names(tree) }
+    }
+
     fn unit(&self, unit: u32, shard: &mut Shard) -> Result<(), String> {
         let (mut name, mut text) = (Text::new(), Text::new());
         for (i, node) in self.tree.units[unit as usize].nodes.iter().enumerate() {
@@ -483,7 +487,7 @@ impl Definer<'_, '_> {
     }
 
     /// A type as it is mentioned: named ones by name, others spelled out; typedefs and qualifiers are seen through.
-    fn write_type(&self, reference: u64, out: &mut Text, depth: u32) -> Result<(), String> {
+    pub(super) fn write_type(&self, reference: u64, out: &mut Text, depth: u32) -> Result<(), String> {
         self.check(out, depth)?;
         if reference == NONE {
             out.extend_from_slice(b"void");

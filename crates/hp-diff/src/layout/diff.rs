@@ -1,7 +1,7 @@
 //! From two sets of definitions to findings that say exactly what differs.
 
 use super::define::{Definition, Definitions, Key, Space, line};
-use crate::finding::{Code, Finding};
+use crate::finding::{Code, Finding, Level};
 use rustc_hash::FxHashMap;
 use std::collections::BTreeSet;
 
@@ -43,11 +43,12 @@ impl Pair<'_> {
         // template or the like. There, one more is an added type and one less a removed type.
         let in_c = |build: &Definitions, d: &&Definition| d.units.iter().any(|&unit| build.is_c[unit as usize]);
         let strict = gone.iter().any(|d| in_c(self.old, d)) || come.iter().any(|d| in_c(self.new, d));
+        let mut findings = self.widened();
         if (gone.is_empty() && come.is_empty()) || (!strict && (gone.is_empty() || come.is_empty())) {
-            return self.swapped();
+            findings.extend(self.swapped());
+            return findings;
         }
         let mut come: Vec<Option<&Definition>> = come.into_iter().map(Some).collect();
-        let mut findings = Vec::new();
         for before in gone {
             // The most alike of what is new is what this one became.
             let nearest = (0..come.len().min(16))
@@ -65,6 +66,25 @@ impl Pair<'_> {
             findings.push(self.finding(after, &message));
         }
         findings
+    }
+
+    /// Members whose new type holds every value that the old one can hold, and more: no live object feels that, but
+    /// after a revert the old code may meet values that it does not know.
+    fn widened(&self) -> Vec<Finding> {
+        let ([before], [after]) = (self.before, self.after) else { return Vec::new() };
+        let (old, new) = (lines(&before.text), lines(&after.text));
+        let wider = old.iter().filter_map(|line| {
+            let now = new.iter().find(|n| (n.kind, n.name, n.place) == (line.kind, line.name, line.place))?;
+            let is_wider = keeps_values(&text(line.ty), &text(now.ty));
+            is_wider.then(|| format!("{} changed type from {} to {}", line.title(), short(line.ty), short(now.ty)))
+        });
+        let wider: Vec<String> = wider.collect();
+        if wider.is_empty() {
+            return Vec::new();
+        }
+        let what =
+            format!("{}; values that live objects hold stay the same, but a revert leaves new ones", list(&wider));
+        vec![Finding { level: Level::Warning, ..self.finding(before, &what) }]
     }
 
     /// Both builds have the same definitions, but a file may now have another one than before.
@@ -274,7 +294,7 @@ fn changed(kept: &[(&Line<'_>, &Line<'_>)], out: &mut Vec<String>) {
             if old.place != new.place && run <= 3 {
                 out.push(old.moved(new));
             }
-            if old.ty != new.ty {
+            if old.ty != new.ty && !keeps_values(&text(old.ty), &text(new.ty)) {
                 out.push(format!("{} changed type from {} to {}", old.title(), short(old.ty), short(new.ty)));
             }
         }
@@ -336,6 +356,11 @@ impl Line<'_> {
         let size = size.map_or_else(String::new, |size| format!(" ({size} bits)"));
         format!("offset {}{bit}{size}", start / 8)
     }
+}
+
+/// True if every value of the old type is the same number, in the same bits, of the new one.
+pub(crate) fn keeps_values(old: &str, new: &str) -> bool {
+    matches!(old, "_Bool" | "bool") && matches!(new, "unsigned char" | "signed char" | "char" | "u8")
 }
 
 fn text(bytes: &[u8]) -> String {

@@ -1,39 +1,51 @@
-//! Variables with static storage that are declared inside a function, and which function that is.
+//! Variables with static storage: where they are declared, and what type they have.
 //!
-//! The symbol table has them as `counter.0`, with a number that changes from build to build; DWARF knows the name and
-//! the owner. A function that was inlined everywhere has only an abstract description, and GCC puts the addresses there.
+//! The symbol table has those of functions as `counter.0`, with a number that changes from build to build; DWARF knows
+//! the name and the owner. A function that was inlined everywhere has only an abstract description, and GCC puts the
+//! addresses there. Of those outside of functions, DWARF knows the source file though they be global.
 
+use super::define::Definer;
 use super::parse::{Id, NONE, Tree};
 use crate::dwarf::{DESCRIPTIONS, Sections, Source};
 use gimli::constants as dw;
 
-/// A static local variable.
+/// A variable with static storage.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct StaticLocal {
+pub(crate) struct Variable {
     /// Link-time address.
     pub(crate) address: u64,
     /// Source file of the unit, without directories.
     pub(crate) unit: String,
-    /// The function that declares it: linkage name if it has one, else plain name.
+    /// The function that declares it: linkage name if it has one, else plain name. Empty outside of functions.
     pub(crate) function: String,
-    /// Name in the source. Blocks of one function may have several of one name.
+    /// Name in the source, or the linkage name. Blocks of one function may have several of one name.
     pub(crate) name: String,
+    /// Its type, as [`super`] writes it: named types by name.
+    pub(crate) ty: String,
     /// Size in bytes; `None` if its type does not say.
     pub(crate) size: Option<u64>,
 }
 
-/// All static locals, by address; empty where the DWARF is missing or malformed ([`super::compare`] reports that).
-pub(crate) fn static_locals(file: &Source<'_>) -> Vec<StaticLocal> {
+impl Variable {
+    /// True if a function declares it.
+    pub(crate) fn is_local(&self) -> bool {
+        !self.function.is_empty()
+    }
+}
+
+/// All of them, by address; empty where the DWARF is missing or malformed ([`super::compare`] reports that).
+pub(crate) fn variables(file: &Source<'_>) -> Vec<Variable> {
     let Ok(Some(sections)) = Sections::load(file, DESCRIPTIONS) else { return Vec::new() };
     let Ok(tree) = Tree::parse(&sections) else { return Vec::new() };
     if sections.relocatable() {
         return Vec::new(); // nothing has an address yet
     }
+    let definer = Definer::new(&tree);
     let mut found = Vec::new();
     for unit in 0..tree.units.len() {
         for (i, node) in tree.units[unit].nodes.iter().enumerate() {
             if node.tag == dw::DW_TAG_variable {
-                found.extend(static_local(&tree, (unit as u32, i as u32)));
+                found.extend(variable(&definer, (unit as u32, i as u32)));
             }
         }
     }
@@ -43,24 +55,34 @@ pub(crate) fn static_locals(file: &Source<'_>) -> Vec<StaticLocal> {
     found
 }
 
-fn static_local(tree: &Tree<'_>, id: Id) -> Option<StaticLocal> {
+fn variable(definer: &Definer<'_, '_>, id: Id) -> Option<Variable> {
+    let tree = definer.tree;
     let node = tree.node(id);
     let owner = std::iter::successors(tree.parent(id), |&id| tree.parent(id))
         .take_while(|&id| tree.node(id).tag != dw::DW_TAG_namespace)
-        .find(|&id| tree.node(id).tag == dw::DW_TAG_subprogram)?;
-    let (owner, function) = function_name(tree, owner)?;
+        .find(|&id| tree.node(id).tag == dw::DW_TAG_subprogram);
+    let (unit, function) = match owner {
+        Some(owner) => function_name(tree, owner)?,
+        None => (owner_unit(tree, id), String::new()),
+    };
     let (name, ty) = match node.origin {
         NONE => (node.name.to_vec(), node.ty),
         origin => declaration(tree, origin)?,
     };
-    Some(StaticLocal {
+    let ty = if node.ty == NONE { ty } else { node.ty };
+    // Namespaces and classes are in the linkage name.
+    let name = tree.side(id).filter(|_| owner.is_none()).map_or(name, <[u8]>::to_vec);
+    let mut text = Vec::new();
+    definer.write_type(ty, &mut text, 0).ok()?;
+    Some(Variable {
         address: node.place,
-        unit: String::from_utf8_lossy(tree.unit(owner).file()).into_owned(),
+        unit: String::from_utf8_lossy(tree.unit(unit).file()).into_owned(),
         function,
         name: String::from_utf8_lossy(&name).into_owned(),
+        ty: String::from_utf8_lossy(&text).into_owned(),
         size: size(tree, ty),
     })
-    .filter(|local| !local.name.is_empty())
+    .filter(|variable| !variable.name.is_empty())
 }
 
 /// Follows a concrete function to its abstract one, and a definition to its declaration.

@@ -1,6 +1,6 @@
 //! Pairs of small sources, compiled by the real compilers, and what must or must not be found between them.
 
-use super::{Definitions, StaticLocal, compare, definitions, static_locals};
+use super::{Definitions, Variable, compare, definitions, variables};
 use crate::dwarf::{DESCRIPTIONS, Sections, Source};
 use crate::finding::{Code, Finding};
 use std::process::Command;
@@ -420,7 +420,7 @@ fn malformed_dwarf_is_a_finding() {
                 bad[at] = value;
                 let found = findings(&good, &bad);
                 unproven += usize::from(found.iter().any(|f| f.code == Code::LayoutUnproven));
-                static_locals(&opened(&bad));
+                variables(&opened(&bad));
             }
         }
     }
@@ -452,9 +452,10 @@ fn the_same_answer_each_time() {
     assert!((0..5).all(|_| messages(&old, &new) == first));
 }
 
-fn locals(language: &str, flags: &str, source: &str) -> Vec<StaticLocal> {
+fn locals(language: &str, flags: &str, source: &str) -> Vec<Variable> {
     let build = build(language, flags, source);
-    let mut locals = static_locals(&opened(&build));
+    let mut locals = variables(&opened(&build));
+    locals.retain(Variable::is_local);
     assert!(locals.is_sorted() && locals.iter().all(|l| l.address != 0));
     locals.sort_by(|a, b| (&a.function, &a.name, a.size).cmp(&(&b.function, &b.name, b.size)));
     locals
