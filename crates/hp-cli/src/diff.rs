@@ -7,7 +7,7 @@ use crate::exit::Exit;
 use crate::patch_file::write_file;
 use crate::text::{BAD, BOLD, DIM, GOOD, WARN, clean, count, io_reason, print_json};
 use anyhow::{Context, anyhow, bail};
-use hp_diff::{Change, ChangeKind, FileKind, Finding, Level, Options, Report};
+use hp_diff::{Change, ChangeKind, Code, FileKind, Finding, Level, Options, Report};
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
@@ -57,7 +57,7 @@ pub(crate) fn run(args: &DiffArgs) -> anyhow::Result<Exit> {
     if is_tree {
         return tree::run(args, options);
     }
-    let report = hp_diff::diff(&args.old, &args.new, &options)?;
+    let report = judged(&args.old, &args.new, &options)?;
     let exit = exit_of(&report);
     for name in &args.explain {
         known(name, &report)?;
@@ -81,6 +81,20 @@ pub(crate) fn run(args: &DiffArgs) -> anyhow::Result<Exit> {
 /// Directories, and archives: what has several builds in it.
 fn is_tree(path: &Path) -> bool {
     path.is_dir() || hp_diff::file_kind(path).is_ok_and(|kind| kind == FileKind::Archive)
+}
+
+/// Compares two builds, and has the patch judged by those who did not make it. What they do not prove is not written.
+fn judged(old: &Path, new: &Path, options: &Options) -> anyhow::Result<Report> {
+    let mut report = hp_diff::diff(old, new, options)?;
+    let Some(patch) = &report.patch else { return Ok(report) };
+    let debug = [options.old_debug.as_deref(), options.new_debug.as_deref()];
+    let judgement = crate::verify::judge(patch, [old, new], debug, &options.places, hp_verify::Scope::Patch)?;
+    if !judgement.holds() {
+        let finding = |f: &hp_verify::Fault| Finding::new(Code::NotProven, &f.place, format!("{}: {}", f.part, f.what));
+        report.findings.splice(0..0, judgement.faults.iter().map(finding));
+        report.patch = None;
+    }
+    Ok(report)
 }
 
 fn exit_of(report: &Report) -> Exit {

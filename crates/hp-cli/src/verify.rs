@@ -57,7 +57,7 @@ pub(crate) fn judge(
 }
 
 fn bytes(file: &BuildFile) -> Build<'_> {
-    Build { image: file.image(), debug: file.debug() }
+    Build { image: file.image(), debug: file.debug(), mini: file.mini() }
 }
 
 fn signature(trust: Trust) -> Value {

@@ -141,6 +141,8 @@ codes! {
         "The first instructions must run elsewhere while the patch is armed.";
     Coroutines = "HP0506", Error, "the program switches stacks by itself",
         "It imports makecontext or swapcontext: frames of replaced functions may be parked where no thread's stack shows them. If the replaced functions never switch, accept with --allow HP0506.";
+    NotProven = "HP0601", Error, "the judge does not prove the patch",
+        "What is about to be written was judged once more, by code that shares nothing with what made it, and this was wrong or could not be proven. Most likely it is a bug in hp: please report it, with both builds. No patch was written.";
 }
 
 impl Code {

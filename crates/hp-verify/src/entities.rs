@@ -7,6 +7,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::code::{self, Use};
 use crate::image::{Image, Symbol, SymbolType, Word};
+use crate::unnamed;
 
 /// One contiguous piece of code: a function, or a part of one that was moved away (`.cold`).
 #[derive(Debug)]
@@ -27,7 +28,7 @@ impl Range<'_> {
     }
 
     pub(crate) fn name(&self) -> &str {
-        self.names.first().copied().unwrap_or("(unnamed)")
+        self.names.first().copied().unwrap_or("(no name)")
     }
 }
 
@@ -70,7 +71,14 @@ impl<'a> Side<'a> {
     pub(crate) fn new(image: Image<'a>) -> Side<'a> {
         let (objects, markers) = objects(&image);
         let mut ranges = ranges(&image);
-        let parts = attach_parts(&mut ranges);
+        if image.stripped {
+            unnamed::add(&image, &mut ranges);
+        }
+        let mut parents = cold_parents(&ranges);
+        if image.stripped {
+            unnamed::find_parents(&image, &ranges, &mut parents);
+        }
+        let parts = attach_parts(&mut ranges, parents);
         let mut side = Side { image, ranges, parts, objects, markers, borders: Vec::new() };
         side.borders = side.find_borders();
         side
@@ -253,7 +261,8 @@ fn ranges<'a>(image: &Image<'a>) -> Vec<Range<'a>> {
         };
         symbols.sort_by_key(|s| s.local);
         let mut names: Vec<&str> = symbols.iter().map(|s| s.name).collect();
-        names.dedup();
+        let mut seen = FxHashSet::default();
+        names.retain(|n| seen.insert(*n));
         let file = if symbols[0].local { symbols[0].file } else { "" };
         ranges.push(Range { address, bytes: &rest[..size], names, file, unnamed: false, parent: i });
     }
@@ -261,7 +270,7 @@ fn ranges<'a>(image: &Image<'a>) -> Vec<Range<'a>> {
 }
 
 /// Length of code without the no-operations at its end.
-fn without_padding(bytes: &[u8]) -> usize {
+pub(crate) fn without_padding(bytes: &[u8]) -> usize {
     let (mut end, mut seen) = (0, 0);
     for (at, step) in code::steps(0, bytes, false) {
         seen = at + step.len();
@@ -272,8 +281,8 @@ fn without_padding(bytes: &[u8]) -> usize {
     if seen == bytes.len() { end } else { bytes.len() }
 }
 
-/// Finds the function of each `.cold` part; gives the parts of every function.
-fn attach_parts(ranges: &mut [Range<'_>]) -> FxHashMap<usize, Vec<usize>> {
+/// The function of each `.cold` part.
+fn cold_parents(ranges: &[Range<'_>]) -> Vec<Option<usize>> {
     let mut by_name: FxHashMap<(&str, &str), Vec<usize>> = FxHashMap::default();
     for (i, range) in ranges.iter().enumerate() {
         for name in &range.names {
@@ -285,17 +294,18 @@ fn attach_parts(ranges: &mut [Range<'_>]) -> FxHashMap<usize, Vec<usize>> {
         let found = by_name.get(&(range.file, stem)).or_else(|| by_name.get(&("", stem)))?;
         found.first().copied().filter(|_| found.len() == 1)
     };
-    let parents: Vec<Option<usize>> = ranges.iter().map(parent).collect();
+    ranges.iter().map(parent).collect()
+}
+
+/// Sets the parent of every range; gives the parts of every function, itself first.
+fn attach_parts(ranges: &mut [Range<'_>], parents: Vec<Option<usize>>) -> FxHashMap<usize, Vec<usize>> {
     let mut parts: FxHashMap<usize, Vec<usize>> = FxHashMap::default();
     for (i, parent) in parents.into_iter().enumerate() {
-        match parent {
-            Some(p) => {
-                ranges[i].parent = p;
-                parts.entry(p).or_insert_with(|| vec![p]).push(i);
-            }
-            None => {
-                parts.entry(i).or_insert_with(|| vec![i]);
-            }
+        let parent = parent.unwrap_or(i);
+        ranges[i].parent = parent;
+        let list = parts.entry(parent).or_insert_with(|| vec![parent]);
+        if parent != i {
+            list.push(i);
         }
     }
     parts

@@ -91,6 +91,8 @@ pub(crate) struct Image<'a> {
     pub(crate) span: u64,
     pub(crate) sections: Vec<Section<'a>>,
     pub(crate) symbols: Vec<Symbol<'a>>,
+    /// There is no whole symbol table, so functions may have no name.
+    pub(crate) stripped: bool,
     /// Imports that may stay unresolved.
     pub(crate) weak: rustc_hash::FxHashSet<String>,
     pub(crate) words: BTreeMap<u64, Word>,
@@ -119,6 +121,7 @@ impl<'a> Image<'a> {
             span: 0,
             sections: sections(&elf).map_err(malformed)?,
             symbols: Vec::new(),
+            stripped: false,
             weak: Default::default(),
             words: BTreeMap::new(),
             stubs: BTreeMap::new(),
@@ -137,7 +140,7 @@ impl<'a> Image<'a> {
                 _ => {}
             }
         }
-        image.symbols = own_symbols(&elf, build.debug).map_err(malformed)?;
+        (image.symbols, image.stripped) = own_symbols(&elf, build).map_err(malformed)?;
         image.read_words(&elf).map_err(malformed)?;
         image.fill_slots();
         let stubs = image.sections.iter().filter(|s| s.is_stubs()).flat_map(|s| code::stubs(s.address, s.data));
@@ -301,20 +304,25 @@ fn sections<'a>(elf: &ElfFile64<'a, Endianness>) -> object::Result<Vec<Section<'
     Ok(sections)
 }
 
-/// The image's own symbols; without functions among them, those of its debug file; else the dynamic ones.
-fn own_symbols<'a>(elf: &ElfFile64<'a, Endianness>, debug: Option<&'a [u8]>) -> object::Result<Vec<Symbol<'a>>> {
-    let own = symbols(elf, true)?;
+/// The image's own symbols; without functions among them, those of its debug file; else the dynamic ones and those that
+/// `.gnu_debugdata` adds to them. Says, too, whether the table is not whole.
+fn own_symbols<'a>(elf: &ElfFile64<'a, Endianness>, build: &Build<'a>) -> object::Result<(Vec<Symbol<'a>>, bool)> {
     let has_functions = |symbols: &[Symbol<'_>]| symbols.iter().any(|s| s.kind == SymbolType::Function);
+    let own = symbols(elf, true)?;
     if has_functions(&own) {
-        return Ok(own);
+        return Ok((own, false));
     }
-    if let Some(debug) = debug {
+    if let Some(debug) = build.debug {
         let apart = symbols(&ElfFile64::parse(debug)?, true)?;
         if has_functions(&apart) {
-            return Ok(apart);
+            return Ok((apart, false));
         }
     }
-    symbols(elf, false)
+    let mut found = symbols(elf, false)?;
+    if let Some(mini) = build.mini {
+        found.extend(symbols(&ElfFile64::parse(mini)?, true)?);
+    }
+    Ok((found, true))
 }
 
 fn symbols<'a>(elf: &ElfFile64<'a, Endianness>, full: bool) -> object::Result<Vec<Symbol<'a>>> {

@@ -42,6 +42,7 @@ mod report;
 mod rows;
 mod statics;
 mod thunk;
+mod unnamed;
 mod unwind;
 mod votes;
 mod walk;
@@ -63,6 +64,8 @@ pub struct Build<'a> {
     pub image: &'a [u8],
     /// Its separate debug file, if it has one.
     pub debug: Option<&'a [u8]>,
+    /// What its section `.gnu_debugdata` holds, unpacked, if it has one.
+    pub mini: Option<&'a [u8]>,
 }
 
 /// How much is to be proven.

@@ -419,8 +419,8 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
             None => {
                 let needed = match (usage, &table) {
                     (_, Some((_, (width, labels)))) => width * labels.len() as u64,
-                    (Use::Access(size), _) => n - start + size,
-                    _ => n.wrapping_sub(start) + new.literal(n).len() as u64,
+                    (Use::Access(size), _) => n.wrapping_sub(start).wrapping_add(size),
+                    _ => n.wrapping_sub(start).wrapping_add(new.literal(n).len() as u64),
                 };
                 let whole = table.is_some() && found.size != needed;
                 if whole || self.covered(symbol) < needed {

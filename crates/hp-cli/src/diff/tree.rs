@@ -169,9 +169,9 @@ fn compare(args: &DiffArgs, path: &Path, options: &Options) -> Outcome {
         Ok(false) => {}
         Err(e) => return Outcome::Failed(e.to_string()),
     }
-    let report = match hp_diff::diff(&old, &new, options) {
+    let report = match super::judged(&old, &new, options) {
         Ok(report) => report,
-        Err(e) => return Outcome::Failed(e.to_string()),
+        Err(e) => return Outcome::Failed(format!("{e:#}")),
     };
     let exit = exit_of(&report);
     let written = match &args.output {

@@ -104,6 +104,11 @@ impl BuildFile {
     pub fn debug(&self) -> Option<&[u8]> {
         self.0.debug.as_ref().map(|file| &file.data[..])
     }
+
+    /// What its `.gnu_debugdata` holds, unpacked, where it is needed.
+    pub fn mini(&self) -> Option<&[u8]> {
+        self.0.mini.as_deref()
+    }
 }
 
 /// One build, opened; an image borrows from it.
