@@ -13,6 +13,8 @@ const TOOLS: &[(&str, &str)] = &[
     ("g++", "g++"),
     ("gcc", "gcc"),
     ("gdb", "gdb"),
+    ("ld.lld", "lld"),
+    ("ld.mold", "mold"),
     ("make", "make"),
     ("minisign", "minisign"),
     ("musl-gcc", "musl-tools"),

@@ -38,22 +38,26 @@ impl<'a> Build<'a> {
             .collect();
         let decoded = fragments::attach(&mut map, &image, decoded);
         map.set_references(&image, decoded.iter().flatten().flat_map(|c| &c.sites).map(|s| s.target));
-        let code = decoded
+        let mut found: Vec<(FunctionCode, Vec<u64>)> = decoded
             .into_par_iter()
             .zip(&map.functions)
             .map(|(ranges, function)| {
-                if !ranges.iter().any(|c| c.computed_jumps) {
-                    return FunctionCode { ranges, ..FunctionCode::default() };
+                if !ranges.iter().any(|c| c.computed_jumps || c.distances) {
+                    return (FunctionCode { ranges, ..FunctionCode::default() }, Vec::new());
                 }
                 let spans: Vec<(u64, &[u8])> = function.ranges.iter().map(|r| (r.address, r.bytes)).collect();
                 let context = arch::JumpTableContext {
                     ranges: &spans,
                     bytes_from: &|a| if image.is_constant(a) { image.bytes_from(a) } else { &[] },
                 };
-                let (tables, unresolved_jump) = arch::jump_tables(&ranges.iter().collect::<Vec<_>>(), &context);
-                FunctionCode { ranges, tables, unresolved_jump }
+                let tables = arch::tables(&ranges.iter().collect::<Vec<_>>(), &context);
+                let unresolved_jump = tables.unresolved_jump;
+                (FunctionCode { ranges, tables: tables.jumps, unresolved_jump }, tables.distances)
             })
             .collect();
+        let starts: Vec<u64> = found.iter_mut().flat_map(|(_, starts)| std::mem::take(starts)).collect();
+        let code: Vec<FunctionCode> = found.into_iter().map(|(code, _)| code).collect();
+        map.add_distances(&image, starts);
         Build { image, map, code }
     }
 

@@ -116,7 +116,32 @@ impl<'j, 'a> Judge<'j, 'a> {
             verdict = (shared || both_end && !self.old.map.functions[pair.0].evidence.has_name()).into();
         }
         let number = is_number(self.old, pair.0, a) && is_number(self.new, pair.1, b);
-        if number { (a.target == b.target).into() } else { verdict }
+        if number {
+            return (a.target == b.target).into();
+        }
+        let doubtful = verdict == Verdict::Different && a.usage == Use::Address;
+        if doubtful && self.same_in_reach(pair, a, b) { Verdict::Same } else { verdict }
+    }
+
+    /// `a[i - 100]` leads to whatever lies before `a`. The same is meant if everything in reach is the same
+    /// at the same distance.
+    fn same_in_reach(&self, pair: (FunctionId, FunctionId), a: &Site, b: &Site) -> bool {
+        let (old, new) = (self.old, self.new);
+        let (before, now) = (old.map.within_reach(a.target), new.map.within_reach(b.target));
+        let outside = |build: &Build<'_>, site: &Site| {
+            let target = build.map.resolve(&build.image, site);
+            !build.map.is_start(&target) && target != Target::Literal && build.map.object_at(site.target).is_none()
+        };
+        let same = |(x, y): (&(ObjectId, i64), &(ObjectId, i64))| {
+            self.pairs.objects.new_of(x.0) == Some(y.0) && x.1 == y.1 && !self.changed.contains(&x.0)
+        };
+        !before.is_empty()
+            && before.len() == now.len()
+            && before.iter().zip(&now).all(same)
+            && outside(old, a)
+            && outside(new, b)
+            && is_indexed(old, pair.0, a)
+            && is_indexed(new, pair.1, b)
     }
 
     fn is_startup_code(&self, old: FunctionId) -> bool {
@@ -223,22 +248,25 @@ impl<'j, 'a> Judge<'j, 'a> {
         if x.len() != y.len() {
             return Verdict::Different;
         }
-        let words = |build: &'j Build<'a>, at: u64| {
-            build.image.words.range(at..at + x.len() as u64).map(move |(k, w)| ((k - at) as usize, w))
-        };
-        let (mut old_words, mut new_words) = (words(self.old, a), words(self.new, b));
+        let (mut old_fields, mut new_fields) = (fields(self.old, a, x.len()), fields(self.new, b, y.len()));
         let (mut at, mut verdict) = (0, Verdict::Same);
         loop {
-            let (end, word) = match (old_words.next(), new_words.next()) {
-                (None, None) => (x.len(), Verdict::Same),
-                (Some((i, v)), Some((j, w))) if i == j && i >= at => (i, self.words(v, w)),
+            let (end, width, field) = match (old_fields.next(), new_fields.next()) {
+                (None, None) => (x.len(), 0, Verdict::Same),
+                (Some((i, v)), Some((j, w))) if i == j && i >= at => match (v, w) {
+                    (DataField::Word(v), DataField::Word(w)) => (i, 8, self.words(v, w)),
+                    (DataField::Distance(v), DataField::Distance(w)) => {
+                        (i, 4, self.addresses(None, (v, w), Use::Address))
+                    }
+                    _ => return Verdict::Different,
+                },
                 _ => return Verdict::Different,
             };
-            verdict = verdict.and(self.plain_bytes((a, x), (b, y), at..end)).and(word);
+            verdict = verdict.and(self.plain_bytes((a, x), (b, y), at..end)).and(field);
             if verdict == Verdict::Different || end == x.len() {
                 return verdict;
             }
-            at = (end + 8).min(x.len());
+            at = (end + width).min(x.len());
         }
     }
 
@@ -303,28 +331,70 @@ impl<'j, 'a> Judge<'j, 'a> {
     }
 }
 
+/// A field of data that leads somewhere.
+enum DataField<'b> {
+    Word(&'b Word),
+    /// A distance of 32 bits to this link-time address.
+    Distance(u64),
+}
+
+/// The fields of `size` bytes of data, by offset.
+fn fields<'b>(build: &'b Build<'_>, start: u64, size: usize) -> impl Iterator<Item = (usize, DataField<'b>)> {
+    let span = start..start + size as u64;
+    let mut words = build.image.words.range(span.clone()).peekable();
+    let mut distances = build.map.distances.range(span).peekable();
+    std::iter::from_fn(move || {
+        let word_first = match (words.peek(), distances.peek()) {
+            (Some(w), Some(d)) => w.0 < d.0,
+            (word, _) => word.is_some(),
+        };
+        let field = if word_first {
+            words.next().map(|(at, w)| (at, DataField::Word(w)))
+        } else {
+            distances.next().map(|(at, d)| (at, DataField::Distance(d.target)))
+        };
+        field.map(|(at, f)| ((at - start) as usize, f))
+    })
+}
+
 /// True if a function refers to an object, not only to its end.
-fn uses(build: &Build<'_>, function: FunctionId, object: ObjectId) -> bool {
+pub(crate) fn uses(build: &Build<'_>, function: FunctionId, object: ObjectId) -> bool {
     let object = &build.map.objects[object];
     let mut sites = build.code[function].ranges.iter().flat_map(|c| &c.sites);
     sites.any(|s| (object.address..object.end()).contains(&s.target))
+}
+
+/// True if `function` calculates with the address that its site makes.
+pub(crate) fn is_indexed(build: &Build<'_>, function: FunctionId, site: &Site) -> bool {
+    range_of(build, function, site).is_some_and(|bytes| arch::is_indexed(bytes, site.instruction))
+}
+
+/// The code that contains a site.
+fn range_of<'b>(build: &'b Build<'_>, function: FunctionId, site: &Site) -> Option<&'b [u8]> {
+    let same = |s: &Site| (s.offset, s.target, s.end) == (site.offset, site.target, site.end);
+    let mut codes = build.code[function].ranges.iter().zip(&build.map.functions[function].ranges);
+    codes.find(|(code, _)| code.sites.iter().any(same)).map(|(_, range)| range.bytes)
 }
 
 /// True for a field in position-dependent code that is no address though its value lies in
 /// the image: it leads nowhere, or into the middle of another function, where no
 /// compiler takes addresses.
 pub(crate) fn is_number(build: &Build<'_>, function: FunctionId, site: &Site) -> bool {
-    site.encoding != Encoding::PcRelative
-        && build.image.fields.is_none()
-        && match build.map.resolve(&build.image, site) {
-            Target::Unknown => true,
-            Target::Function(f, range, offset) => f != function && (range, offset) != (0, 0),
-            _ => false,
-        }
+    if site.encoding == Encoding::PcRelative || build.image.fields.is_some() {
+        return false;
+    }
+    let nowhere = match build.map.resolve(&build.image, site) {
+        Target::Unknown => true,
+        Target::Function(f, range, offset) => f != function && (range, offset) != (0, 0),
+        _ => false,
+    };
+    // What an index is added to may lie anywhere.
+    let displacement = |bytes| arch::field(bytes, site.instruction, site.offset) == arch::Field::Displacement;
+    nowhere && !range_of(build, function, site).is_some_and(displacement)
 }
 
 /// True if `address` leads to an entity.
-fn is_known(build: &Build<'_>, address: u64) -> bool {
+pub(crate) fn is_known(build: &Build<'_>, address: u64) -> bool {
     build.map.resolve_address(&build.image, address, Use::Address) != Target::Unknown
 }
 

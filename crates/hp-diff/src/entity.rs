@@ -109,8 +109,11 @@ impl DataObject<'_> {
     }
 }
 
-/// How far before an object's start compilers place the address of `&a[i - n]`, in bytes.
+/// How far before an object's start the address of `&a[i - n]` usually lies, in bytes.
 const BEFORE: u64 = 32;
+
+/// How far it may lie where code calculates with it.
+const REACH: u64 = 0x4000;
 
 /// Where an address leads.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -143,13 +146,31 @@ pub(crate) struct Map<'a> {
     code_index: Vec<(u64, u64, FunctionId, usize)>,
     /// Every address that code or data refers to, and every entity boundary.
     pub references: Vec<u64>,
+    /// Fields of 32 bits in constant data that hold a distance.
+    pub distances: BTreeMap<u64, Distance>,
+}
+
+/// A field that holds the distance from the start of its table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Distance {
+    /// Link-time address of the table.
+    pub table: u64,
+    /// Link-time address that the field leads to.
+    pub target: u64,
 }
 
 impl<'a> Map<'a> {
     pub(crate) fn new(image: &Image<'a>) -> Map<'a> {
         let functions = functions(image);
         let (objects, markers) = objects(image);
-        let mut map = Map { functions, objects, markers, code_index: Vec::new(), references: Vec::new() };
+        let mut map = Map {
+            functions,
+            objects,
+            markers,
+            code_index: Vec::new(),
+            references: Vec::new(),
+            distances: BTreeMap::new(),
+        };
         map.index_code();
         map
     }
@@ -180,6 +201,41 @@ impl<'a> Map<'a> {
         all.extend(image.sections.iter().flat_map(|s| [s.address, s.end()]));
         self.references = all.into_iter().collect();
         self.add_unnamed_variables(image, &targets);
+    }
+
+    /// Finds tables of distances to constant data, which rustc and clang make of arrays of texts, at the places where code that
+    /// reads such tables takes addresses. A table reaches to the next address that something refers to; it
+    /// is one if all its entries lead to constant data outside of it.
+    pub(crate) fn add_distances(&mut self, image: &Image<'a>, mut starts: Vec<u64>) {
+        starts.sort_unstable();
+        starts.dedup();
+        for table in starts {
+            let limit = match self.object_at(table) {
+                Some(id) => self.objects[id].end(),
+                None => self.next_reference(table),
+            };
+            let constant = |a: u64| image.section_at(a).is_some_and(|s| is_constant_section(s) && s.is_content());
+            if !constant(table) || self.function_at(table).is_some() {
+                continue;
+            }
+            let bytes = image.bytes(table, limit - table).unwrap_or_default();
+            let distances = bytes.chunks_exact(4).map(|c| i32::from_le_bytes(c.try_into().unwrap_or_default()));
+            let leads = |d: &i32| {
+                let target = table.wrapping_add_signed(i64::from(*d));
+                !(table..limit).contains(&target) && constant(target) && self.function_at(target).is_none()
+            };
+            let run: Vec<i32> = distances.take_while(leads).collect();
+            // What follows the last entry is padding at most.
+            let padded = bytes[run.len() * 4..].iter().all(|b| *b == 0);
+            if run.len() > 1 && padded {
+                self.distances.extend(run.iter().enumerate().map(|(i, d)| {
+                    (table + 4 * i as u64, Distance { table, target: table.wrapping_add_signed(i64::from(*d)) })
+                }));
+            }
+        }
+        self.references.extend(self.distances.values().map(|d| d.target));
+        self.references.sort_unstable();
+        self.references.dedup();
     }
 
     /// Writable data without a symbol, such as the initial value of a local array that the
@@ -266,8 +322,12 @@ impl<'a> Map<'a> {
         };
         if section.name.starts_with(".got") {
             return match image.words.get(&address) {
-                Some(word) => Target::Slot(word),
-                None => self.at_boundary(address),
+                // Code takes the address of a slot for thread-local variables only.
+                Some(word) if usage != Use::Address || matches!(word, Word::Tls(..)) => Target::Slot(word),
+                word => match (self.at_boundary(address), word) {
+                    (Target::Unknown, Some(word)) => Target::Slot(word),
+                    (boundary, _) => boundary,
+                },
             };
         }
         if let Some(id) = self.object_at(address) {
@@ -277,16 +337,10 @@ impl<'a> Map<'a> {
             if usage != Use::Address || self.is_literal_start(image, address) {
                 return Target::Literal;
             }
-            // Nothing is there: the end of the object before, or `&a[i - 1]` of the one behind.
-            if let Some(id) = self.ending_at(address) {
-                return Target::Object(id, self.objects[id].size as i64);
-            }
-            return match self.objects.get(self.objects.partition_point(|o| o.address <= address)) {
-                Some(next) if next.address - address <= BEFORE => {
-                    let id = self.objects.partition_point(|o| o.address <= address);
-                    Target::Object(id, address.wrapping_sub(next.address) as i64)
-                }
-                _ => Target::Literal,
+            // Nothing is there: the end of the object before, or an empty text.
+            return match self.ending_at(address) {
+                Some(id) => Target::Object(id, self.objects[id].size as i64),
+                None => Target::Literal,
             };
         }
         self.at_boundary(address)
@@ -335,6 +389,44 @@ impl<'a> Map<'a> {
         found
     }
 
+    /// All that an address may mean, if used in this way: where it leads first, then what else would give the
+    /// same number.
+    pub(crate) fn meanings<'m>(&'m self, image: &'m Image<'a>, address: u64, usage: Use) -> Vec<Target<'m>> {
+        let mut found = vec![self.resolve_address(image, address, usage)];
+        let data = matches!(found[0], Target::Object(..) | Target::Literal | Target::Marker(_));
+        if usage == Use::Address && data {
+            for (id, offset) in self.candidates(address) {
+                if !found.contains(&Target::Object(id, offset)) {
+                    found.push(Target::Object(id, offset));
+                }
+            }
+            let ends = matches!(found[0], Target::Object(id, offset) if offset == self.objects[id].size as i64);
+            if ends && image.is_constant(address) && image.bytes(address, 1).is_some() {
+                found.push(Target::Literal);
+            }
+        }
+        found
+    }
+
+    /// Every object that an address may belong to which code calculates with: the one that contains it first, then
+    /// those that end not far before it or start not far behind it, such as `a` of `&a[i - 100]`.
+    pub(crate) fn within_reach(&self, address: u64) -> Vec<(ObjectId, i64)> {
+        let containing = self.object_at(address);
+        let first = self.objects.partition_point(|o| o.end() + REACH < address);
+        let near = (first..self.objects.len()).take_while(|id| self.objects[*id].address <= address + REACH);
+        let start = |id: ObjectId| (id, address.wrapping_sub(self.objects[id].address) as i64);
+        containing.into_iter().chain(near.filter(|id| Some(*id) != containing)).map(start).collect()
+    }
+
+    /// True if the address is what it leads to by itself: the start of an entity. Only elsewhere is it in question
+    /// whether code reaches something behind it by adding an index.
+    pub(crate) fn is_start(&self, target: &Target<'_>) -> bool {
+        matches!(
+            target,
+            Target::Function(_, 0, 0) | Target::Object(_, 0) | Target::Stub(_) | Target::Slot(Word::Tls(..))
+        )
+    }
+
     /// Symbols without size at `address`, such as `_end`, ordered by name.
     pub(crate) fn markers_at(&self, address: u64) -> &[&'a str] {
         self.markers.get(&address).map_or(&[], Vec::as_slice)
@@ -363,10 +455,21 @@ impl<'a> Map<'a> {
     }
 }
 
-/// Bytes of the text that `bytes` begin with, with its terminator; 0 if it is none.
+/// Bytes of the text that `bytes` begin with, with its terminator; 0 if it is none. Linkers merge tails of wide
+/// strings too, so something may refer to the middle of one.
 fn text_length(bytes: &[u8]) -> usize {
-    let end = bytes.iter().position(|b| *b == 0).filter(|n| std::str::from_utf8(&bytes[..*n]).is_ok());
-    end.map_or(0, |n| n + 1)
+    let narrow = bytes.iter().position(|b| *b == 0).filter(|n| std::str::from_utf8(&bytes[..*n]).is_ok());
+    let narrow = narrow.map_or(0, |n| n + 1);
+    narrow.max(wide_length(bytes, 4)).max(wide_length(bytes, 2))
+}
+
+/// Bytes of the text of units of this width, two letters at least.
+fn wide_length(bytes: &[u8], width: usize) -> usize {
+    let unit = |c: &[u8]| c.iter().rev().fold(0u32, |n, b| n << 8 | u32::from(*b));
+    let letter = |n: &u32| (0x20..0x250).contains(n) || matches!(n, 9 | 10 | 13);
+    let letters = bytes.chunks_exact(width).map(unit).take_while(letter).count();
+    let ends = bytes.get(letters * width..(letters + 1) * width).is_some_and(|c| unit(c) == 0);
+    if letters > 1 && ends { (letters + 1) * width } else { 0 }
 }
 
 /// The name without the fragment suffix `.cold` or `.cold.N`.

@@ -19,6 +19,7 @@ mod input;
 mod layout;
 mod lines;
 mod payload;
+mod references;
 mod source;
 mod unwind;
 mod values;
@@ -28,6 +29,7 @@ pub use explain::{Explanation, First, Instruction, Reason, Row, RowKind};
 pub use finding::{Code, Finding, Level};
 pub use image::Evidence;
 pub use input::{BuildFile, DebugPlaces, FileKind, file_kind, members, same_content};
+pub use references::{EntityKind, Meaning, Reference, references};
 pub use source::Place;
 
 use std::collections::BTreeMap;
@@ -178,7 +180,7 @@ pub fn diff(old: &Path, new: &Path, options: &Options) -> Result<Report, Error> 
     }
     findings.extend(layout::compare(&old_image.debug, &new_image.debug));
     let variables = (layout::variables(&old_image.debug), layout::variables(&new_image.debug));
-    let absolute = |i: &Image<'_>| i.sections.iter().map(|s| s.address).find(|a| *a != 0).unwrap_or(0)..i.span;
+    let absolute = |i: &Image<'_>| i.sections.iter().map(|s| s.address).find(|a| *a != 0).unwrap_or(0)..i.span + 1;
     let numbers = (old_image.fixed_address && new_image.fixed_address).then(|| {
         let (a, b) = (absolute(&old_image), absolute(&new_image));
         a.start.min(b.start)..a.end.max(b.end)

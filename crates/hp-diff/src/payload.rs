@@ -14,9 +14,9 @@ use hp_pack::{Place, Relocation, RelocationKind, Section, SectionKind, Symbol, S
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::adjoin::Twins;
-use crate::arch::{Encoding, JumpTable, Site, Use};
+use crate::arch::{self, Encoding, JumpTable, Site, Use};
 use crate::build::Build;
-use crate::compare::{Changes, Judge, Verdict, describe, is_number};
+use crate::compare::{Changes, Judge, Verdict, describe, is_indexed, is_number, uses};
 use crate::correlate::{Correlation, numbered_stem};
 use crate::entity::{CodeRange, FunctionId, ObjectId, Target};
 use crate::finding::{Code, Finding};
@@ -72,7 +72,11 @@ impl<'p, 'a> Payload<'p, 'a> {
         let mut old_literals = FxHashMap::default();
         for &address in old.map.references.iter().rev() {
             let literal = old.map.resolve_address(&old.image, address, Use::Address) == Target::Literal;
-            if literal && old.image.words.range(address..=address + 8).next().is_none() {
+            let plain = |size: u64| {
+                old.image.words.range(address..=address + size).next().is_none()
+                    && old.map.distances.range(address..=address + size).next().is_none()
+            };
+            if literal && plain(8) {
                 old_literals.insert(old.map.literal(&old.image, address), address);
             }
         }
@@ -387,13 +391,88 @@ impl<'p, 'a> Payload<'p, 'a> {
         if let Some(table) = new.table(id, site.target) {
             return Ok(Bind::direct((self.jump_table(id, table), 0)));
         }
-        match new.map.resolve(&new.image, site) {
+        let target = new.map.resolve(&new.image, site);
+        if site.usage == Use::Address
+            && !self.starts_something(id, site, &target)
+            && is_indexed(new, id, site)
+            && let Some(bound) = self.in_reach(id, site, &target)?
+        {
+            return Ok(Bind::direct(bound));
+        }
+        match target {
             Target::Function(g, range, offset) if g == id && (range, offset) != (0, 0) => {
                 Ok(Bind::direct((self.function_symbols[&id][range], offset as i64)))
             }
             Target::Stub(word) | Target::Slot(word) => self.bind_slot(word, site),
             _ => self.bind_address(Some(id), site.target, site.usage).map(Bind::direct),
         }
+    }
+
+    /// True if the start of something is meant, and not what an index added to it reaches. A compiler makes
+    /// `(&a[9])[i]` of `a[i]` where `i` runs up to 0 from a number that the function then has, and so
+    /// `(&a[-9])[i]`; in position-dependent code the displacement may be anything.
+    fn starts_something(&self, id: FunctionId, site: &Site, target: &Target<'_>) -> bool {
+        let map = &self.new.map;
+        if !map.is_start(target) || !matches!(target, Target::Object(..)) {
+            return map.is_start(target);
+        }
+        if site.encoding != Encoding::PcRelative {
+            return false;
+        }
+        let numbers = || map.functions[id].ranges.iter().flat_map(|r| arch::numbers(r.bytes));
+        let explains = |start: u64, end: u64| {
+            let mut places =
+                numbers().flat_map(|n| [1, 2, 4, 8].map(|scale| site.target.wrapping_add_signed(n * scale)));
+            places.any(|place| (start..end).contains(&place))
+        };
+        let others = map.within_reach(site.target).into_iter().filter(|m| m.1 != 0);
+        !others.map(|(p, _)| &map.objects[p]).any(|o| explains(o.address, o.end()))
+    }
+
+    /// Binds an address that code calculates with and that is the start of nothing: of all that it may reach, the
+    /// old build must have it at one and the same place, or the old version of the function decides. `None`
+    /// if it is a literal and nothing else.
+    fn in_reach(&mut self, id: FunctionId, site: &Site, target: &Target<'_>) -> Result<Option<Bound>, Problem> {
+        let (old, new) = (self.old, self.new);
+        let mut meanings = new.map.within_reach(site.target);
+        if *target == Target::Literal {
+            let near = new.map.candidates(site.target);
+            meanings.retain(|m| near.contains(m));
+        }
+        let Some(&first) = meanings.first() else { return Ok(None) };
+        let old_address = |&(p, offset): &(ObjectId, i64)| {
+            let kept = self.pairs.objects.old_of(p).filter(|o| !self.changes.constants.contains(o));
+            kept.map(|o| old.map.objects[o].address.wrapping_add_signed(offset))
+        };
+        let places: Vec<Option<u64>> = meanings.iter().map(old_address).collect();
+        let own = self.pairs.functions.old_of(id);
+        let known_place = |place: u64| {
+            own.is_some_and(|f| {
+                let mut sites = old.code[f].ranges.iter().flat_map(|c| &c.sites);
+                sites.any(|s| s.usage == Use::Address && s.target == place)
+            })
+        };
+        let mut known: Vec<u64> = places.iter().flatten().copied().filter(|a| known_place(*a)).collect();
+        known.dedup();
+        let place = match (places[0], known.as_slice()) {
+            (Some(place), _) if places.iter().all(|p| *p == Some(place)) => place,
+            (_, &[place]) => place,
+            _ => {
+                let name = new.map.objects[first.0].name();
+                let message =
+                    format!("code adds an index to it; it may mean {name}{:+#x} or something behind", first.1);
+                return Err(Problem(Code::AmbiguousReference, message));
+            }
+        };
+        // What lies before an object may be a literal of its own: then the old build must have it there too.
+        if *target == Target::Literal {
+            let size = first.1.unsigned_abs();
+            if first.1 >= 0 || old.image.bytes(place, size) != new.image.bytes(site.target, size) {
+                return Ok(None);
+            }
+        }
+        let chosen = meanings[places.iter().position(|p| *p == Some(place)).unwrap_or(0)];
+        self.object(chosen.0).map(|symbol| Some((symbol, chosen.1)))
     }
 
     /// Binds an address by what it leads to. `within` is the function that uses it.
@@ -411,7 +490,10 @@ impl<'p, 'a> Payload<'p, 'a> {
                     if usage == Use::Address { self.meaning(within, (p, offset), address)? } else { (p, offset) };
                 self.object(p).map(|symbol| (symbol, offset))
             }
-            Target::Literal => self.literal(within, address, usage).map(|symbol| (symbol.0, symbol.1)),
+            Target::Literal => match self.end_of_object(within, address, usage)? {
+                Some(bound) => Ok(bound),
+                None => self.literal(within, address, usage),
+            },
             Target::Marker(name) => match old.map.marker_address(name) {
                 Some(address) => Ok((self.base_symbol(name, SymbolKind::Other, address, 0), 0)),
                 None => Err(Problem(Code::UnknownReference, "the old build has no such symbol".into())),
@@ -424,6 +506,31 @@ impl<'p, 'a> Payload<'p, 'a> {
             Target::Slot(word) => self.bind_slot_address(word, false),
             Target::Unknown => Err(Problem(Code::UnknownReference, "no symbol covers it".into())),
         }
+    }
+
+    /// A literal that begins where an object ends which the function uses: only if the old build has it there
+    /// too, one address is right for both.
+    fn end_of_object(
+        &mut self,
+        within: Option<FunctionId>,
+        address: u64,
+        usage: Use,
+    ) -> Result<Option<Bound>, Problem> {
+        let (old, new) = (self.old, self.new);
+        let ending = new.map.ending_at(address).filter(|_| usage == Use::Address);
+        let used = |p: &ObjectId| within.is_some_and(|id| uses(new, id, *p));
+        let Some(p) = ending.filter(used) else { return Ok(None) };
+        let unclear = || {
+            let name = new.map.objects[p].name();
+            Problem(Code::AmbiguousReference, format!("it may mean the end of {name} or the constant behind it"))
+        };
+        let o = self.pairs.objects.old_of(p).filter(|o| !self.changes.constants.contains(o)).ok_or_else(unclear)?;
+        let place = old.map.objects[o].end();
+        let judge = Judge::new(old, new, self.pairs);
+        if judge.literals(place, address, Use::Address) != Verdict::Same {
+            return Err(unclear());
+        }
+        self.object(p).map(|symbol| Some((symbol, new.map.objects[p].size as i64)))
     }
 
     fn function(&mut self, g: FunctionId, usage: Use) -> u32 {
@@ -453,18 +560,6 @@ impl<'p, 'a> Payload<'p, 'a> {
             self.pairs.objects.old_of(p).map(|o| old.map.objects[o].address.wrapping_add_signed(offset))
         };
         let here = old_address(chosen);
-        // Zeros before an object may also be an empty string: then they must be zeros in
-        // the old build too.
-        if chosen.1 < 0 {
-            let zeros = here.and_then(|a| old.image.bytes(a, chosen.1.unsigned_abs()));
-            return match zeros {
-                Some(bytes) if bytes.iter().all(|b| *b == 0) => Ok(chosen),
-                _ => Err(Problem(
-                    Code::AmbiguousReference,
-                    format!("it lies {} bytes before an object", chosen.1.unsigned_abs()),
-                )),
-            };
-        }
         for name in new.map.markers_at(address) {
             let there = old.map.marker_address(name);
             if there.is_some() && there != here {
@@ -548,6 +643,7 @@ impl<'p, 'a> Payload<'p, 'a> {
         let symbol = self.payload_symbol(name, SymbolKind::Object, kind, at, object.size);
         self.object_symbols.insert(p, symbol);
         self.relocate_fields(kind, at, fields)?;
+        self.relocate_distances(kind, at, object.address..object.end())?;
         Ok(symbol)
     }
 
@@ -639,6 +735,17 @@ impl<'p, 'a> Payload<'p, 'a> {
         Ok(())
     }
 
+    /// The copy of a table of distances counts from its own place.
+    fn relocate_distances(&mut self, section: SectionKind, at: u64, span: std::ops::Range<u64>) -> Result<(), Problem> {
+        let new = self.new;
+        for (field, distance) in new.map.distances.range(span.clone()) {
+            let (symbol, offset) = self.bind_address(None, distance.target, Use::Address)?;
+            let addend = offset + (field - distance.table) as i64;
+            self.pc_relative(section, at + field - span.start, symbol, addend);
+        }
+        Ok(())
+    }
+
     /// A symbol by the name that a dynamic relocation gives: of this image, or an import.
     fn named(&mut self, name: &str) -> u32 {
         let new = self.new;
@@ -677,7 +784,8 @@ impl<'p, 'a> Payload<'p, 'a> {
         let judge = Judge::new(self.old, new, self.pairs);
         let span = new.map.literal_span(&new.image, address);
         let content = new.map.literal(&new.image, address);
-        let plain = new.image.words.range(span.0..span.1).next().is_none();
+        let plain = new.image.words.range(span.0..span.1).next().is_none()
+            && new.map.distances.range(span.0..span.1).next().is_none();
         let same = self.old_literals.get(content).filter(|same| {
             plain && !self.twins.in_doubt(&judge, self.old.map.literal_span(&self.old.image, **same), span)
         });
@@ -722,6 +830,7 @@ impl<'p, 'a> Payload<'p, 'a> {
         }
         let symbol = self.literal_symbols[&(address, width)];
         self.relocate_fields(kind, at, fields)?;
+        self.relocate_distances(kind, at, address..address + bytes.len() as u64)?;
         Ok((symbol, 0))
     }
 
@@ -730,6 +839,9 @@ impl<'p, 'a> Payload<'p, 'a> {
     /// elsewhere.
     fn check_copyable(&self, within: Option<FunctionId>, address: u64, bytes: &[u8]) -> Result<(), Problem> {
         let new = self.new;
+        if new.map.distances.contains_key(&address) {
+            return Ok(());
+        }
         let computed = within.is_some_and(|id| new.code[id].ranges.iter().any(|c| c.computed_jumps));
         let entries: Vec<i32> =
             bytes.chunks_exact(4).map(|c| i32::from_le_bytes(c.try_into().unwrap_or_default())).collect();

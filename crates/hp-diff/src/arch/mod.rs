@@ -8,8 +8,8 @@
 mod x86_64;
 
 pub(crate) use x86_64::{
-    DifferingArgument, JumpTableContext, add_known, decode, decode_at, differing_arguments, first_difference,
-    jump_tables, memory_numbers, padding, plt_stubs, shape, texts, thunk, unpadded,
+    DifferingArgument, Field, JumpTableContext, add_known, decode, decode_at, differing_arguments, field,
+    first_difference, is_indexed, memory_numbers, numbers, padding, plt_stubs, shape, tables, texts, thunk, unpadded,
 };
 
 /// How a field in an instruction encodes its target.
@@ -62,6 +62,8 @@ pub(crate) struct Code {
     pub invalid: Option<u32>,
     /// Jumps through a register or an indexed table.
     pub computed_jumps: bool,
+    /// Reads 32-bit distances from a table.
+    pub distances: bool,
     /// Reads or writes thread-local storage other than the stack protector's word.
     pub thread_local: bool,
 }
@@ -75,6 +77,16 @@ pub(crate) struct JumpTable {
     pub relative: bool,
     /// Link-time addresses that the entries lead to.
     pub targets: Vec<u64>,
+}
+
+/// The tables that a function reads.
+#[derive(Debug, Default)]
+pub(crate) struct Tables {
+    pub jumps: Vec<JumpTable>,
+    /// A computed jump that certainly reads a table which was not found.
+    pub unresolved_jump: Option<u64>,
+    /// Where tables of distances to data may begin.
+    pub distances: Vec<u64>,
 }
 
 impl JumpTable {

@@ -1,4 +1,4 @@
-//! Which ranges of a stripped build are one function.
+//! Which ranges are one function, where symbols do not say so.
 //!
 //! Compilers move unlikely code of a function elsewhere, where it has unwind rows of its own and, in a
 //! symbol table, the name `f.cold`. Without symbols it is known by what it does: it jumps
@@ -8,15 +8,13 @@
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::arch::{Code, Use};
-use crate::entity::{FunctionId, Map};
+use crate::entity::{FunctionId, Map, cold_parent};
 use crate::image::{Evidence, Image, Word};
 
-/// Attaches fragments to their functions, and puts the code in the order of the functions again.
+/// Attaches the fragments that are left over to their functions, and puts the code in the order of the functions again.
 pub(super) fn attach(map: &mut Map<'_>, image: &Image<'_>, mut code: Vec<Vec<Code>>) -> Vec<Vec<Code>> {
-    if !map.is_stripped() {
-        return code;
-    }
-    let parents = parents(map, image, &code);
+    let mut parents = if map.is_stripped() { parents(map, image, &code) } else { FxHashMap::default() };
+    parents.extend(parents_by_name(map, &code));
     if parents.is_empty() {
         return code;
     }
@@ -36,6 +34,28 @@ pub(super) fn attach(map: &mut Map<'_>, image: &Image<'_>, mut code: Vec<Vec<Cod
     map.functions = functions.into_iter().flatten().collect();
     map.index_code();
     code.into_iter().zip(kept).filter_map(|(c, kept)| kept.then_some(c)).collect()
+}
+
+/// Parents of fragments `f.cold` where the symbol table has several functions `f` that it may belong to: the one
+/// that branches to it.
+fn parents_by_name(map: &Map<'_>, code: &[Vec<Code>]) -> Vec<(FunctionId, FunctionId)> {
+    let fragments: FxHashMap<FunctionId, &str> =
+        map.functions.iter().enumerate().filter_map(|(f, function)| Some((f, cold_parent(function.name())?))).collect();
+    if fragments.is_empty() {
+        return Vec::new();
+    }
+    let mut found: FxHashMap<FunctionId, FxHashSet<FunctionId>> = FxHashMap::default();
+    for (g, ranges) in code.iter().enumerate() {
+        for site in ranges.iter().flat_map(|c| &c.sites).filter(|s| s.usage == Use::Branch) {
+            if let Some((f, _, _)) = map.function_at(site.target)
+                && fragments.get(&f).is_some_and(|stem| map.functions[g].names.contains(stem))
+            {
+                found.entry(f).or_default().insert(g);
+            }
+        }
+    }
+    let single = found.into_iter().filter(|(_, parents)| parents.len() == 1);
+    single.flat_map(|(f, parents)| parents.into_iter().map(move |g| (f, g))).collect()
 }
 
 /// The parent of each fragment.

@@ -130,7 +130,9 @@ fn describe(build: &Build<'_>, id: FunctionId, site: &Site, hash: &mut Sha256) {
                 _ => build.map.literal(&build.image, site.target),
             };
             hash.update([6]);
-            if build.image.words.range(site.target..site.target + bytes.len() as u64).next().is_none()
+            let span = site.target..site.target + bytes.len() as u64;
+            if build.image.words.range(span.clone()).next().is_none()
+                && build.map.distances.range(span).next().is_none()
                 && !build.image.fixed_address
             {
                 hash.update(bytes);

@@ -177,8 +177,8 @@ impl<'a> Image<'a> {
             .iter()
             .filter(|s| s.executable && (s.name.starts_with(".plt") || s.name == ".iplt"))
             .flat_map(|s| arch::plt_stubs(s.address, s.data))
-            .filter(|(_, slot)| image.words.contains_key(slot))
             .collect();
+        image.mark_dead_stubs();
         if let Some(comment) = elf.section_by_name(".comment") {
             let text = comment.data().map_err(malformed)?;
             image.compilers = text

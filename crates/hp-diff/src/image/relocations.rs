@@ -71,16 +71,13 @@ impl<'a> Image<'a> {
         Ok(())
     }
 
-    /// In a position-dependent image the linker itself fills GOT slots in, without a
-    /// dynamic relocation: with an address, or with a thread-local offset.
+    /// Some GOT slots the linker itself fills in, without a dynamic relocation: with a thread-local offset, with 0 for
+    /// a weak symbol that nothing defines, and in a position-dependent image with an address.
     pub(super) fn fill_static_slots(&mut self) {
-        if !self.fixed_address {
-            return;
-        }
         for section in self.sections.iter().filter(|s| s.name.starts_with(".got")) {
             for (i, word) in section.data.chunks_exact(8).enumerate() {
                 let value = u64::from_le_bytes(word.try_into().unwrap_or_default());
-                let word = if (self.start..self.span).contains(&value) {
+                let word = if self.fixed_address && (self.start..self.span).contains(&value) {
                     Word::Address(value)
                 } else {
                     Word::Other(elf::R_X86_64_NONE.0, String::new(), value as i64)
@@ -88,6 +85,16 @@ impl<'a> Image<'a> {
                 self.words.entry(section.address + 8 * i as u64).or_insert(word);
             }
         }
+    }
+
+    /// For a weak symbol that nothing defines, GNU ld gives a static-PIE a stub that jumps through no slot: the
+    /// program tests the symbol, so nothing ever gets there. All such stubs are the same. Other stubs need a slot.
+    pub(super) fn mark_dead_stubs(&mut self) {
+        for slot in self.stubs.values().filter(|slot| **slot % 8 != 0) {
+            self.words.entry(*slot).or_insert_with(|| Word::Other(elf::R_X86_64_NONE.0, String::new(), 0));
+        }
+        let words = &self.words;
+        self.stubs.retain(|_, slot| words.contains_key(slot));
     }
 
     /// `DT_RELR`: relative relocations packed as addresses and bitmaps (gABI, "Relative

@@ -82,6 +82,8 @@ fn read<'a, 'f, 's>(
             continue;
         }
         let local = raw.st_bind() == elf::STB_LOCAL;
+        // A global symbol that the linker made local belongs to no file, wherever it is in the table.
+        let hidden = matches!(raw.st_visibility(), elf::STV_HIDDEN | elf::STV_INTERNAL);
         let Some(SectionIndex(section @ 1..)) = symbol.section_index() else { continue };
         if raw.st_type() == elf::STT_SECTION {
             continue;
@@ -98,7 +100,7 @@ fn read<'a, 'f, 's>(
             size: raw.st_size(endian),
             kind,
             section,
-            file: if local { file } else { "" },
+            file: if local && !hidden { file } else { "" },
             local,
             resolver: raw.st_type() == elf::STT_GNU_IFUNC,
             evidence,

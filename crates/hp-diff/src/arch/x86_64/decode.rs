@@ -51,6 +51,7 @@ pub(crate) fn decode(address: u64, bytes: &[u8], absolute: Option<std::ops::Rang
             _ => {}
         }
         let has_memory = (0..instruction.op_count()).any(|i| instruction.op_kind(i) == OpKind::Memory);
+        code.distances |= is_distance_load(&instruction);
         if has_memory && instruction.segment_prefix() == Register::FS {
             let plain = instruction.memory_base() == Register::None
                 && instruction.memory_index() == Register::None
@@ -118,6 +119,14 @@ pub(crate) fn first_difference(
         at = field + usize::from(x.width);
     }
     if old.1.sites.len() == new.1.sites.len() && a.get(at..) == b.get(at..) { None } else { raw(at) }
+}
+
+/// `movslq (base,index,4),r`.
+pub(super) fn is_distance_load(instruction: &Instruction) -> bool {
+    instruction.mnemonic() == iced_x86::Mnemonic::Movsxd
+        && instruction.op1_kind() == OpKind::Memory
+        && instruction.memory_base() != Register::None
+        && !instruction.is_ip_rel_memory_operand()
 }
 
 fn is_near_branch(instruction: &Instruction) -> bool {

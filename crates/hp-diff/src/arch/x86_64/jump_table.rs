@@ -1,6 +1,7 @@
 //! Jump tables, as gcc and clang write them for `switch`.
 //!
 //! - relative: `lea T(%rip),b; movslq (b,i,4),r; add b,r; jmp *r`: 32-bit distances from `T`;
+//!   hand-written code has `lea (b,r),r` in place of `add`;
 //! - absolute (position-dependent code): `jmp *T(,i,8)` or `mov T(,i,8),r; jmp *r`.
 //!
 //! A table's extent is the longest run of entries that lead to instruction boundaries of
@@ -12,7 +13,7 @@
 
 use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
 
-use crate::arch::{Code, Encoding, JumpTable, Use};
+use crate::arch::{Code, Encoding, JumpTable, Tables, Use};
 
 /// The function and what surrounds its tables.
 pub(crate) struct Context<'c> {
@@ -22,11 +23,8 @@ pub(crate) struct Context<'c> {
     pub bytes_from: &'c dyn Fn(u64) -> &'c [u8],
 }
 
-/// Finds the tables that a function's computed jumps read.
-///
-/// Returns the tables, and the address of a computed jump that certainly reads a table
-/// which was not found.
-pub(crate) fn jump_tables(codes: &[&Code], context: &Context<'_>) -> (Vec<JumpTable>, Option<u64>) {
+/// Finds the tables that a function reads: those of its computed jumps, and where such may begin that lead to data.
+pub(crate) fn tables(codes: &[&Code], context: &Context<'_>) -> Tables {
     let mut boundaries = rustc_hash::FxHashSet::default();
     let mut shapes = Vec::new();
     for (address, bytes) in context.ranges {
@@ -36,6 +34,9 @@ pub(crate) fn jump_tables(codes: &[&Code], context: &Context<'_>) -> (Vec<JumpTa
         shapes.extend((0..instructions.len()).filter_map(|i| shape_of(&instructions, i)));
     }
     let any_relative = shapes.iter().any(|s| matches!(s, Shape::Relative(_)));
+    let sites = codes.iter().flat_map(|c| &c.sites);
+    let made: Vec<u64> =
+        sites.filter(|s| s.usage == Use::Address && s.encoding == Encoding::PcRelative).map(|s| s.target).collect();
     let mut starts: Vec<(u64, bool)> = shapes
         .iter()
         .filter_map(|s| match s {
@@ -44,9 +45,7 @@ pub(crate) fn jump_tables(codes: &[&Code], context: &Context<'_>) -> (Vec<JumpTa
         })
         .collect();
     if any_relative {
-        let sites = codes.iter().flat_map(|c| &c.sites);
-        let addresses = sites.filter(|s| s.usage == Use::Address && s.encoding == Encoding::PcRelative);
-        starts.extend(addresses.map(|s| (s.target, true)));
+        starts.extend(made.iter().map(|target| (*target, true)));
     }
     starts.sort_unstable();
     starts.dedup();
@@ -67,7 +66,11 @@ pub(crate) fn jump_tables(codes: &[&Code], context: &Context<'_>) -> (Vec<JumpTa
     let unresolved = shapes.iter().find(|s| !known(s)).map(|shape| match shape {
         Shape::Relative(jump) | Shape::Absolute(jump, _) => *jump,
     });
-    (tables, unresolved)
+    let mut distances = if codes.iter().any(|c| c.distances) { made } else { Vec::new() };
+    distances.retain(|address| tables.iter().all(|t| t.address != *address));
+    distances.sort_unstable();
+    distances.dedup();
+    Tables { jumps: tables, unresolved_jump: unresolved, distances }
 }
 
 /// The entries from `address` on that lead into the function.
@@ -122,6 +125,9 @@ fn shape_of(instructions: &[Instruction], i: usize) -> Option<Shape> {
         }
         return match before.mnemonic() {
             Mnemonic::Add if before.op1_kind() == OpKind::Register => Some(Shape::Relative(jump.ip())),
+            Mnemonic::Lea if before.memory_index() != Register::None && before.memory_base() != Register::None => {
+                Some(Shape::Relative(jump.ip()))
+            }
             Mnemonic::Mov if before.op1_kind() == OpKind::Memory => {
                 absolute_table(before).map(|table| Shape::Absolute(jump.ip(), table))
             }

@@ -2,6 +2,7 @@
 
 mod decode;
 mod immediates;
+mod indexed;
 mod jump_table;
 mod known;
 mod plt;
@@ -11,7 +12,8 @@ mod values;
 
 pub(crate) use decode::{decode, decode_at, first_difference, padding, unpadded};
 pub(crate) use immediates::{DifferingArgument, differing_arguments};
-pub(crate) use jump_table::{Context as JumpTableContext, jump_tables};
+pub(crate) use indexed::{Field, field, is_indexed, numbers};
+pub(crate) use jump_table::{Context as JumpTableContext, tables};
 pub(crate) use known::add_known;
 pub(crate) use plt::plt_stubs;
 pub(crate) use text::{shape, texts};
