@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod bench_apply;
 mod cache;
 mod fuzz;
 mod install;
@@ -26,6 +27,7 @@ usage: cargo xtask <task>
   ci                         what .ci/run does: format, lints, documentation, every test
   fuzz TARGET [RUNS]         runs a fuzz target for so many executions (default 1000000)
   fuzz TARGET keep           adds the inputs that it grew to fuzz/corpus, as far as they add coverage
+  bench apply                what patching costs a target: pauses, and latencies of a loaded server
   pairs                      builds the old/new pairs of real servers and prints where they are
 
 Pairs and sources are kept in $HP_CACHE, else $XDG_CACHE_HOME/hp, else ~/.cache/hp.";
@@ -60,6 +62,7 @@ fn run(arguments: &[String]) -> Result<bool> {
         ["fuzz", target] => fuzz::run(target, 1_000_000),
         ["fuzz", target, "keep"] => fuzz::keep(target),
         ["fuzz", target, runs] => fuzz::run(target, runs.parse().context("RUNS is a number")?),
+        ["bench", "apply"] => bench_apply::run(&Cache::open()?),
         ["pairs"] => {
             let cache = Cache::open()?;
             let complete = prepare(&cache);

@@ -2,7 +2,8 @@
 //!
 //! The floor is an empty stop-and-go of all threads, by the same engine, in the same process,
 //! in turns with applies and reverts. The threads wait in frames eight deep, and two of them
-//! run all the time; the main one answers.
+//! run all the time; the main one answers. `gdb` is a debugger's attach and detach of the same
+//! process, started anew each time as a person would; the whole apply is inside one program.
 
 #[path = "../tests/common/mod.rs"]
 mod common;
@@ -59,10 +60,29 @@ fn middle_and_worst(mut nanoseconds: Vec<u64>) -> String {
     format!("{:9.0} {:9.0}", at(nanoseconds.len() / 2), at(nanoseconds.len().saturating_sub(1)))
 }
 
+/// Microseconds of a debugger's attach and detach, the median of three.
+fn debugger(pid: i32) -> f64 {
+    let mut times: Vec<f64> = (0..3)
+        .map(|_| {
+            let began = std::time::Instant::now();
+            let mut gdb = std::process::Command::new("gdb");
+            gdb.args(["-q", "-nx", "-batch", "-ex", "set debuginfod enabled off", "-p", &pid.to_string()]);
+            let status = gdb.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).status();
+            if status.is_ok_and(|status| status.success()) { began.elapsed().as_secs_f64() * 1e6 } else { f64::NAN }
+        })
+        .collect();
+    times.sort_by(f64::total_cmp);
+    times[1]
+}
+
 fn main() {
-    println!("µs, median and worst of 40");
-    println!("threads functions     floor     worst      flip     worst  flip back    worst   whole apply  worst");
-    for (threads, functions) in [(1, 1), (8, 1), (64, 1), (64, 100), (64, 500), (500, 1), (1000, 1)] {
+    println!("µs, median and worst of 40; memory in KiB");
+    println!(
+        "threads functions     floor     worst      flip     worst  flip back    worst   whole apply  worst       gdb  memory"
+    );
+    for (threads, functions) in
+        [(1, 1), (1, 500), (8, 1), (8, 500), (64, 1), (64, 500), (500, 1), (1000, 1), (1000, 500)]
+    {
         let source = program(functions);
         let program = Program::build(&source, &[]);
         let mut target = program.spawn(&[&threads.to_string()]);
@@ -70,15 +90,19 @@ fn main() {
         let new: String = names.iter().map(|name| format!("long {name}(long x) {{ return x + 1000; }}\n")).collect();
         let patch = program.patch(&new, &names.iter().map(String::as_str).collect::<Vec<_>>());
         let (mut floor, mut flip, mut back, mut whole) = (vec![], vec![], vec![], vec![]);
+        let mut memory = 0;
         for _ in 0..40 {
             floor.push(stop_and_go(target.pid()).expect("it can be stopped"));
             let began = std::time::Instant::now();
-            flip.push(applied(apply_patch(target.pid(), &patch, ID, &options())).flip_pause_ns);
+            let measured = applied(apply_patch(target.pid(), &patch, ID, &options()));
+            memory = measured.mapped_bytes / 1024;
+            flip.push(measured.flip_pause_ns);
             whole.push(began.elapsed().as_nanos() as u64);
             back.push(reverted(revert(target.pid(), Some(ID), &options())).flip_pause_ns);
         }
         assert_eq!(target.ask("?"), "1");
         let [floor, flip, back, whole] = [floor, flip, back, whole].map(middle_and_worst);
-        println!("{threads:7} {functions:9} {floor} {flip} {back} {whole}");
+        let gdb = debugger(target.pid());
+        println!("{threads:7} {functions:9} {floor} {flip} {back} {whole} {gdb:9.0} {memory:7}");
     }
 }

@@ -77,8 +77,9 @@ fn apply_in(session: &Session, patch: &Patch, id: &str, options: &Options) -> Re
     let gate = gate::call(at.plus(plan.layout.gates.0));
     let survey = seccomp::survey(&mut stops.tracer, &calls, &gate, options.timeout)?;
     stops.may_close = survey.gates;
+    let restrictions = survey.line();
     let helpers = survey.helpers;
-    let work = Work { plan, imports, slots, helpers, options };
+    let work = Work { plan, imports, slots, helpers, restrictions, options };
     match options.dry_run {
         true => work.rehearse(stops, found.map(|(ledger, _)| ledger)),
         false => work.carry_out(stops, found),
@@ -138,7 +139,7 @@ impl<'a> Plan<'a> {
         let mut unused = None;
         for ledger in self.session.ledgers.iter().filter(|ledger| ledger.id == self.id && is_base(self.base, ledger)) {
             let standing = Standing::read(&self.session.process, ledger)?;
-            if !standing.is_unused() {
+            if !self.session.is_unused(ledger, &standing) {
                 return Ok(Some((ledger, standing)));
             }
             unused = Some((ledger, standing));
@@ -260,7 +261,7 @@ impl<'a> Plan<'a> {
         let others = self.session.ledgers.iter().filter(|ledger| is_base(self.base, ledger));
         for other in others.filter(|other| own.is_none_or(|own| own.mapping != other.mapping)) {
             let standing = Standing::read(&self.session.process, other)?;
-            if standing.is_unused() {
+            if self.session.is_unused(other, &standing) {
                 continue;
             }
             let (id, name) = (&other.id, &other.name);
@@ -347,6 +348,8 @@ struct Work<'a> {
     imports: Imports,
     slots: Slots,
     helpers: Vec<i32>,
+    /// What limits the process, for people.
+    restrictions: String,
     options: &'a Options,
 }
 
@@ -370,6 +373,10 @@ impl Work<'_> {
         for older in &self.plan.older {
             lines.push(format!("take the place of patch {} ({})", older.name, older.id));
         }
+        let patch = self.plan.patch;
+        let imports = self.imports.addresses.len() + self.imports.calls.len();
+        lines.push(format!("compute {} relocations, with {imports} imports resolved", patch.relocations.len()));
+        lines.push(self.restrictions.clone());
         let pause = millis(pause_ns);
         lines.push(match busy.is_empty() {
             true => format!("a safe point exists now; stopping and checking took {pause}"),
@@ -455,8 +462,15 @@ impl Work<'_> {
             if !standing.is_unused() {
                 return Ok((ledger.clone(), standing));
             }
+            if standing.active {
+                // Nothing leads there: its library was closed and opened again.
+                let process = &self.plan.session.process;
+                stops.at_safe_point(&revert::new_code(ledger), false, None, |stopped| {
+                    writer(stopped, process, ledger).set_state(false)
+                })?;
+            }
             let fresh = self.refill(stops, ledger)?;
-            return Ok((fresh, standing));
+            return Ok((fresh, Standing { active: false, ..standing }));
         }
         let deadline = Instant::now().checked_add(self.options.timeout).unwrap_or_else(Instant::now);
         let (plan, imports) = (&self.plan, &self.imports);

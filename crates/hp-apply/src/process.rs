@@ -7,8 +7,7 @@ use crate::sys::{self, Errno, Mem};
 /// A process that the engine may work on.
 pub(crate) struct Process {
     pub(crate) pid: i32,
-    /// Clock ticks from boot to its start: tells it from a later process with the same number.
-    pub(crate) start_time: u64,
+    life: Life,
     pub(crate) mem: Mem,
     pub(crate) status: Status,
 }
@@ -63,14 +62,21 @@ fn stat_fields(stat: &[u8]) -> Option<Vec<String>> {
     Some(tail.split_whitespace().map(str::to_owned).collect())
 }
 
-/// State letter and start time.
-fn life(pid: i32) -> Option<(char, u64)> {
-    let fields = stat_fields(&sys::read_file(&format!("/proc/{pid}/stat")).ok()?)?;
-    Some((fields.first()?.chars().next()?, fields.get(19)?.parse().ok()?))
+/// What tells a process and its program from later ones with the same number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Life {
+    /// Clock ticks from boot to its start.
+    start_time: u64,
+    /// Addresses of the program's code and stack, which another program does not share.
+    program: [u64; 2],
 }
 
-fn start_time(pid: i32) -> Option<u64> {
-    life(pid).map(|(_, start_time)| start_time)
+/// Of a process that lives (proc(5), `stat`).
+fn life(pid: i32) -> Option<Life> {
+    let fields = stat_fields(&sys::read_file(&format!("/proc/{pid}/stat")).ok()?)?;
+    let number = |field: usize| fields.get(field - 3)?.parse::<u64>().ok();
+    let life = Life { start_time: number(22)?, program: [number(26)?, number(28)?] };
+    (!matches!(fields.first()?.as_str(), "Z" | "X")).then_some(life)
 }
 
 /// Seccomp mode of one thread.
@@ -116,7 +122,7 @@ impl Process {
 
     fn open_with(pid: i32, open: fn(i32) -> Result<Mem, Errno>) -> Result<Process, Error> {
         let unusable = |text: String| Err(Error::Unusable(text));
-        let (Some(status), Some(start_time)) = (read_status(&format!("/proc/{pid}/status")), start_time(pid)) else {
+        let Some(status) = read_status(&format!("/proc/{pid}/status")) else {
             return unusable(format!("no such process: {pid}"));
         };
         if sys::about(&format!("/proc/{pid}/task/{pid}")).is_err() {
@@ -137,7 +143,8 @@ impl Process {
             Ok(mem) => mem,
             Err(error) => return Err(open_error(pid, &status, &error)),
         };
-        let process = Process { pid, start_time, mem, status };
+        let Some(life) = life(pid) else { return Err(ended(pid)) };
+        let process = Process { pid, life, mem, status };
         process.check_machine()?;
         Ok(process)
     }
@@ -155,15 +162,22 @@ impl Process {
         }
     }
 
-    /// Whether the number still stands for the process that was opened, and it lives.
+    /// Whether the number still stands for the process that was opened, and it lives and runs the same program.
     pub(crate) fn is_same(&self) -> bool {
-        life(self.pid).is_some_and(|(state, start_time)| !matches!(state, 'Z' | 'X') && start_time == self.start_time)
+        life(self.pid) == Some(self.life)
     }
 
     /// What an error is if the process has ended meanwhile: memory that cannot be read any
     /// more looks like a target that does not fit.
     pub(crate) fn explain(&self, error: Error) -> Error {
-        if self.is_same() { error } else { ended(self.pid) }
+        let pid = self.pid;
+        match life(pid) {
+            Some(life) if life == self.life => error,
+            Some(life) if life.start_time == self.life.start_time => {
+                Error::Unusable(format!("process {pid} has started another program meanwhile"))
+            }
+            _ => ended(pid),
+        }
     }
 
     /// An error while reading or writing the target, in words.

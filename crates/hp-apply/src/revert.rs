@@ -47,9 +47,9 @@ fn revert_in(session: &Session, id: Option<&str>, options: &Options) -> Result<D
     for ledger in &wanted {
         standing.push(Standing::read(&session.process, ledger)?);
     }
-    let unused = Standing::is_unused;
     let work: Vec<(&Ledger, &Standing)> = wanted.into_iter().zip(&standing).collect();
-    for (ledger, _) in work.iter().filter(|(_, standing)| !unused(standing)) {
+    let unused = |ledger: &Ledger, standing: &Standing| session.is_unused(ledger, standing);
+    for (ledger, _) in work.iter().filter(|(ledger, standing)| !unused(ledger, standing)) {
         check(session, ledger)?;
     }
     session.check_relatives(options.timeout)?;
@@ -63,12 +63,13 @@ fn revert_in(session: &Session, id: Option<&str>, options: &Options) -> Result<D
     stops.may_close = survey.gates;
     let helpers = survey.helpers;
     if options.dry_run {
-        return rehearse(&mut stops, work.into_iter().filter(|(_, standing)| !unused(standing)).collect());
+        return rehearse(&mut stops, work.into_iter().filter(|(ledger, standing)| !unused(ledger, standing)).collect());
     }
     let mut measured = Measured::default();
     let mut any = false;
     for (ledger, standing) in work {
-        if !unused(standing) {
+        let in_use = !unused(ledger, standing);
+        if in_use {
             let flip = flip_back(session, &mut stops, ledger, standing.active)?;
             any = true;
             measured.flip_pause_ns = measured.flip_pause_ns.max(flip.pause_ns);
@@ -76,7 +77,7 @@ fn revert_in(session: &Session, id: Option<&str>, options: &Options) -> Result<D
             measured.functions += ledger.functions.len() as u32;
         }
         if let Err(why) = reclaim(session, &mut stops, &helpers, ledger, options)?
-            && !unused(standing)
+            && in_use
         {
             measured.mapped_bytes += ledger.mapping.len();
             measured.kept.push(why);
@@ -159,7 +160,7 @@ pub(crate) fn undo(session: &Session, stops: &mut Stops<'_>, helpers: &[i32], le
 }
 
 /// All code of the payload but the gates: who is in a thunk may still go to the new code.
-fn new_code(ledger: &Ledger) -> Watch {
+pub(crate) fn new_code(ledger: &Ledger) -> Watch {
     let code = LiveRange { start: ledger.code.start, end: ledger.gates.start };
     let mut list = vec![Watched::plain(code, &format!("patch {}", ledger.name))];
     // A bridge that somebody still stands in leads to an older patch once the state is cleared.

@@ -172,6 +172,24 @@ pub(crate) struct Survey {
     pub(crate) helpers: Vec<i32>,
     /// No thread comes to harm in a gate.
     pub(crate) gates: bool,
+    /// Threads that were looked at, and how many of them have filters.
+    pub(crate) threads: usize,
+    pub(crate) filtered: usize,
+}
+
+impl Survey {
+    /// What it found, for people.
+    pub(crate) fn line(&self) -> String {
+        let Survey { helpers, gates, threads, filtered } = self;
+        let calls = format!("{} of {threads} threads can make the calls that loading takes", helpers.len());
+        match (filtered, gates) {
+            (0, _) => format!("{calls}; none has a seccomp filter"),
+            (_, true) => format!("{calls}; {filtered} have a seccomp filter that allows them"),
+            (_, false) => {
+                format!("{calls}; the seccomp filter of one forbids the call by which busy threads are caught")
+            }
+        }
+    }
 }
 
 /// Reads the filters of every thread that has some, one short stop each. `calls`: what we
@@ -185,7 +203,7 @@ pub(crate) fn survey(tracer: &mut Tracer<'_>, calls: &[Call], gate: &Call, timeo
     let mut threads = process::threads(pid);
     // The main thread first: some kernels let only its tracer write to the memory.
     threads.sort_unstable_by_key(|&tid| (tid != pid, tid));
-    let mut survey = Survey { helpers: Vec::new(), gates: true };
+    let mut survey = Survey { helpers: Vec::new(), gates: true, threads: threads.len(), filtered: 0 };
     let mut refusal = None;
     let deadline = Instant::now().checked_add(timeout);
     for tid in threads {
@@ -193,6 +211,7 @@ pub(crate) fn survey(tracer: &mut Tracer<'_>, calls: &[Call], gate: &Call, timeo
             None => {}
             Some(0) => survey.helpers.push(tid),
             Some(2) => {
+                survey.filtered += 1;
                 let Some(filters) = read(tracer, tid, deadline)? else { continue };
                 survey.gates &= !matches!(filters.judge(gate), Verdict::Refused(_));
                 match calls.iter().find_map(|call| filters.refuses(call).map(|verdict| (call, verdict))) {

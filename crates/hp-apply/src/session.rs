@@ -69,6 +69,12 @@ impl Session {
         Ok(Session { process, maps, images, ledgers, abandoned })
     }
 
+    /// Whether no entry leads to a patch, and nobody else has written over one where its base still is.
+    pub(crate) fn is_unused(&self, ledger: &Ledger, standing: &Standing) -> bool {
+        let base_is_there = self.images.iter().any(|image| is_base(image, ledger));
+        standing.is_unused() && (!base_is_there || standing.strangers(ledger, &self.ledgers).is_empty())
+    }
+
     /// Whether a record that was there is no more.
     fn is_stale(&self) -> bool {
         let Ok(maps) = read_maps(&self.process) else { return false };

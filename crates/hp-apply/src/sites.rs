@@ -29,7 +29,7 @@ pub(crate) enum Leads {
     /// The gate, which leads on to the thunk.
     Gate,
     New,
-    /// Somebody else wrote there; where to, if that is a jump.
+    /// Somebody else wrote there, or nothing is mapped there any more; where to, if that is a jump.
     Elsewhere(Option<LiveAddr>),
 }
 
@@ -53,9 +53,10 @@ impl Standing {
         self.entries.iter().all(|&entry| entry == leads)
     }
 
-    /// Whether no entry leads to this patch.
+    /// Whether no entry leads to this patch. Its state says nothing then: a library that was closed and
+    /// opened again has its original bytes.
     pub(crate) fn is_unused(&self) -> bool {
-        !self.active && self.entries.iter().all(|leads| matches!(leads, Leads::Old | Leads::Elsewhere(_)))
+        self.entries.iter().all(|leads| matches!(leads, Leads::Old | Leads::Elsewhere(_)))
     }
 
     /// Names of functions whose entries neither we nor the base nor one of these other patches wrote.
@@ -72,16 +73,20 @@ impl Standing {
 
 /// Where some of the entries lead. Neighbours share a page, so pages are read, not entries.
 fn entries(process: &Process, ledger: &Ledger, which: Range<usize>) -> Result<Vec<Leads>, Errno> {
-    let mut page = (LiveAddr(1), [0; PAGE as usize]);
+    let mut page = (LiveAddr(1), None);
     let mut found = Vec::with_capacity(which.len());
     for index in which {
         let Some(function) = ledger.functions.get(index) else { break };
         let start = LiveAddr(page_floor(function.site.0));
         let offset = (function.site.0 - start.0) as usize;
         if page.0 != start {
-            page = (start, process.mem.array(start)?);
+            page = (start, read_page(process, start)?);
         }
-        let bytes: Option<[u8; SITE]> = array(&page.1, offset);
+        let Some(content) = &page.1 else {
+            found.push(Leads::Elsewhere(None));
+            continue;
+        };
+        let bytes: Option<[u8; SITE]> = array(content, offset);
         let bytes = match bytes {
             Some(bytes) => bytes,
             None => process.mem.array(function.site)?,
@@ -89,6 +94,15 @@ fn entries(process: &Process, ledger: &Ledger, which: Range<usize>) -> Result<Ve
         found.push(leads(ledger, index, function, bytes));
     }
     Ok(found)
+}
+
+/// A page; `None` if nothing is mapped there, as after a library was closed.
+fn read_page(process: &Process, start: LiveAddr) -> Result<Option<[u8; PAGE as usize]>, Errno> {
+    match process.mem.array(start) {
+        Ok(page) => Ok(Some(page)),
+        Err(Errno::EIO) if process.is_same() => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 fn leads(ledger: &Ledger, index: usize, function: &Replaced, bytes: [u8; SITE]) -> Leads {

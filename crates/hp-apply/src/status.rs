@@ -2,9 +2,10 @@
 
 use crate::Error;
 use crate::addr::LiveRange;
+use crate::base_file::substitute;
 use crate::bytes::sha256;
 use crate::image::images;
-use crate::ledger::{self, Ledger};
+use crate::ledger::{self, Ledger, OldRange};
 use crate::maps::Maps;
 use crate::prelude::*;
 use crate::process::{self, Process};
@@ -24,7 +25,9 @@ fn entry(session: &Session, ledger: &Ledger) -> Result<LedgerEntry, Error> {
     let standing = Standing::read(&session.process, ledger)?;
     let base = session.images.iter().find(|image| is_base(image, ledger));
     let superseded = takeover::is_superseded(&session.process, ledger, &session.ledgers)?;
-    let standing = Standing { active: standing.active && !superseded, ..standing };
+    // Of a library that was closed, perhaps opened again since, nothing leads to the patch any more.
+    let active = standing.active && !superseded && base.is_some() && !standing.all(Leads::Old);
+    let standing = Standing { active, ..standing };
     Ok(LedgerEntry {
         id: ledger.id.clone(),
         name: ledger.name.clone(),
@@ -52,13 +55,17 @@ fn damage(session: &Session, ledger: &Ledger, standing: &Standing, base_is_there
     if !base_is_there {
         lines.push("the base is not mapped where it was patched any more".to_owned());
     }
-    for name in standing.strangers(ledger, &session.ledgers) {
+    let strangers = if base_is_there { standing.strangers(ledger, &session.ledgers) } else { Vec::new() };
+    for name in strangers {
         lines.push(format!("somebody else has changed the entry of {name}"));
     }
     for (function, _) in
         ledger.functions.iter().zip(&standing.entries).filter(|(_, leads)| standing.active && **leads == Leads::Old)
     {
         lines.push(format!("{} runs its old code although the patch is in effect", function.name));
+    }
+    for name in changed_bodies(session, ledger, standing) {
+        lines.push(format!("somebody else has changed the old code of {name}"));
     }
     for (what, range, digest) in
         [("code", ledger.code, ledger.code_digest), ("constants", ledger.constants, ledger.constants_digest)]
@@ -68,6 +75,18 @@ fn damage(session: &Session, ledger: &Ledger, standing: &Standing, base_is_there
         }
     }
     lines
+}
+
+/// Functions whose entry leads to the patch and whose other bytes are not those that the diff saw.
+fn changed_bodies<'l>(session: &Session, ledger: &'l Ledger, standing: &Standing) -> Vec<&'l str> {
+    let ours = |leads: &Leads| !matches!(leads, Leads::Old | Leads::Elsewhere(_));
+    let same = |old: &OldRange| {
+        let Ok(mut bytes) = session.process.mem.bytes(old.range.start, old.range.len() as usize) else { return false };
+        substitute(&mut bytes, old.range, ledger);
+        sha256(&bytes) == old.digest
+    };
+    let pairs = ledger.functions.iter().zip(&standing.entries).filter(|(_, leads)| ours(leads));
+    pairs.filter(|(function, _)| !function.old.iter().all(same)).map(|(function, _)| &*function.name).collect()
 }
 
 fn digest_of(process: &Process, range: LiveRange) -> Option<[u8; 32]> {

@@ -78,9 +78,17 @@ impl<'p> Tracer<'p> {
         Tracer { process, running: BTreeSet::new(), stops: 0, longest_ns: 0 }
     }
 
+    /// Takes note of threads that have ended. The kernel keeps a thread until its tracer has, and as long
+    /// another thread of the process cannot finish an exec.
+    fn bury(&mut self) {
+        let pid = self.process.pid;
+        self.running.retain(|&tid| !matches!(sys::wait(tid, tid == pid), Ok(Wait::Gone)));
+    }
+
     /// Stops every thread.
     pub(crate) fn stop_all(&mut self) -> Result<Result<Stopped<'_, 'p>, NotNow>, Error> {
         let pid = self.process.pid;
+        self.bury();
         let mut known = BTreeSet::new();
         let mut fresh = self.seize_new(&mut known)?;
         loop {
@@ -195,7 +203,10 @@ impl<'p> Tracer<'p> {
         let regs = match sys::registers(tid) {
             Ok(regs) => regs,
             // Killed while it stood.
-            Err(Errno::ESRCH) => return Ok(Stop::Gone),
+            Err(Errno::ESRCH) => {
+                self.running.insert(tid);
+                return Ok(Stop::Gone);
+            }
             Err(error) => return Err(self.process.io_error("cannot read registers", &error)),
         };
         let signal = if let StopKind::Signal(signal) = kind { signal } else { 0 };
@@ -209,7 +220,8 @@ impl Stopped<'_, '_> {
         for &tid in tids {
             match sys::interrupt(tid) {
                 Ok(()) => waiting.push(tid),
-                Err(Errno::ESRCH) => drop(self.tracer.gone(tid)),
+                // It is ending, and will be buried.
+                Err(Errno::ESRCH) => {}
                 Err(error) => return Err(self.tracer.process.io_error("cannot stop it", &error)),
             }
         }
@@ -355,8 +367,11 @@ impl Stopped<'_, '_> {
         let _priority = Priority::raise();
         for task in self.tasks.drain(..) {
             // An error means that the thread was killed meanwhile: nothing is left to release.
-            let _ = sys::detach(task.tid, task.signal);
+            if sys::detach(task.tid, task.signal).is_err() {
+                self.tracer.running.insert(task.tid);
+            }
         }
+        self.tracer.bury();
         let pause = self.elapsed_ns();
         self.tracer.stops += 1;
         if self.counted {

@@ -13,6 +13,7 @@ mod explain;
 mod health;
 mod inspect;
 mod keygen;
+mod on_disk;
 mod patch_file;
 mod revert;
 mod run;

@@ -2,6 +2,7 @@
 
 use crate::args::StatusArgs;
 use crate::exit::Exit;
+use crate::on_disk::OnDisk;
 use crate::targets::{comm, exit_of_error, target, unseen};
 use crate::text::{BAD, BOLD, DIM, GOOD, WARN, clean, date, print_json};
 use hp_apply::{Error, LedgerEntry, Phase};
@@ -59,10 +60,10 @@ fn print(pid: i32, result: &Result<Vec<LedgerEntry>, Error>, asked: bool) -> io:
     let mut out = anstream::stdout().lock();
     let patched = if patches.len() == 1 { "1 patch".into() } else { format!("{} patches", patches.len()) };
     writeln!(out, "{target}: {patched}")?;
-    patches.iter().try_for_each(|patch| print_patch(&mut out, patch))
+    patches.iter().try_for_each(|patch| print_patch(&mut out, pid, patch))
 }
 
-fn print_patch(out: &mut impl Write, patch: &LedgerEntry) -> io::Result<()> {
+fn print_patch(out: &mut impl Write, pid: i32, patch: &LedgerEntry) -> io::Result<()> {
     let (id, name, base) = (clean(&patch.id), clean(&patch.name), clean(&patch.base_path));
     let (style, phase) = match patch.phase {
         Phase::Active => (GOOD, "in effect"),
@@ -71,23 +72,39 @@ fn print_patch(out: &mut impl Write, patch: &LedgerEntry) -> io::Result<()> {
     let applied = date(Duration::from_secs(patch.applied_at));
     writeln!(out, "  {BOLD}{name}{BOLD:#}  id {id}  {style}{phase}{style:#}  since {applied}, by user {}", patch.uid)?;
     writeln!(out, "    {DIM}base{DIM:#} {base}, build ID {}", clean(&patch.build_id))?;
+    if let Some(line) = restart(pid, patch) {
+        writeln!(out, "    {DIM}disk{DIM:#} {line}")?;
+    }
     for f in &patch.functions {
         writeln!(out, "    {} {:#x} → {:#x}", clean(&f.name), f.old_address, f.new_address)?;
     }
     patch.damage.iter().try_for_each(|damage| writeln!(out, "    {BAD}damaged{BAD:#} {}", clean(damage)))
 }
 
+/// What a restart would come to.
+fn restart(pid: i32, patch: &LedgerEntry) -> Option<String> {
+    if patch.base_path.is_empty() {
+        return None;
+    }
+    Some(match OnDisk::of(pid, patch) {
+        OnDisk::Old => format!("{WARN}the old build: a restart would lose the fix{WARN:#}"),
+        OnDisk::Other(id) => format!("another build, with build ID {}", clean(&id)),
+        OnDisk::Gone => "the file is gone: what a restart would run is not known".to_owned(),
+        OnDisk::Unknown(why) => format!("cannot be looked at: {why}"),
+    })
+}
+
 fn as_json(pid: i32, result: &Result<Vec<LedgerEntry>, Error>) -> Value {
     match result {
         Err(error) => json!({ "pid": pid, "comm": comm(pid), "error": error.to_string() }),
         Ok(patches) => {
-            let patches: Vec<Value> = patches.iter().map(patch_json).collect();
+            let patches: Vec<Value> = patches.iter().map(|patch| patch_json(pid, patch)).collect();
             json!({ "pid": pid, "comm": comm(pid), "patches": patches })
         }
     }
 }
 
-fn patch_json(patch: &LedgerEntry) -> Value {
+fn patch_json(pid: i32, patch: &LedgerEntry) -> Value {
     let function = |f: &hp_apply::PatchedFunction| json!({ "name": f.name, "old_address": f.old_address, "new_address": f.new_address });
     json!({
         "id": patch.id,
@@ -99,6 +116,7 @@ fn patch_json(patch: &LedgerEntry) -> Value {
         "uid": patch.uid,
         "counter": patch.counter,
         "functions": patch.functions.iter().map(function).collect::<Vec<_>>(),
+        "on_disk": OnDisk::of(pid, patch).word(),
         "damage": patch.damage,
     })
 }
