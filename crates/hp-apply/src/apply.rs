@@ -8,7 +8,7 @@ use crate::base_file::substitute;
 use crate::bytes::{millis, sha256};
 use crate::image::Image;
 use crate::layout::Layout;
-use crate::ledger::{Bridged, Ledger, OldRange, Replaced, SITE};
+use crate::ledger::{Bridged, Ledger, OldRange, Replaced, SITE, Variable};
 use crate::prelude::*;
 use crate::relocate::{Imports, Payload, hands_out};
 use crate::remote::Slots;
@@ -20,9 +20,10 @@ use crate::sys::Instant;
 use crate::takeover::{self, Touched};
 use crate::threads::Stopped;
 use crate::unwind::Unwinder;
-use crate::{Done, Error, Measured, Options, cleanup, gate, place, revert, scope, seccomp, stage, sys};
+use crate::{Done, Error, Measured, Options, cleanup, gate, inherit, place, revert, scope, seccomp, stage, sys};
+use alloc::collections::BTreeMap;
 use core::ops::Range;
-use hp_pack::{Entry, FunctionRecord, Patch, Role, SectionKind};
+use hp_pack::{Entry, FunctionRecord, Patch, Place, Role, SectionKind};
 
 /// How many entries are written in one stop; beyond that they get stops of their own.
 const BATCH: usize = 64;
@@ -99,6 +100,8 @@ struct Plan<'a> {
     /// The patches that this one takes the place of.
     older: Vec<&'a Ledger>,
     bridged: Vec<Bridged>,
+    /// Variables that lie in older payloads, by symbol.
+    inherited: BTreeMap<u32, LiveAddr>,
 }
 
 impl<'a> Plan<'a> {
@@ -111,7 +114,16 @@ impl<'a> Plan<'a> {
         }
         // The size of a ledger does not depend on the addresses in it.
         let empty = Layout::of(patch, 0, 0)?;
-        let mut plan = Plan { session, patch, id, base, layout: empty, older: Vec::new(), bridged: Vec::new() };
+        let mut plan = Plan {
+            session,
+            patch,
+            id,
+            base,
+            layout: empty,
+            older: Vec::new(),
+            bridged: Vec::new(),
+            inherited: BTreeMap::new(),
+        };
         plan.lay_out()?;
         for (record, _) in plan.entries() {
             if !base.span.covers(plan.range(record)) {
@@ -127,6 +139,8 @@ impl<'a> Plan<'a> {
     /// Lays the payload out, with what a takeover needs.
     fn lay_out(&mut self) -> Result<(), Error> {
         let functions = self.ledger(LiveAddr(0), &[])?.functions;
+        let hands_out = hands_out(self.patch).variables;
+        self.inherited = inherit::inherited(self.patch, &self.older, &self.session.ledgers, hands_out)?;
         self.bridged = takeover::bridged(&self.session.process, &self.older, &functions)?;
         let size = self.ledger(LiveAddr(0), &[])?.bytes()?.len() as u64;
         let takeover = takeover::size(functions.iter().map(|function| function.site), &self.bridged);
@@ -221,7 +235,22 @@ impl<'a> Plan<'a> {
             hands_out: hands_out(patch),
             functions,
             bridged: self.bridged.clone(),
+            named: self.variables(at),
         })
+    }
+
+    fn variables(&self, at: LiveAddr) -> Vec<Variable> {
+        let place = |index: u32, symbol: &hp_pack::Symbol| match (self.inherited.get(&index), symbol.place) {
+            (Some(&address), _) => address,
+            (None, Place::Payload(kind)) => at.plus(self.layout.section(kind).0).plus(symbol.value),
+            (None, _) => at,
+        };
+        let variable = |(index, symbol, identity): (u32, &hp_pack::Symbol, String)| {
+            let name = crate::process::printable(&symbol.name);
+            Variable { name, range: place(index, symbol).range(symbol.size), identity }
+        };
+        let short = |variable: &Variable| variable.name.len() <= 4096 && variable.identity.len() <= 4096;
+        inherit::variables(self.patch).map(variable).filter(short).collect()
     }
 
     fn replaced(&self, at: LiveAddr, record: &FunctionRecord, entry: &Entry) -> Result<Replaced, Error> {
@@ -326,7 +355,14 @@ impl<'a> Plan<'a> {
 
     /// Content and ledger for an address.
     fn payload(&self, at: LiveAddr, imports: &Imports) -> Result<(Vec<u8>, Ledger), Error> {
-        let payload = Payload { patch: self.patch, layout: &self.layout, base: at, bias: self.base.bias, imports };
+        let payload = Payload {
+            patch: self.patch,
+            layout: &self.layout,
+            base: at,
+            bias: self.base.bias,
+            imports,
+            inherited: &self.inherited,
+        };
         let mut content = payload.bytes()?;
         if let Some(view) = takeover::view(&self.ledger(at, &[])?) {
             let far = || Error::Refused("the payload would lie too far from the patch that it replaces".to_owned());
@@ -405,6 +441,9 @@ impl Work<'_> {
         // The patch is in effect whatever comes of this.
         for older in &self.plan.older {
             measured.replaced.push(older.id.clone());
+            if inherit::uses(&ledger, older) {
+                continue;
+            }
             let left = revert::reclaim(self.plan.session, &mut stops, &self.helpers, older, self.options);
             if let Ok(Err(why)) = left {
                 measured.kept.push(why);

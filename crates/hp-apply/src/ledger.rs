@@ -90,6 +90,15 @@ pub(crate) struct Bridged {
     pub(crate) after: LiveAddr,
 }
 
+/// A variable that a patch has brought, or taken over from an older one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Variable {
+    pub(crate) name: String,
+    pub(crate) range: LiveRange,
+    /// What the diff says that it is: equal words, equal variables. Empty if it says nothing.
+    pub(crate) identity: String,
+}
+
 /// One patch in a target.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Ledger {
@@ -123,6 +132,7 @@ pub(crate) struct Ledger {
     pub(crate) hands_out: HandsOut,
     pub(crate) functions: Vec<Replaced>,
     pub(crate) bridged: Vec<Bridged>,
+    pub(crate) named: Vec<Variable>,
 }
 
 impl Replaced {
@@ -204,6 +214,12 @@ impl Ledger {
             out.extend(bridged.site_bytes);
             out.extend(bridged.before.0.to_le_bytes());
             out.extend(bridged.after.0.to_le_bytes());
+        }
+        out.extend((self.named.len() as u32).to_le_bytes());
+        for variable in &self.named {
+            put_bytes(&mut out, variable.name.as_bytes());
+            put_range(&mut out, variable.range);
+            put_bytes(&mut out, variable.identity.as_bytes());
         }
         if out.len() > MAX_SIZE {
             return Err(Error::Refused("the patch has too many functions for its ledger".to_owned()));
@@ -470,6 +486,7 @@ impl<'a> Reader<'a> {
             hands_out: HandsOut::from_byte(self.take(1)?.first().copied()?),
             functions: Vec::new(),
             bridged: Vec::new(),
+            named: Vec::new(),
         };
         let count = self.u32().filter(|&count| count <= MAX_FUNCTIONS)?;
         for _ in 0..count {
@@ -478,6 +495,11 @@ impl<'a> Reader<'a> {
         let count = self.u32().filter(|&count| count <= MAX_FUNCTIONS)?;
         for _ in 0..count {
             ledger.bridged.push(self.bridged()?);
+        }
+        let count = self.u32().filter(|&count| count <= MAX_FUNCTIONS)?;
+        for _ in 0..count {
+            let (name, range) = (self.text()?, self.range()?);
+            ledger.named.push(Variable { name, range, identity: self.text()? });
         }
         Some(ledger)
     }

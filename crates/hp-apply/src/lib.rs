@@ -33,6 +33,7 @@ mod code;
 mod dynamic;
 mod gate;
 mod image;
+mod inherit;
 mod layout;
 mod ledger;
 mod maps;

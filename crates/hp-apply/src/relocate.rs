@@ -25,6 +25,8 @@ pub(crate) struct Payload<'a> {
     pub(crate) base: LiveAddr,
     pub(crate) bias: Bias,
     pub(crate) imports: &'a Imports,
+    /// Variables that lie in older payloads, by symbol.
+    pub(crate) inherited: &'a BTreeMap<u32, LiveAddr>,
 }
 
 impl Payload<'_> {
@@ -73,6 +75,9 @@ impl Payload<'_> {
         let found = self.patch.symbols.get(symbol as usize).ok_or_else(inconsistent)?;
         match found.place {
             Place::Base => Ok(self.bias.live(LinkAddr(found.value))),
+            Place::Payload(_) if self.inherited.contains_key(&symbol) => {
+                self.inherited.get(&symbol).copied().ok_or_else(inconsistent)
+            }
             Place::Payload(kind) => Ok(self.base.plus(self.layout.section(kind).0).plus(found.value)),
             Place::Import => self.imports.addresses.get(&symbol).copied().ok_or_else(inconsistent),
         }

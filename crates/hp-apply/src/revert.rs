@@ -17,7 +17,7 @@ use crate::sites::{Standing, Writer, stranger};
 use crate::stops::{Acted, Stops};
 use crate::threads::NotNow;
 use crate::unwind::Unwinder;
-use crate::{Done, Error, Measured, Options, cleanup, gate, seccomp, stage, sys, takeover};
+use crate::{Done, Error, Measured, Options, cleanup, gate, inherit, seccomp, stage, sys, takeover};
 use core::time::Duration;
 
 /// Longest stop for the last search before unmapping.
@@ -80,6 +80,17 @@ fn revert_in(session: &Session, id: Option<&str>, options: &Options) -> Result<D
             && in_use
         {
             measured.mapped_bytes += ledger.mapping.len();
+            measured.kept.push(why);
+        }
+    }
+    // What an older payload was kept for may be gone now.
+    let users = session.ledgers.iter().filter(|ledger| id.is_none_or(|id| ledger.id == id));
+    let others = session.ledgers.iter().filter(|other| id.is_some_and(|id| other.id != id));
+    let owners = others.filter(|other| users.clone().any(|user| inherit::uses(user, other)));
+    for owner in owners {
+        if session.is_unused(owner, &Standing::read(&session.process, owner)?)
+            && let Err(why) = reclaim(session, &mut stops, &helpers, owner, options)?
+        {
             measured.kept.push(why);
         }
     }
@@ -184,6 +195,13 @@ pub(crate) fn reclaim(
     options: &Options,
 ) -> Result<Result<(), String>, Error> {
     let process = &session.process;
+    let in_use = |other: &Ledger| {
+        let standing = Standing::read(process, other);
+        standing.is_ok_and(|standing| !session.is_unused(other, &standing))
+    };
+    if let Some(user) = inherit::user(ledger, &session.ledgers, in_use) {
+        return Ok(Err(format!("patch {} uses its variables", user.name)));
+    }
     if let Some(why) = hidden_holder(process, ledger) {
         return Ok(Err(why.to_owned()));
     }

@@ -135,3 +135,53 @@ fn a_thread_in_the_older_patch_is_in_the_way() {
     applied(apply_patch(target.pid(), &newer, "bb", &options()));
     assert_eq!(target.ask("0"), "20 2 3");
 }
+
+/// Says of a variable what it is, as the diff does.
+fn identified(mut patch: Patch, name: &str, identity: &str) -> Patch {
+    let variable = patch.symbols.iter().find(|symbol| symbol.name == name).unwrap().clone();
+    let symbol = hp_pack::Symbol {
+        name: format!("hpatch.variable.{identity}"),
+        kind: hp_pack::SymbolKind::Other,
+        size: 0,
+        ..variable
+    };
+    // Imports come last, and there are none.
+    patch.symbols.push(symbol);
+    patch
+}
+
+fn counting(program: &Program, identity: &str, add: u32, counter: u64) -> Patch {
+    let source = format!("int calls = 5; int other; int one(int x) {{ other++; return ++calls * 100 + {add}; }}");
+    let patch = Patch { counter, ..program.patch(&source, &["one"]) };
+    identified(identified(patch, "calls", identity), "other", "other")
+}
+
+#[test]
+fn values_of_added_variables_are_kept() {
+    let program = Program::build(SERVER, &[]);
+    let mut target = program.spawn(&[]);
+    let before = target.maps();
+    applied(apply_patch(target.pid(), &counting(&program, "calls int", 1, 1), "aa", &options()));
+    assert_eq!((target.ask("0"), target.ask("0")), ("601 2 3".into(), "701 2 3".into()));
+    // The first payload stays for its variables, however many patches follow.
+    for round in 2..6u64 {
+        let newer = counting(&program, "calls int", round as u32, round);
+        applied(apply_patch(target.pid(), &newer, &format!("{round:02x}"), &options()));
+        assert_eq!(target.ask("0"), format!("{}0{round} 2 3", round + 6));
+    }
+    // Nobody says that this is the same variable; that one is dropped.
+    let other = counting(&program, "calls float", 9, 9);
+    let text = refused(apply_patch(target.pid(), &other, "99", &options()));
+    assert!(text.contains("variable calls") && text.contains("revert it first"), "{text}");
+    assert_eq!(target.ask("0"), "1205 2 3");
+    assert_eq!(status(target.pid()).unwrap().len(), 2);
+    reverted(revert(target.pid(), Some("05"), &options()));
+    assert_eq!((target.ask("0").as_str(), target.maps()), ("1 2 3", before.clone()));
+
+    applied(apply_patch(target.pid(), &counting(&program, "calls int", 1, 1), "aa", &options()));
+    assert_eq!(target.ask("0"), "601 2 3");
+    applied(apply_patch(target.pid(), &patch(&program, &["one"], 10, 2), "bb", &options()));
+    assert_eq!(target.ask("0"), "10 2 3");
+    reverted(revert(target.pid(), None, &options()));
+    assert_eq!(target.maps(), before);
+}

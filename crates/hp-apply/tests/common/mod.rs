@@ -170,7 +170,13 @@ impl<'a> Maker<'a> {
     fn symbol_of(&mut self, index: object::SymbolIndex) -> u32 {
         let symbol = self.object.symbol_by_index(index).unwrap();
         let name = symbol.name().unwrap_or("").to_owned();
-        let kind = if symbol.kind() == object::SymbolKind::Text { SymbolKind::Function } else { SymbolKind::Other };
+        let variable = symbol.kind() == object::SymbolKind::Data && symbol.is_definition();
+        let kind = match symbol.kind() {
+            object::SymbolKind::Text => SymbolKind::Function,
+            _ if variable => SymbolKind::Object,
+            _ => SymbolKind::Other,
+        };
+        let size = if variable { symbol.size() } else { 0 };
         let (place, value) = match symbol.section_index() {
             Some(section) => {
                 let (kind, offset) = self.placed[&section.0];
@@ -181,7 +187,7 @@ impl<'a> Maker<'a> {
                 None => (Place::Import, 0),
             },
         };
-        self.intern(Symbol { name, kind, place, value, size: 0, weak: symbol.is_weak() && place == Place::Import })
+        self.intern(Symbol { name, kind, place, value, size, weak: symbol.is_weak() && place == Place::Import })
     }
 
     fn carry_over(&mut self) {
