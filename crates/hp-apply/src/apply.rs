@@ -6,9 +6,10 @@
 use crate::addr::{Bias, LinkAddr, LiveAddr, LiveRange};
 use crate::base_file::substitute;
 use crate::bytes::{millis, sha256};
+use crate::finders;
 use crate::image::Image;
 use crate::layout::Layout;
-use crate::ledger::{Bridged, Ledger, OldRange, Replaced, SITE, Variable};
+use crate::ledger::{Bridged, HandsOut, Ledger, OldRange, Replaced, SITE, Variable};
 use crate::prelude::*;
 use crate::relocate::{Imports, Payload, hands_out};
 use crate::remote::Slots;
@@ -102,6 +103,7 @@ struct Plan<'a> {
     bridged: Vec<Bridged>,
     /// Variables that lie in older payloads, by symbol.
     inherited: BTreeMap<u32, LiveAddr>,
+    finders: finders::Slots,
 }
 
 impl<'a> Plan<'a> {
@@ -114,6 +116,12 @@ impl<'a> Plan<'a> {
         }
         // The size of a ledger does not depend on the addresses in it.
         let empty = Layout::of(patch, 0, 0)?;
+        let finders = finders::Slots::find(session, base);
+        if finders.is_empty() && patch.section(SectionKind::ExceptTable).is_some() {
+            return Err(Error::Refused(
+                "new functions handle exceptions, but no unwinder of the process can be led to them".to_owned(),
+            ));
+        }
         let mut plan = Plan {
             session,
             patch,
@@ -123,6 +131,7 @@ impl<'a> Plan<'a> {
             older: Vec::new(),
             bridged: Vec::new(),
             inherited: BTreeMap::new(),
+            finders,
         };
         plan.lay_out()?;
         for (record, _) in plan.entries() {
@@ -209,6 +218,7 @@ impl<'a> Plan<'a> {
         let (patch, layout, base) = (self.patch, &self.layout, self.base);
         let part = |(start, end): (u64, u64)| at.plus(start).range(end - start);
         let digest = |(start, end): (u64, u64)| sha256(content.get(start as usize..end as usize).unwrap_or_default());
+        let out = hands_out(patch);
         let functions =
             self.entries().map(|(record, entry)| self.replaced(at, record, entry)).collect::<Result<_, _>>()?;
         Ok(Ledger {
@@ -230,9 +240,11 @@ impl<'a> Plan<'a> {
             gates: part(layout.gates),
             takeover: if self.bridged.is_empty() { LiveRange::default() } else { part(layout.takeover) },
             variables: part(layout.variables),
-            eh_frame: layout.live(at, SectionKind::EhFrame),
+            eh_frame: rows(part(layout.finder_rows), layout.live(at, SectionKind::EhFrame)),
+            finders: part(layout.finders),
+            nexts: part(layout.nexts),
             state: at.plus(layout.state),
-            hands_out: hands_out(patch),
+            hands_out: HandsOut { code: out.code || self.finders.hands_out(), ..out },
             functions,
             bridged: self.bridged.clone(),
             named: self.variables(at),
@@ -355,14 +367,11 @@ impl<'a> Plan<'a> {
 
     /// Content and ledger for an address.
     fn payload(&self, at: LiveAddr, imports: &Imports) -> Result<(Vec<u8>, Ledger), Error> {
-        let payload = Payload {
-            patch: self.patch,
-            layout: &self.layout,
-            base: at,
-            bias: self.base.bias,
-            imports,
-            inherited: &self.inherited,
-        };
+        let (process, own) = (&self.session.process, self.session.ledgers.iter().find(|l| l.mapping.start == at));
+        let nexts = self.finders.nexts(process, own)?;
+        let (patch, layout, bias, link_map) = (self.patch, &self.layout, self.base.bias, self.finders.link_map);
+        let inherited = &self.inherited;
+        let payload = Payload { patch, layout, base: at, bias, imports, inherited, nexts, link_map };
         let mut content = payload.bytes()?;
         if let Some(view) = takeover::view(&self.ledger(at, &[])?) {
             let far = || Error::Refused("the payload would lie too far from the patch that it replaces".to_owned());
@@ -463,12 +472,15 @@ impl Work<'_> {
         let batches = ledger.functions.len() > BATCH;
         if batches && !active {
             for (which, functions) in chunks(ledger) {
-                stops.at_safe_point(&site_watch(functions), false, None, |stopped| {
+                let watch = self.with_finders(site_watch(functions));
+                stops.at_safe_point(&watch, false, None, |stopped| {
+                    self.plan.finders.lead_to(process, stopped.tid(), ledger)?;
                     writer(stopped, process, ledger).arm(which.clone())
                 })?;
             }
         }
-        let flip = self.flip(stops, watch, ledger, batches)?;
+        let watch = self.with_finders(watch.clone());
+        let flip = self.flip(stops, &watch, ledger, batches)?;
         (measured.flip_pause_ns, measured.threads) = (flip.pause_ns, flip.threads);
         if batches {
             for (which, _) in chunks(ledger) {
@@ -492,6 +504,11 @@ impl Work<'_> {
             list.extend(takeover::old_code(&self.plan.older));
         }
         Watch::new(list)
+    }
+
+    /// Also where nobody may be while slots of unwinders are written.
+    fn with_finders(&self, watch: Watch) -> Watch {
+        watch.and(self.plan.finders.watched())
     }
 
     /// The payload in the target, ledger written.
@@ -550,6 +567,7 @@ impl Work<'_> {
             if !strangers.is_empty() {
                 return Err(stranger(&strangers));
             }
+            self.plan.finders.lead_to(process, stopped.tid(), ledger)?;
             let writer = writer(stopped, process, ledger);
             if !standing.active {
                 writer.arm(0..ledger.functions.len())?;
@@ -574,6 +592,11 @@ fn chunks(ledger: &Ledger) -> impl Iterator<Item = (Range<usize>, &[Replaced])> 
 
 fn writer<'a>(stopped: &Stopped<'_, '_>, process: &'a crate::process::Process, ledger: &'a Ledger) -> Writer<'a> {
     Writer { process, tid: stopped.tid(), ledger }
+}
+
+/// All rows in a payload: those of the finders, and directly behind them the patch's.
+fn rows(finders: LiveRange, patch: LiveRange) -> LiveRange {
+    LiveRange { start: finders.start, end: finders.end.max(patch.end) }
 }
 
 /// The replaced functions and the thunks.

@@ -8,6 +8,7 @@ use crate::sys::Mem;
 
 const DT_PLTRELSZ: u64 = 2;
 const DT_HASH: u64 = 4;
+const DT_PLTGOT: u64 = 3;
 const DT_STRTAB: u64 = 5;
 const DT_SYMTAB: u64 = 6;
 const DT_RELA: u64 = 7;
@@ -47,6 +48,7 @@ pub(crate) struct Module {
     hash: Option<LiveAddr>,
     versions: Option<LiveAddr>,
     version_names: Vec<(u16, Vec<u8>)>,
+    plt_got: Option<LiveAddr>,
     pub(crate) relocations: [LiveRange; 2],
 }
 
@@ -109,6 +111,7 @@ impl Module {
             hash: pointer(DT_HASH),
             versions: pointer(DT_VERSYM),
             version_names: Vec::new(),
+            plt_got: pointer(DT_PLTGOT),
             relocations: [table(DT_JMPREL, DT_PLTRELSZ), table(DT_RELA, DT_RELASZ)],
         };
         if let (Some(at), Some(count)) = (pointer(DT_VERDEF), get(DT_VERDEFNUM)) {
@@ -265,6 +268,43 @@ impl Module {
         let Ok(entry) = mem.array::<24>(self.symbols.plus(u64::from(symbol) * 24)) else { return false };
         let Some(text) = u32_at(&entry, 0).and_then(|offset| self.string(mem, offset)) else { return false };
         text == name.name && self.version_fits(mem, symbol, name.version)
+    }
+
+    /// Whether a symbol of the module, defined or not, can have this name.
+    pub(crate) fn names(&self, mem: &Mem, name: &[u8]) -> bool {
+        let strings = self.all_strings(mem);
+        strings.windows(name.len() + 1).any(|w| w.starts_with(name) && w.ends_with(&[0]))
+    }
+
+    fn all_strings(&self, mem: &Mem) -> Vec<u8> {
+        mem.bytes(self.strings.start, self.strings.len() as usize).unwrap_or_default()
+    }
+
+    /// The relocations against symbols of these names, whatever version: number of the name, relocation.
+    pub(crate) fn references(&self, mem: &Mem, names: &[&[u8]]) -> Vec<(usize, Rela)> {
+        let strings = self.all_strings(mem);
+        let named = |offset: u32| {
+            let text = strings.get(offset as usize..)?;
+            names.iter().position(|name| text.starts_with(name) && text.get(name.len()) == Some(&0))
+        };
+        let any = |name: &&[u8]| strings.windows(name.len() + 1).any(|w| w.starts_with(name) && w.ends_with(&[0]));
+        if !names.iter().any(any) {
+            return Vec::new();
+        }
+        let relocations = self.each_relocation(mem);
+        let Some(last) = relocations.iter().map(|rela| rela.symbol).max() else { return Vec::new() };
+        let symbols = (u64::from(last) + 1).saturating_mul(24);
+        if symbols > MAX_TABLE {
+            return Vec::new();
+        }
+        let Ok(symbols) = mem.bytes(self.symbols, symbols as usize) else { return Vec::new() };
+        let name_of = |rela: &Rela| named(u32_at(&symbols, rela.symbol as usize * 24)?);
+        relocations.into_iter().filter(|r| r.symbol != 0).filter_map(|r| Some((name_of(&r)?, r))).collect()
+    }
+
+    /// The code of the dynamic linker that binds this module's functions when they are first called.
+    pub(crate) fn resolver(&self, mem: &Mem) -> Option<LiveAddr> {
+        mem.u64(self.plt_got?.plus(16)).ok().filter(|at| *at != 0).map(LiveAddr)
     }
 
     /// All relocations with addends, of both tables.

@@ -1,12 +1,14 @@
 //! Where each part of a payload lies in its one mapping:
 //!
-//! `[ledger][constants, unwind rows, pointer slots, state byte] r--` `[code, thunks, import stubs, gates, takeover] r-x` `[variables] rw-`
+//! `[ledger][constants, unwind rows, pointer slots, state byte, next words] r--`
+//! `[code, thunks, import stubs, finders, gates, takeover] r-x` `[variables] rw-`
 //!
 //! Offsets are from the start of the mapping; they depend on the patch alone, not on the
 //! address, so a mapping found in a target can be compared with the patch.
 
 use crate::Error;
 use crate::addr::{LiveAddr, LiveRange, page_ceil};
+use crate::finders::{CODE_SIZE, FINDER_ROWS, NEXT_SIZE, ROWS_SIZE, count_rows, index_size};
 use crate::gate::GATE_SIZE;
 use crate::ledger::CLAIM_SIZE;
 use crate::prelude::*;
@@ -29,6 +31,13 @@ pub(crate) struct Layout {
     /// Start of the constants, which end where the code begins or earlier.
     pub(crate) constants: (u64, u64),
     pub(crate) code: (u64, u64),
+    /// Rows of the finders, directly before the patch's own.
+    pub(crate) finder_rows: (u64, u64),
+    /// What the finders show.
+    pub(crate) index: (u64, u64),
+    pub(crate) finders: (u64, u64),
+    /// Where the finders pass on to.
+    pub(crate) nexts: (u64, u64),
     /// At the end of the code: one gate for each replaced entry, in order.
     pub(crate) gates: (u64, u64),
     /// Behind them, if older patches are taken over: see `takeover`.
@@ -51,9 +60,19 @@ impl Layout {
         // The claim takes the end of the ledger's pages.
         let mut at = page_ceil(ledger_size.checked_add(CLAIM_SIZE as u64)?)?;
         layout.constants.0 = at;
-        for kind in [SectionKind::Rodata, SectionKind::DataRelRo, SectionKind::EhFrame] {
+        for kind in [SectionKind::Rodata, SectionKind::DataRelRo] {
             layout.put(patch, kind, &mut at)?;
         }
+        // The rows of the patch begin where those of the finders end.
+        let align = patch.section(SectionKind::EhFrame).map_or(8, |section| section.align.max(8));
+        at = at.checked_add(ROWS_SIZE)?.checked_next_multiple_of(align)? - ROWS_SIZE;
+        layout.finder_rows = take(&mut at, ROWS_SIZE)?;
+        for kind in [SectionKind::EhFrame, SectionKind::ExceptTable] {
+            layout.put(patch, kind, &mut at)?;
+        }
+        at = at.checked_next_multiple_of(8)?;
+        let rows = patch.section(SectionKind::EhFrame).map_or(0, |s| count_rows(&s.data));
+        layout.index = take(&mut at, index_size(rows + FINDER_ROWS))?;
         at = at.checked_next_multiple_of(8)?;
         let (slots, stubs) = needed(patch);
         for symbol in slots {
@@ -63,7 +82,9 @@ impl Layout {
         layout.constants.1 = at;
         layout.state = at;
         layout.sections.insert(SectionKind::State, (at, 1));
-        at = page_ceil(at.checked_add(1)?)?;
+        at = at.checked_add(1)?.checked_next_multiple_of(8)?;
+        layout.nexts = take(&mut at, NEXT_SIZE)?;
+        at = page_ceil(at)?;
         layout.code.0 = at;
         for kind in [SectionKind::Text, SectionKind::Thunks] {
             layout.put(patch, kind, &mut at)?;
@@ -73,6 +94,7 @@ impl Layout {
             layout.stubs.insert(symbol, at);
             at = at.checked_add(STUB_SIZE)?;
         }
+        layout.finders = take(&mut at, CODE_SIZE)?;
         layout.gates.0 = at;
         let entries = patch.functions.iter().filter(|record| matches!(record.role, Role::Entry(_))).count() as u64;
         at = at.checked_add(entries.checked_mul(GATE_SIZE)?)?;
@@ -127,6 +149,13 @@ impl Layout {
     pub(crate) fn stubs(&self) -> impl Iterator<Item = (u32, u64)> + '_ {
         self.stubs.iter().map(|(&symbol, &offset)| (symbol, offset))
     }
+}
+
+/// The next `size` bytes.
+fn take(at: &mut u64, size: u64) -> Option<(u64, u64)> {
+    let start = *at;
+    *at = at.checked_add(size)?;
+    Some((start, *at))
 }
 
 /// The symbols that need a pointer slot, and those that need an import stub too.

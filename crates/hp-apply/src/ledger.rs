@@ -16,6 +16,7 @@
 use crate::Error;
 use crate::addr::{LiveAddr, LiveRange, PAGE};
 use crate::bytes::{array, hex, sha256, u32_at, u64_at};
+use crate::finders;
 use crate::gate::{GATE_SIZE, Gates};
 use crate::maps::Maps;
 use crate::prelude::*;
@@ -128,6 +129,9 @@ pub(crate) struct Ledger {
     pub(crate) takeover: LiveRange,
     pub(crate) variables: LiveRange,
     pub(crate) eh_frame: LiveRange,
+    /// The finders, in the code; and the words by which they pass on.
+    pub(crate) finders: LiveRange,
+    pub(crate) nexts: LiveRange,
     pub(crate) state: LiveAddr,
     pub(crate) hands_out: HandsOut,
     pub(crate) functions: Vec<Replaced>,
@@ -187,6 +191,8 @@ impl Ledger {
             self.takeover,
             self.variables,
             self.eh_frame,
+            self.finders,
+            self.nexts,
         ] {
             put_range(&mut out, range);
         }
@@ -259,6 +265,7 @@ impl Ledger {
             self.variables,
             self.eh_frame,
             self.takeover,
+            self.nexts,
         ];
         let held = |outer: LiveRange, part: LiveRange| part == LiveRange::default() || outer.covers(part);
         id && (1..=255).contains(&self.name.len())
@@ -277,6 +284,7 @@ impl Ledger {
             && held(self.code, self.takeover)
             && self.takeover.len() == takeover::size(self.functions.iter().map(|f| f.site), &self.bridged)
             && self.bridged.iter().all(|bridged| self.is_sound_bridge(bridged))
+            && finders::is_sound(self.code, self.finders, self.nexts)
             && self.gates.len() == self.functions.len() as u64 * GATE_SIZE
             && inner.contains(self.state)
             && !self.code.contains(self.state)
@@ -480,6 +488,8 @@ impl<'a> Reader<'a> {
             takeover: self.range()?,
             variables: self.range()?,
             eh_frame: self.range()?,
+            finders: self.range()?,
+            nexts: self.range()?,
             state: self.address()?,
             constants_digest: self.array()?,
             code_digest: self.array()?,

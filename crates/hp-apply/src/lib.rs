@@ -11,7 +11,8 @@
 //! `maps`, `image`, `ledger`) → `scope` (imports) → `layout`, `place`, `relocate` (the
 //! payload's bytes) → `stage` (into the target, by `remote` system calls) → `stops`
 //! (`threads`, `safe_point`, `unwind`, `gate`) → `sites` (the entries). A newer patch
-//! takes the place of an older one as `takeover` says. All system calls are in `sys`.
+//! takes the place of an older one as `takeover` says. `finders` lets unwinders find the
+//! payload's rows. All system calls are in `sys`.
 //!
 //! *Not* for judging whether a patch is right for its base: that is the diff's work; and
 //! not for stacks that no thread stands on (parked coroutines), which it does not see.
@@ -31,9 +32,11 @@ mod bytes;
 mod cleanup;
 mod code;
 mod dynamic;
+mod finders;
 mod gate;
 mod image;
 mod inherit;
+mod landing;
 mod layout;
 mod ledger;
 mod maps;

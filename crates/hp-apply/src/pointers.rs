@@ -15,11 +15,12 @@
 
 use crate::addr::{LiveAddr, LiveRange, PAGE};
 use crate::bytes::u64_at;
+use crate::landing;
 use crate::ledger::Ledger;
 use crate::maps::{Mapping, Maps};
 use crate::prelude::*;
 use crate::process::{self, Process};
-use crate::sys::{self, File};
+use crate::sys::{self, File, Mem};
 use crate::threads::Task;
 use crate::unwind::Unwinder;
 
@@ -40,11 +41,13 @@ pub(crate) enum Search {
 #[derive(Clone, Debug, Default)]
 struct Sought {
     code: Option<LiveRange>,
+    /// Landing pads, sorted: such words in the code are notes of exceptions that are over.
+    pads: Vec<LiveAddr>,
     data: Vec<LiveRange>,
 }
 
 impl Sought {
-    fn of(ledger: &Ledger) -> Sought {
+    fn of(mem: &Mem, ledger: &Ledger) -> Sought {
         let mut data = Vec::new();
         // Unwind rows and pointer slots, which follow the constants proper, are only read in place.
         let rows = Some(ledger.eh_frame.start).filter(|_| !ledger.eh_frame.is_empty());
@@ -55,18 +58,19 @@ impl Sought {
         if ledger.hands_out.variables && !ledger.variables.is_empty() {
             data.push(ledger.variables);
         }
-        Sought { code: Some(ledger.code), data }
+        Sought { code: Some(ledger.code), pads: landing::pads(mem, ledger), data }
     }
 
     /// The same, but only words that are pointers even on a stack which is known frame by frame.
     fn data_only(&self) -> Sought {
-        Sought { code: None, data: self.data.clone() }
+        Sought { code: None, pads: Vec::new(), data: self.data.clone() }
     }
 
     /// A pointer one past the end counts too, and a call at the end of the code returns there.
     fn holds(&self, word: u64) -> bool {
         let within = |range: &LiveRange| range.start.0 <= word && word <= range.end.0;
-        self.code.iter().any(within) || self.data.iter().any(within)
+        self.code.iter().any(within) && self.pads.binary_search(&LiveAddr(word)).is_err()
+            || self.data.iter().any(within)
     }
 
     fn is_nothing(&self) -> bool {
@@ -98,7 +102,7 @@ pub(crate) fn hidden_holder(process: &Process, ledger: &Ledger) -> Option<&'stat
 /// Searches a running program: cheap, and enough to know that unmapping has no chance now.
 /// Stacks are left out.
 pub(crate) fn search_running(process: &Process, maps: &Maps, ledger: &Ledger, deadline_ns: u64) -> Search {
-    let sought = Sought::of(ledger);
+    let sought = Sought::of(&process.mem, ledger);
     let areas = searched(maps, ledger.mapping).filter(|mapping| !is_bounded_stack(maps, mapping)).map(|mapping| Area {
         mapping,
         range: mapping.range,
@@ -117,7 +121,7 @@ pub(crate) fn search_stopped(
     ledger: &Ledger,
     deadline_ns: u64,
 ) -> Search {
-    let everything = Sought::of(ledger);
+    let everything = Sought::of(&process.mem, ledger);
     let data = everything.data_only();
     for task in tasks.iter().filter(|_| !data.is_nothing()) {
         let r = &task.regs;

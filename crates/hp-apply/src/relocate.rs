@@ -2,6 +2,7 @@
 
 use crate::Error;
 use crate::addr::{Bias, LinkAddr, LiveAddr};
+use crate::finders;
 use crate::gate;
 use crate::layout::Layout;
 use crate::ledger::HandsOut;
@@ -27,6 +28,9 @@ pub(crate) struct Payload<'a> {
     pub(crate) imports: &'a Imports,
     /// Variables that lie in older payloads, by symbol.
     pub(crate) inherited: &'a BTreeMap<u32, LiveAddr>,
+    /// Where the finders pass on to.
+    pub(crate) nexts: [LiveAddr; finders::COUNT],
+    pub(crate) link_map: LiveAddr,
 }
 
 impl Payload<'_> {
@@ -67,7 +71,38 @@ impl Payload<'_> {
             let offset = section + relocation.offset;
             put(&mut image, offset, &self.field(relocation, self.base.plus(offset))?)?;
         }
+        self.put_finders(&mut image)?;
         Ok(image)
+    }
+
+    /// The finders and what they show, made from the relocated rows.
+    fn put_finders(&self, image: &mut [u8]) -> Result<(), Error> {
+        let layout = self.layout;
+        let part = |(start, end): (u64, u64)| self.base.plus(start).range(end - start);
+        let content = finders::Content {
+            mapping: self.base.range(layout.size),
+            code: part(layout.code),
+            finders: part(layout.finders).start,
+            nexts: part(layout.nexts).start,
+            index: part(layout.index).start,
+            rows: part(layout.finder_rows).start,
+            link_map: self.link_map,
+        };
+        put(image, layout.finders.0, &content.code().ok_or_else(inconsistent)?)?;
+        for (index, next) in self.nexts.iter().enumerate() {
+            put(image, layout.nexts.0 + 8 * index as u64, &next.0.to_le_bytes())?;
+        }
+        put(image, layout.finder_rows.0, &content.rows().ok_or_else(inconsistent)?)?;
+        let end = match layout.section(SectionKind::EhFrame) {
+            (_, 0) => layout.finder_rows.1,
+            (start, size) => start + size,
+        };
+        let rows = image.get(layout.finder_rows.0 as usize..end as usize).ok_or_else(inconsistent)?;
+        let index = content.index(rows).ok_or_else(inconsistent)?;
+        if index.len() as u64 != layout.index.1 - layout.index.0 {
+            return Err(inconsistent());
+        }
+        put(image, layout.index.0, &index)
     }
 
     /// `S`: where a symbol lies.
@@ -130,8 +165,8 @@ impl Payload<'_> {
 pub(crate) fn hands_out(patch: &Patch) -> HandsOut {
     let mut out = HandsOut::default();
     for relocation in &patch.relocations {
-        // Unwind rows are read in place; thunks jump, and look at the state byte.
-        if matches!(relocation.section, SectionKind::EhFrame | SectionKind::Thunks) {
+        // Unwind rows and exception tables are read in place; thunks jump, and look at the state byte.
+        if matches!(relocation.section, SectionKind::EhFrame | SectionKind::ExceptTable | SectionKind::Thunks) {
             continue;
         }
         let Some(symbol) = patch.symbols.get(relocation.symbol as usize) else { continue };

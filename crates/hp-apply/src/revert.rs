@@ -7,6 +7,7 @@
 use crate::addr::{LiveAddr, LiveRange};
 use crate::base_file::check_originals;
 use crate::bytes::millis;
+use crate::finders;
 use crate::ledger::Ledger;
 use crate::pointers::{Search, hidden_holder, search_running, search_stopped};
 use crate::prelude::*;
@@ -141,7 +142,9 @@ fn flip_back(session: &Session, stops: &mut Stops<'_>, ledger: &Ledger, active: 
         let writer = Writer { process, tid: stopped.tid(), ledger };
         writer.untidy()?;
         writer.set_state(false)?;
-        writer.restore()
+        writer.restore()?;
+        // Code of the payload may still be called if its address is known elsewhere.
+        if active && !ledger.hands_out.code { finders::take_out(session, stopped.tid(), ledger) } else { Ok(()) }
     })
 }
 
@@ -161,6 +164,9 @@ pub(crate) fn undo(session: &Session, stops: &mut Stops<'_>, helpers: &[i32], le
             let maps = read_maps(process)?;
             let judge = Judge { process, unwinder: &stops.unwinder, maps: &maps, gates: &[] };
             let idle = judge.busy(&stopped.tasks, &watch).is_empty();
+            if idle {
+                finders::take_out(session, stopped.tid(), ledger)?;
+            }
             if idle && stage::unmap(&mut stopped, &slots, helpers, ledger.mapping)? {
                 return Ok(());
             }
@@ -184,6 +190,20 @@ pub(crate) fn new_code(ledger: &Ledger) -> Watch {
         list.push(Watched { vague: false, ..Watched::plain(LiveRange { start: *start, end }, name) });
     }
     Watch::new(list)
+}
+
+/// Makes unwinders pass a payload over that was never in effect, if nobody is in it.
+fn take_out(session: &Session, stops: &mut Stops<'_>, ledger: &Ledger, watch: &Watch) -> Result<(), Error> {
+    if !finders::is_led_to(session, ledger) {
+        return Ok(());
+    }
+    let Ok(stopped) = stops.tracer.stop_all()? else { return Ok(()) };
+    let (process, maps) = (&session.process, read_maps(&session.process)?);
+    let judge = Judge { process, unwinder: &stops.unwinder, maps: &maps, gates: &[] };
+    match judge.busy(&stopped.tasks, watch).is_empty() {
+        true => finders::take_out(session, stopped.tid(), ledger),
+        false => Ok(()),
+    }
 }
 
 /// Unmaps a payload that nothing leads to any more; else says why it has to stay.
@@ -212,6 +232,7 @@ pub(crate) fn reclaim(
     let mut why = String::new();
     for attempt in 0..RECLAIM_TRIES {
         sys::sleep(FIRST_RETRY * ((1 << attempt) - 1));
+        take_out(session, stops, ledger, &watch)?;
         if let Search::Kept(found) = search_running(process, &read_maps(process)?, ledger, deadline(SEARCH_LIMIT)) {
             why = found;
             continue;
@@ -233,6 +254,7 @@ pub(crate) fn reclaim(
             why = line;
             continue;
         }
+        finders::take_out(session, stopped.tid(), ledger)?;
         let searched = search_stopped(process, &maps, &stopped.tasks, &stops.unwinder, ledger, deadline(limit));
         if let Search::Kept(found) = searched {
             why = found;

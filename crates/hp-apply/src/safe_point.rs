@@ -82,6 +82,11 @@ impl Watch {
         Watch { list, low, high }
     }
 
+    /// These ranges too.
+    pub(crate) fn and(self, more: impl Iterator<Item = Watched>) -> Watch {
+        Watch::new(self.list.into_iter().map(|(watched, _)| watched).chain(more).collect())
+    }
+
     /// Whether a word could be a return address, or an interrupted address, in the watched code.
     fn may_hold(&self, word: u64) -> bool {
         if word < self.low || word > self.high {

@@ -17,6 +17,7 @@ use crate::maps::Maps;
 use crate::prelude::*;
 use crate::process::Process;
 use crate::relocate::Imports;
+use crate::session::Session;
 use crate::sys::{self, Mem};
 use alloc::collections::BTreeSet;
 use hp_pack::{Patch, Place, RelocationKind};
@@ -81,6 +82,18 @@ fn wanted(patch: &Patch) -> Vec<(u32, bool)> {
     called.union(&taken).map(|&symbol| (symbol, taken.contains(&symbol))).collect()
 }
 
+/// Where a name leads that is not a variable of threads nor an indirect function.
+pub(crate) fn definition(session: &Session, name: Name<'_>) -> Option<LiveAddr> {
+    Scope::read(&session.process, &session.maps, &session.images).find(name, false).ok().flatten()
+}
+
+/// The dynamic linker's `struct link_map` of an image; zero if it has none.
+pub(crate) fn link_map(process: &Process, image: &Image) -> LiveAddr {
+    let links = links(process).unwrap_or_default();
+    let is = |map: &[u8; 32]| u64_at(map, 16) == image.dynamic.map(|at| at.start.0);
+    links.into_iter().find(|(_, map)| is(map)).map_or(LiveAddr(0), |(at, _)| at)
+}
+
 impl<'a> Scope<'a> {
     fn read(process: &'a Process, maps: &'a Maps, images: &'a [Image]) -> Scope<'a> {
         let mem = &process.mem;
@@ -135,21 +148,25 @@ impl<'a> Scope<'a> {
 /// Walks the dynamic linker's list, found through the program headers that the kernel told
 /// the program of; `None` for a static program.
 fn linked_modules(process: &Process) -> Option<Vec<Module>> {
+    let module = |map: &[u8; 32]| Module::read(&process.mem, Bias(u64_at(map, 0)?), LiveAddr(u64_at(map, 16)?));
+    Some(links(process)?.iter().filter_map(|(_, map)| module(map)).collect())
+}
+
+/// Address and first four words of each entry of the list.
+fn links(process: &Process) -> Option<Vec<(LiveAddr, [u8; 32])>> {
     let mem = &process.mem;
     let (bias, dynamic) = program_dynamic(process)?;
     let program = Module::read(mem, bias, dynamic)?;
-    let mut modules = Vec::new();
+    let mut found = Vec::new();
     let mut seen = BTreeSet::new();
     // struct r_debug: version, then the first struct link_map: l_addr, l_name, l_ld, l_next.
     let mut link = mem.u64(program.debug.plus(8)).ok()?;
-    while link != 0 && modules.len() < MAX_MODULES && seen.insert(link) {
+    while link != 0 && found.len() < MAX_MODULES && seen.insert(link) {
         let map: [u8; 32] = mem.array(LiveAddr(link)).ok()?;
-        if let Some(module) = Module::read(mem, Bias(u64_at(&map, 0)?), LiveAddr(u64_at(&map, 16)?)) {
-            modules.push(module);
-        }
+        found.push((LiveAddr(link), map));
         link = u64_at(&map, 24)?;
     }
-    Some(modules)
+    Some(found)
 }
 
 fn program_dynamic(process: &Process) -> Option<(Bias, LiveAddr)> {

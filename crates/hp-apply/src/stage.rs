@@ -139,8 +139,8 @@ fn map_parts(remote: &mut Remote<'_>, at: LiveAddr, layout: &Layout) -> Result<(
 
 /// Writes everything, the ledger last.
 pub(crate) fn fill(process: &Process, tid: i32, at: LiveAddr, load: &Load<'_>) -> Result<(), Error> {
-    let Layout { constants, code, variables, state, .. } = *load.layout;
-    for (start, end) in [(constants.0, state + 1), code, variables] {
+    let Layout { constants, code, variables, nexts, .. } = *load.layout;
+    for (start, end) in [(constants.0, nexts.1), code, variables] {
         let bytes = load.content.get(start as usize..end as usize).unwrap_or_default();
         // Fresh memory is zero already.
         if bytes.iter().any(|&byte| byte != 0) {

@@ -7,6 +7,7 @@ use rayon::prelude::*;
 use crate::arch::{self, Code, JumpTable};
 use crate::entity::{CodeRange, FunctionId, Map};
 use crate::image::Image;
+use crate::lsda;
 
 /// The decoded code of one function.
 #[derive(Debug, Default)]
@@ -24,6 +25,8 @@ pub(crate) struct Build<'a> {
     pub image: Image<'a>,
     pub map: Map<'a>,
     pub code: Vec<FunctionCode>,
+    /// Exception tables by the start of the code that they are for.
+    pub landing: lsda::Tables,
 }
 
 impl<'a> Build<'a> {
@@ -58,7 +61,8 @@ impl<'a> Build<'a> {
         let starts: Vec<u64> = found.iter_mut().flat_map(|(_, starts)| std::mem::take(starts)).collect();
         let code: Vec<FunctionCode> = found.into_iter().map(|(code, _)| code).collect();
         map.add_distances(&image, starts);
-        Build { image, map, code }
+        let landing = lsda::tables(&image);
+        Build { image, map, code, landing }
     }
 
     /// The table at `address` that `function` reads.

@@ -14,6 +14,8 @@ use crate::build::Build;
 use crate::correlate::Correlation;
 use crate::entity::{FunctionId, ObjectId, Target};
 use crate::image::{Evidence, Word};
+use crate::lsda::{self, CallSite, Lsda};
+use crate::unwind::Pointer;
 
 /// What a pair of references is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,6 +101,57 @@ impl<'j, 'a> Judge<'j, 'a> {
             }
         }
         None
+    }
+
+    /// First difference of a pair of functions in code or in landing pads.
+    pub(crate) fn any_difference(&self, pair: (FunctionId, FunctionId)) -> Option<Difference> {
+        let code = self.difference(pair, &mut |_, _, v| v == Verdict::Same);
+        code.or_else(|| self.landing_difference(pair))
+    }
+
+    /// First difference in what a pair of functions does with exceptions: the calls that have a
+    /// landing pad, where that is, what it catches and by which numbers.
+    pub(crate) fn landing_difference(&self, pair: (FunctionId, FunctionId)) -> Option<Difference> {
+        let (f, g) = (&self.old.map.functions[pair.0], &self.new.map.functions[pair.1]);
+        f.ranges.iter().zip(&g.ranges).enumerate().find_map(|(range, (a, b))| {
+            let offset = match (self.old.landing.get(&a.address), self.new.landing.get(&b.address)) {
+                (None, None) => None,
+                (Some(Ok(x)), Some(Ok(y))) => self.landings(pair, x, y),
+                _ => Some(0),
+            };
+            offset.map(|offset| Difference { range, offset })
+        })
+    }
+
+    fn landings(&self, pair: (FunctionId, FunctionId), x: &Lsda, y: &Lsda) -> Option<u32> {
+        let same_pointer = |p: Option<Pointer>, q: Option<Pointer>| match (p, q) {
+            (None, None) => true,
+            (Some(p), Some(q)) => match (lsda::meaning(&self.old.image, p), lsda::meaning(&self.new.image, q)) {
+                (Some(v), Some(w)) => match self.words(&v, &w) {
+                    Verdict::Undecided(o, p) => self.object_contents((o, p)) == Verdict::Same,
+                    verdict => verdict == Verdict::Same,
+                },
+                _ => false,
+            },
+            _ => false,
+        };
+        let place = |build: &Build<'_>, id, at: Option<u64>| {
+            at.map(|a| build.map.function_at(a).filter(|t| t.0 == id).map(|(_, range, offset)| (range, offset)))
+        };
+        let numbers = |s: &CallSite| {
+            let filters = s.actions.iter().flat_map(|a| u32::try_from(a.filter).ok().filter(|n| *n > 0));
+            filters.chain(s.actions.iter().flat_map(|a| a.list.iter().copied())).collect::<Vec<u32>>()
+        };
+        let same = |s: &CallSite, t: &CallSite| {
+            let types = |n: u32| (x.types.get(&n).copied().flatten(), y.types.get(&n).copied().flatten());
+            (s.start, s.length, &s.actions) == (t.start, t.length, &t.actions)
+                && place(self.old, pair.0, s.landing) == place(self.new, pair.1, t.landing)
+                && numbers(s).into_iter().map(types).all(|(p, q)| same_pointer(p, q))
+        };
+        if !same_pointer(x.personality, y.personality) || x.sites.len() != y.sites.len() {
+            return Some(0);
+        }
+        x.sites.iter().zip(&y.sites).find(|(s, t)| !same(s, t)).map(|(s, _)| s.start as u32)
     }
 
     /// Compares where two sites of a pair of functions lead.
@@ -472,7 +525,7 @@ fn compare_once(old: &Build<'_>, new: &Build<'_>, pairs: &Correlation, mut const
     let judge = Judge::new(old, new, pairs).with_changed_constants(constants.clone());
     let function_pairs: Vec<(FunctionId, FunctionId)> = pairs.functions.iter().collect();
     let differences: Vec<Option<Difference>> =
-        function_pairs.par_iter().map(|pair| judge.difference(*pair, &mut |_, _, v| v == Verdict::Same)).collect();
+        function_pairs.par_iter().map(|pair| judge.any_difference(*pair)).collect();
     let mut changes = Changes { constants, variables, ..Changes::default() };
     for ((f, g), difference) in function_pairs.into_iter().zip(differences) {
         match difference {

@@ -9,7 +9,8 @@ use crate::build::Build;
 use crate::entity::FunctionId;
 use crate::finding::{Code, Finding};
 use crate::image::Word;
-use crate::payload::Payload;
+use crate::lsda::CallSite;
+use crate::payload::{Payload, Problem, Table};
 use crate::unwind;
 
 /// Size of the jump that is written over the entry.
@@ -28,6 +29,8 @@ pub(crate) fn incoming(build: &Build<'_>) -> Vec<u64> {
         Word::Address(a) => Some(*a),
         _ => None,
     }));
+    let tables = build.landing.values().filter_map(|t| t.as_ref().ok());
+    all.extend(tables.flat_map(|t| t.sites.iter().filter_map(|s| s.landing)));
     all.sort_unstable();
     all.dedup();
     all
@@ -61,9 +64,6 @@ pub(crate) fn plan<'r, 'a>(
     let mut fdes = Vec::new();
     for range in &body.ranges {
         match rows.at(range.address) {
-            Some(fde) if fde.exceptions => {
-                return Err(refuse(Code::Exceptions, "the old build has an exception table for it".into()));
-            }
             Some(fde) => fdes.push(fde),
             None => {
                 return Err(refuse(Code::NoUnwindRows, format!("the old build has none at {:#x}", range.address)));
@@ -130,8 +130,14 @@ pub(crate) fn redirect(
         };
         payload.pc_relative(SectionKind::Thunks, at + offset, symbol, addend + distance);
     }
-    let field = context.writer.add(&fde.cie, size, &instructions);
-    payload.pc_relative(SectionKind::EhFrame, field, thunk_symbol, 0);
+    let table = match thunk_table(payload, old, function, (&thunk.boundaries, thunk.has_call)) {
+        Ok(table) => table,
+        Err(Problem(code, why)) => {
+            payload.findings.push(Finding::new(code, body.qualified_name(), why));
+            return None;
+        }
+    };
+    payload.rows(context.writer, thunk_symbol, fde, size, &instructions, table.as_ref());
 
     let mut site_bytes = [0; JUMP as usize];
     let from_site = range.bytes[usize::from(thunk.site_offset)..].iter().chain(padding);
@@ -152,6 +158,37 @@ pub(crate) fn redirect(
     Some(records)
 }
 
+/// The exception table of a thunk that repeats a call: the call's landing pad is the old one.
+fn thunk_table(
+    payload: &mut Payload<'_, '_>,
+    old: &Build<'_>,
+    function: FunctionId,
+    (boundaries, has_call): (&[(u32, u32)], bool),
+) -> Result<Option<Table>, Problem> {
+    let body = &old.map.functions[function];
+    let start = body.address();
+    let table = match old.landing.get(&start).filter(|_| has_call) {
+        None => return Ok(None),
+        Some(Ok(table)) => table,
+        Some(Err(why)) => return Err(Problem(Code::Exceptions, format!("at {start:#x} of the old build {why}"))),
+    };
+    let mut sites = Vec::new();
+    for pair in boundaries.windows(2) {
+        let ((from, to), (end, to_end)) = (pair[0], pair[1]);
+        let covers = |s: &&CallSite| s.start < u64::from(end) && u64::from(from) < s.start + s.length;
+        if let Some(site) = table.sites.iter().find(covers) {
+            sites.push(CallSite { start: to.into(), length: (to_end - to).into(), ..site.clone() });
+        }
+    }
+    let lowest = sites.iter().filter_map(|s| s.landing).min();
+    // All landing pads of a function lie behind the start of one of its ranges.
+    let base =
+        body.ranges.iter().filter(|r| lowest.is_none_or(|l| (r.address..r.end()).contains(&l))).map(|r| r.address);
+    let base = base.min().unwrap_or(start);
+    let (symbol, _) = base_place(payload, old, base);
+    payload.table_of_thunk(table, &sites, (base, symbol), body.name())
+}
+
 /// What all functions of one patch share.
 pub(crate) struct Context<'c, 'a> {
     /// Unwind rows of the old build.
@@ -164,7 +201,7 @@ pub(crate) struct Context<'c, 'a> {
 }
 
 /// A symbol of the base at or before `address`, and the distance from it.
-fn base_place(payload: &mut Payload<'_, '_>, old: &Build<'_>, address: u64) -> (u32, i64) {
+pub(crate) fn base_place(payload: &mut Payload<'_, '_>, old: &Build<'_>, address: u64) -> (u32, i64) {
     if let Some((id, range, offset)) = old.map.function_at(address) {
         let range = &old.map.functions[id].ranges[range];
         let symbol = payload.base_symbol(range.name, SymbolKind::Function, range.address, range.bytes.len() as u64);

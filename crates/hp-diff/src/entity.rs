@@ -107,6 +107,12 @@ impl DataObject<'_> {
     pub(crate) fn end(&self) -> u64 {
         self.address + self.size
     }
+
+    /// What compilers make for the C++ runtime (Itanium C++ ABI, 5.1.4.1): type infos and their names, virtual tables,
+    /// guards. Their addresses are taken as they are, never one past the end or before the start.
+    pub(crate) fn is_runtime_record(&self) -> bool {
+        ["_ZTI", "_ZTS", "_ZTV", "_ZTT", "_ZTC", "_ZGV"].iter().any(|prefix| self.name().starts_with(prefix))
+    }
 }
 
 /// How far before an object's start the address of `&a[i - n]` usually lies, in bytes.
@@ -382,7 +388,8 @@ impl<'a> Map<'a> {
             if object.address > address && exact_start {
                 break;
             }
-            if address <= object.end() {
+            let inside = (object.address..object.end()).contains(&address);
+            if inside || address <= object.end() && !object.is_runtime_record() {
                 found.push((id, address.wrapping_sub(object.address) as i64));
             }
         }

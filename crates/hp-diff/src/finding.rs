@@ -101,8 +101,8 @@ codes! {
         "Texts carry no length in a build. If this function reads beyond the terminator of the text, as in \"abc\\0def\", into what changed, then it changed too and the patch leaves it out; if it reads a C string, all is well.";
     PairingUnproven = "HP0213", Error, "stripped code or data could not be paired for certain",
         "Without symbols, functions and variables are paired by what they contain and by what refers to them; here that is not enough or contradicts itself. Give the debug files (--old-debug, --new-debug), or builds that are not stripped.";
-    Exceptions = "HP0301", Error, "a changed function has landing pads",
-        "Exception tables of new code are not registered in the target yet. Restart the program instead.";
+    Exceptions = "HP0301", Error, "landing pads that cannot be brought along",
+        "The exception table of the function, which says what it catches and cleans up, has a form that is not understood or leads to something unknown. Restart the program instead.";
     CopiedVariable = "HP0302", Error, "a library variable that the old build did not use",
         "The new build copies this variable from a library at start-up (R_X86_64_COPY); a running process has no such copy.";
     NewSlot = "HP0303", Error, "a table slot that the old build does not have",

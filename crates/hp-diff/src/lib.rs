@@ -18,6 +18,7 @@ mod image;
 mod input;
 mod layout;
 mod lines;
+mod lsda;
 mod payload;
 mod references;
 mod source;

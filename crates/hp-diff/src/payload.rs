@@ -8,6 +8,10 @@
 //! Calls go to the new version of a changed function; its *address*, where it is taken,
 //! stays the old one, so that pointers compare equal before, during and after the patch.
 
+mod landing;
+
+pub(crate) use landing::Table;
+
 use std::collections::{BTreeMap, VecDeque};
 
 use hp_pack::{Place, Relocation, RelocationKind, Section, SectionKind, Symbol, SymbolKind};
@@ -21,7 +25,6 @@ use crate::correlate::{Correlation, numbered_stem};
 use crate::entity::{CodeRange, FunctionId, ObjectId, Target};
 use crate::finding::{Code, Finding};
 use crate::image::Word;
-use crate::unwind;
 
 /// The payload of a patch under construction.
 pub(crate) struct Payload<'p, 'a> {
@@ -44,6 +47,8 @@ pub(crate) struct Payload<'p, 'a> {
     import_symbols: FxHashMap<String, u32>,
     /// Content of the old build's literals, to find equal ones.
     old_literals: FxHashMap<&'a [u8], u64>,
+    /// See [`Payload::exception_slots`]; made when first needed.
+    exception_slots: Option<FxHashMap<Word, u64>>,
     /// Function, symbol and the branch that it serves.
     islands: Vec<(FunctionId, u32, Site)>,
     todo: VecDeque<FunctionId>,
@@ -97,6 +102,7 @@ impl<'p, 'a> Payload<'p, 'a> {
             base_symbols: FxHashMap::default(),
             import_symbols: FxHashMap::default(),
             old_literals,
+            exception_slots: None,
             islands: Vec::new(),
             todo: VecDeque::new(),
             findings: Vec::new(),
@@ -362,7 +368,8 @@ impl<'p, 'a> Payload<'p, 'a> {
         }
         let is_start = match new.map.resolve(&new.image, site) {
             Target::Function(_, _, offset) => offset == 0,
-            Target::Object(_, offset) => offset <= 0,
+            // The address point of a virtual table lies inside of it.
+            Target::Object(p, offset) => offset <= 0 || new.map.objects[p].is_runtime_record() && offset % 8 == 0,
             Target::Literal => {
                 new.table(id, site.target).is_some()
                     || new.image.bytes(site.target.wrapping_sub(1), 1).is_none_or(|b| b == [0])
@@ -533,6 +540,17 @@ impl<'p, 'a> Payload<'p, 'a> {
         self.object(p).map(|symbol| Some((symbol, new.map.objects[p].size as i64)))
     }
 
+    /// The same for an address that cannot mean the end of an object, nor a place before one.
+    fn bind_exactly(&mut self, address: u64) -> Result<Bound, Problem> {
+        match self.new.map.object_at(address) {
+            Some(p) => {
+                let offset = address - self.new.map.objects[p].address;
+                Ok((self.object(p)?, offset as i64))
+            }
+            None => self.bind_address(None, address, Use::Address),
+        }
+    }
+
     fn function(&mut self, g: FunctionId, usage: Use) -> u32 {
         let new_function = &self.new.map.functions[g];
         match self.pairs.functions.old_of(g) {
@@ -642,7 +660,7 @@ impl<'p, 'a> Payload<'p, 'a> {
         let at = self.place(kind, align, bytes);
         let symbol = self.payload_symbol(name, SymbolKind::Object, kind, at, object.size);
         self.object_symbols.insert(p, symbol);
-        self.relocate_fields(kind, at, fields)?;
+        self.relocate_fields(kind, at, fields, object.is_runtime_record())?;
         self.relocate_distances(kind, at, object.address..object.end())?;
         Ok(symbol)
     }
@@ -717,9 +735,17 @@ impl<'p, 'a> Payload<'p, 'a> {
         fields
     }
 
-    fn relocate_fields(&mut self, section: SectionKind, at: u64, fields: Vec<(u64, Word)>) -> Result<(), Problem> {
+    /// Relocates fields of data. `exact`: none of them leads to the end of something, or before it.
+    fn relocate_fields(
+        &mut self,
+        section: SectionKind,
+        at: u64,
+        fields: Vec<(u64, Word)>,
+        exact: bool,
+    ) -> Result<(), Problem> {
         for (offset, word) in fields {
             let (symbol, addend) = match word {
+                Word::Address(a) if exact => self.bind_exactly(a)?,
                 Word::Address(a) => self.bind_address(None, a, Use::Address)?,
                 Word::Symbol(name, addend) => (self.named(&name), addend),
                 _ => {
@@ -829,7 +855,7 @@ impl<'p, 'a> Payload<'p, 'a> {
             }
         }
         let symbol = self.literal_symbols[&(address, width)];
-        self.relocate_fields(kind, at, fields)?;
+        self.relocate_fields(kind, at, fields, false)?;
         self.relocate_distances(kind, at, address..address + bytes.len() as u64)?;
         Ok((symbol, 0))
     }
@@ -950,39 +976,6 @@ impl<'p, 'a> Payload<'p, 'a> {
         Some((self.base_symbol(&format!("{shown}.got"), SymbolKind::Object, *at, 8), 0))
     }
 
-    /// Writes the unwind rows of every payload function.
-    pub(crate) fn unwind_rows(&mut self, rows: &unwind::Rows<'_>, writer: &mut unwind::Writer) {
-        for (id, symbols) in self.functions.clone() {
-            let function = &self.new.map.functions[id];
-            for (range, symbol) in function.ranges.iter().zip(symbols) {
-                let Some(fde) = rows.at(range.address) else {
-                    self.finding(
-                        Code::NoUnwindRows,
-                        function.qualified_name(),
-                        format!("the new build has none at {:#x}", range.address),
-                    );
-                    continue;
-                };
-                if fde.exceptions {
-                    self.finding(
-                        Code::Exceptions,
-                        function.qualified_name(),
-                        "the new build has an exception table for it",
-                    );
-                    continue;
-                }
-                let field = writer.add(&fde.cie, fde.size, fde.instructions);
-                self.pc_relative(SectionKind::EhFrame, field, symbol, 0);
-            }
-            // A branch to another function's entry leaves the stack as at entry.
-            let Some(fde) = rows.at(function.address()) else { continue };
-            for (_, symbol, _) in self.islands.clone().into_iter().filter(|i| i.0 == id) {
-                let field = writer.add(&fde.cie, ISLAND, &[]);
-                self.pc_relative(SectionKind::EhFrame, field, symbol, 0);
-            }
-        }
-    }
-
     pub(crate) fn pc_relative(&mut self, section: SectionKind, offset: u64, symbol: u32, addend: i64) {
         self.relocations.push(Relocation { section, offset, kind: RelocationKind::Pc32, symbol, addend });
     }
@@ -1003,7 +996,7 @@ impl Bind {
 }
 
 /// Why a reference could not be bound.
-struct Problem(Code, String);
+pub(crate) struct Problem(pub(crate) Code, pub(crate) String);
 
 /// Text with a terminator.
 fn is_string(content: &[u8]) -> bool {

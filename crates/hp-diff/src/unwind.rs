@@ -15,7 +15,8 @@ pub(crate) struct Cie<'a> {
     pub code_align: u64,
     pub data_align: i64,
     pub return_register: u64,
-    pub personality: bool,
+    /// The routine that looks for landing pads, where there is one.
+    pub personality: Option<Pointer>,
     pub signal: bool,
     pub instructions: &'a [u8],
 }
@@ -25,8 +26,8 @@ pub(crate) struct Cie<'a> {
 pub(crate) struct Fde<'a> {
     pub size: u64,
     pub cie: Cie<'a>,
-    /// It has a language-specific data area: landing pads for exceptions.
-    pub exceptions: bool,
+    /// Where its language-specific data area lies, which names the landing pads for exceptions.
+    pub lsda: Option<u64>,
     pub instructions: &'a [u8],
 }
 
@@ -51,7 +52,7 @@ impl<'a> Rows<'a> {
             let id_at = next - entry.len();
             match u32::from_le_bytes([entry[0], entry[1], entry[2], entry[3]]) {
                 0 => {
-                    if let Some(cie) = parse_cie(&entry[4..]) {
+                    if let Some(cie) = parse_cie(&entry[4..], address + id_at as u64 + 4) {
                         cies.insert(at, cie);
                     }
                 }
@@ -73,6 +74,11 @@ impl<'a> Rows<'a> {
         self.0.iter().map(|(start, fde)| (*start, fde.size))
     }
 
+    /// All of them, by start address.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, &Fde<'a>)> {
+        self.0.iter().map(|(start, fde)| (*start, fde))
+    }
+
     /// The rows that start at `address`.
     pub(crate) fn at(&self, address: u64) -> Option<&Fde<'a>> {
         self.0.get(&address)
@@ -88,6 +94,21 @@ fn entry_at(data: &[u8], at: usize) -> Option<(&[u8], usize)> {
     Some((data.get(at + 4..at + 4 + length)?, at + 4 + length))
 }
 
+/// Where an encoded pointer leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Pointer {
+    /// Link-time address of the thing, or of a word that holds its address.
+    pub address: u64,
+    pub indirect: bool,
+}
+
+/// An encoded pointer, read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Encoded {
+    Null,
+    To(Pointer),
+}
+
 /// How a pointer in the FDE is encoded, and whether it has an LSDA pointer.
 #[derive(Clone, Debug)]
 struct Augmented<'a> {
@@ -97,7 +118,8 @@ struct Augmented<'a> {
     lsda: Option<u8>,
 }
 
-fn parse_cie(entry: &[u8]) -> Option<Augmented<'_>> {
+/// Parses what follows the ID of an entry; `place` is its address.
+fn parse_cie(entry: &[u8], place: u64) -> Option<Augmented<'_>> {
     let mut r = Reader(entry);
     let version = r.byte()?;
     let end = r.0.iter().position(|b| *b == 0)?;
@@ -107,7 +129,7 @@ fn parse_cie(entry: &[u8]) -> Option<Augmented<'_>> {
     let data_align = r.sleb()?;
     let return_register = if version == 1 { u64::from(r.byte()?) } else { r.uleb()? };
     let mut found = Augmented {
-        cie: Cie { code_align, data_align, return_register, personality: false, signal: false, instructions: &[] },
+        cie: Cie { code_align, data_align, return_register, personality: None, signal: false, instructions: &[] },
         pointer: 0,
         sized: augmentation.starts_with(b"z"),
         lsda: None,
@@ -115,14 +137,16 @@ fn parse_cie(entry: &[u8]) -> Option<Augmented<'_>> {
     if found.sized {
         let length = r.uleb()? as usize;
         let mut data = Reader(r.take(length)?);
+        let end = place + (entry.len() - r.0.len()) as u64;
         for letter in &augmentation[1..] {
             match letter {
                 b'R' => found.pointer = data.byte()?,
                 b'L' => found.lsda = Some(data.byte()?),
                 b'P' => {
                     let encoding = data.byte()?;
-                    data.take(pointer_size(encoding)?)?;
-                    found.cie.personality = true;
+                    let at = end - data.0.len() as u64;
+                    let Encoded::To(personality) = data.pointer(encoding, at)? else { return None };
+                    found.cie.personality = Some(personality);
                 }
                 b'S' => found.cie.signal = true,
                 b'B' => {}
@@ -138,56 +162,79 @@ fn parse_cie(entry: &[u8]) -> Option<Augmented<'_>> {
 
 fn parse_fde<'a>(entry: &'a [u8], place: u64, cie: &Augmented<'a>) -> Option<(u64, Fde<'a>)> {
     let mut r = Reader(entry);
-    let size = pointer_size(cie.pointer)?;
-    let raw = r.take(size)?;
-    let value = match (cie.pointer & 0x0f, size) {
-        (0x0b, 4) => i64::from(i32::from_le_bytes(raw.try_into().ok()?)),
-        (_, 4) => i64::from(u32::from_le_bytes(raw.try_into().ok()?)),
-        (_, 8) => i64::from_le_bytes(raw.try_into().ok()?),
-        _ => return None,
+    let Encoded::To(Pointer { address: start, indirect: false }) = r.pointer(cie.pointer, place)? else {
+        return None;
     };
-    let start = match cie.pointer & 0x70 {
-        0x00 => value as u64,
-        0x10 => place.wrapping_add_signed(value),
-        _ => return None,
-    };
-    let length = match r.take(size)? {
-        b if b.len() == 4 => u64::from(u32::from_le_bytes(b.try_into().ok()?)),
-        b => u64::from_le_bytes(b.try_into().ok()?),
-    };
-    let mut exceptions = false;
+    let length = r.number(cie.pointer)?;
+    let mut lsda = None;
     if cie.sized {
         let augmentation = r.uleb()? as usize;
-        let data = r.take(augmentation)?;
-        exceptions = cie.lsda.is_some() && data.iter().any(|b| *b != 0);
+        let mut data = Reader(r.take(augmentation)?);
+        let at = place + (entry.len() - r.0.len() - augmentation) as u64;
+        if let Some(encoding) = cie.lsda
+            && let Encoded::To(pointer) = data.pointer(encoding, at)?
+        {
+            lsda = Some(Some(pointer).filter(|p| !p.indirect)?.address);
+        }
     }
-    Some((start, Fde { size: length, cie: cie.cie.clone(), exceptions, instructions: r.0 }))
+    Some((start, Fde { size: length, cie: cie.cie.clone(), lsda, instructions: r.0 }))
 }
 
-fn pointer_size(encoding: u8) -> Option<usize> {
+/// Bytes of a pointer of fixed size (`DW_EH_PE_…`, LSB 10.5.1).
+pub(crate) fn pointer_size(encoding: u8) -> Option<usize> {
     match encoding & 0x0f {
         0x00 | 0x04 | 0x0c => Some(8),
+        0x02 | 0x0a => Some(2),
         0x03 | 0x0b => Some(4),
         _ => None,
     }
 }
 
-struct Reader<'a>(&'a [u8]);
+pub(crate) struct Reader<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Reader<'a> {
-    fn byte(&mut self) -> Option<u8> {
+    pub(crate) fn byte(&mut self) -> Option<u8> {
         let (first, rest) = self.0.split_first()?;
         self.0 = rest;
         Some(*first)
     }
 
-    fn take(&mut self, n: usize) -> Option<&'a [u8]> {
+    pub(crate) fn take(&mut self, n: usize) -> Option<&'a [u8]> {
         let (head, rest) = self.0.split_at_checked(n)?;
         self.0 = rest;
         Some(head)
     }
 
-    fn uleb(&mut self) -> Option<u64> {
+    /// A number in the format of an encoded pointer, whatever it counts from.
+    pub(crate) fn number(&mut self, encoding: u8) -> Option<u64> {
+        match encoding & 0x0f {
+            0x01 => return self.uleb(),
+            0x09 => return self.sleb().map(|n| n as u64),
+            _ => {}
+        }
+        let raw = self.take(pointer_size(encoding)?)?;
+        let mut wide = [0; 8];
+        wide[..raw.len()].copy_from_slice(raw);
+        let unused = 64 - 8 * raw.len() as u32;
+        let value = u64::from_le_bytes(wide);
+        Some(if encoding & 0x08 != 0 { ((value << unused) as i64 >> unused) as u64 } else { value })
+    }
+
+    /// An encoded pointer that lies at `place`: absolute or PC-relative, direct or indirect.
+    pub(crate) fn pointer(&mut self, encoding: u8, place: u64) -> Option<Encoded> {
+        let value = self.number(encoding)?;
+        if value == 0 {
+            return Some(Encoded::Null);
+        }
+        let address = match encoding & 0x70 {
+            0x00 => value,
+            0x10 => place.wrapping_add(value),
+            _ => return None,
+        };
+        Some(Encoded::To(Pointer { address, indirect: encoding & 0x80 != 0 }))
+    }
+
+    pub(crate) fn uleb(&mut self) -> Option<u64> {
         let mut value = 0u64;
         for shift in (0..64).step_by(7) {
             let byte = self.byte()?;
@@ -199,7 +246,7 @@ impl<'a> Reader<'a> {
         None
     }
 
-    fn sleb(&mut self) -> Option<i64> {
+    pub(crate) fn sleb(&mut self) -> Option<i64> {
         let mut value = 0i64;
         for shift in (0..64).step_by(7) {
             let byte = self.byte()?;
@@ -217,44 +264,81 @@ impl<'a> Reader<'a> {
 #[derive(Debug, Default)]
 pub(crate) struct Writer {
     pub data: Vec<u8>,
-    /// CIEs written so far: content and offset.
-    cies: Vec<(Vec<u8>, usize)>,
+    /// CIEs written so far: content, personality and offset.
+    cies: Vec<(Vec<u8>, Option<u32>, usize)>,
 }
 
 /// Pointers in the FDEs are PC-relative and have 32 bits (`DW_EH_PE_pcrel | DW_EH_PE_sdata4`).
 const POINTER: u8 = 0x1b;
+/// The personality is looked for in a slot at such a distance.
+const THROUGH_SLOT: u8 = 0x9b;
+
+/// What rows are written for.
+pub(crate) struct Row<'r> {
+    pub cie: &'r Cie<'r>,
+    pub size: u64,
+    pub instructions: &'r [u8],
+    /// The function has an exception table, for this personality (a number of the caller's).
+    pub personality: Option<u32>,
+}
+
+/// Offsets of the fields that need PC-relative relocations.
+pub(crate) struct Fields {
+    /// The start of the code.
+    pub start: u64,
+    /// The exception table.
+    pub lsda: Option<u64>,
+    /// A slot with the address of the personality: only where the entry was written just now.
+    pub personality: Option<u64>,
+}
 
 impl Writer {
-    /// Adds an FDE and gives the offset of its start field, which needs a PC-relative
-    /// relocation to the code.
-    pub(crate) fn add(&mut self, cie: &Cie<'_>, size: u64, instructions: &[u8]) -> u64 {
-        let cie_at = self.cie(cie);
+    /// Adds an FDE.
+    pub(crate) fn add(&mut self, row: &Row<'_>) -> Fields {
+        let (cie_at, personality) = self.cie(row.cie, row.personality);
         let mut body = Vec::new();
         let at = self.data.len();
         body.extend(((at + 4 - cie_at) as u32).to_le_bytes());
         body.extend([0; 4]);
-        body.extend((size as u32).to_le_bytes());
-        body.push(0);
-        body.extend_from_slice(instructions);
+        body.extend((row.size as u32).to_le_bytes());
+        match row.personality {
+            Some(_) => body.extend([4, 0, 0, 0, 0]),
+            None => body.push(0),
+        }
+        body.extend_from_slice(row.instructions);
         self.entry(body);
-        at as u64 + 8
+        Fields { start: at as u64 + 8, lsda: row.personality.map(|_| at as u64 + 17), personality }
     }
 
-    fn cie(&mut self, cie: &Cie<'_>) -> usize {
+    /// Offset of the common entry, and of its field for the personality if it is new.
+    fn cie(&mut self, cie: &Cie<'_>, personality: Option<u32>) -> (usize, Option<u64>) {
         let mut body = vec![0, 0, 0, 0, 1];
-        body.extend_from_slice(if cie.signal { b"zRS\0" } else { b"zR\0" });
+        body.extend_from_slice(match (personality, cie.signal) {
+            (None, false) => b"zR\0",
+            (None, true) => b"zRS\0",
+            (Some(_), false) => b"zPLR\0",
+            (Some(_), true) => b"zPLRS\0",
+        });
         uleb(&mut body, cie.code_align);
         sleb(&mut body, cie.data_align);
         body.push(cie.return_register as u8);
-        body.extend([1, POINTER]);
+        let mut field = None;
+        match personality {
+            None => body.extend([1, POINTER]),
+            Some(_) => {
+                body.extend([7, THROUGH_SLOT]);
+                field = Some(body.len());
+                body.extend([0, 0, 0, 0, POINTER, POINTER]);
+            }
+        }
         body.extend_from_slice(cie.instructions);
-        if let Some((_, at)) = self.cies.iter().find(|(known, _)| *known == body) {
-            return *at;
+        if let Some((.., at)) = self.cies.iter().find(|(known, whose, _)| *known == body && *whose == personality) {
+            return (*at, None);
         }
         let at = self.data.len();
-        self.cies.push((body.clone(), at));
+        self.cies.push((body.clone(), personality, at));
         self.entry(body);
-        at
+        (at, field.map(|field| (at + 4 + field) as u64))
     }
 
     /// Length, content, padding with `DW_CFA_nop`.
@@ -275,7 +359,7 @@ impl Writer {
     }
 }
 
-fn uleb(out: &mut Vec<u8>, mut value: u64) {
+pub(crate) fn uleb(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         out.push(value as u8 | 0x80);
         value >>= 7;
@@ -283,7 +367,7 @@ fn uleb(out: &mut Vec<u8>, mut value: u64) {
     out.push(value as u8);
 }
 
-fn sleb(out: &mut Vec<u8>, mut value: i64) {
+pub(crate) fn sleb(out: &mut Vec<u8>, mut value: i64) {
     loop {
         let byte = value as u8 & 0x7f;
         value >>= 7;
@@ -344,4 +428,51 @@ pub(crate) fn thunk_instructions(fde: &Fde<'_>, boundaries: &[(u32, u32)]) -> Op
         out.extend((delta as u32).to_le_bytes());
         written = to;
     }
+}
+
+/// Instructions for the one row that holds at `offset`: those before it, without the steps from place to place.
+/// `None` if there is one that is not understood here.
+pub(crate) fn row_at(fde: &Fde<'_>, offset: u64) -> Option<Vec<u8>> {
+    let (mut r, mut at, mut out) = (Reader(fde.instructions), 0u64, Vec::new());
+    loop {
+        let start = r.0;
+        let Some(op) = r.byte() else { return Some(out) };
+        let advance = match op {
+            0x40..=0x7f => u64::from(op & 0x3f),
+            0x02 => u64::from(r.byte()?),
+            0x03 => u64::from(u16::from_le_bytes(r.take(2)?.try_into().ok()?)),
+            0x04 => u64::from(u32::from_le_bytes(r.take(4)?.try_into().ok()?)),
+            _ => {
+                operands(&mut r, op)?;
+                if op != 0 {
+                    out.extend_from_slice(&start[..start.len() - r.0.len()]);
+                }
+                continue;
+            }
+        };
+        at += advance * fde.cie.code_align;
+        if at > offset {
+            return Some(out);
+        }
+    }
+}
+
+/// Passes over the operands of a call frame instruction (DWARF 5, 6.4.2, and GNU's `args_size`).
+fn operands(r: &mut Reader<'_>, op: u8) -> Option<()> {
+    let (numbers, block) = match op {
+        0x00 | 0x0a | 0x0b | 0xc0..=0xff => (0, false),
+        0x80..=0xbf | 0x06..=0x08 | 0x0d | 0x0e | 0x13 | 0x2e => (1, false),
+        0x05 | 0x09 | 0x0c | 0x11 | 0x12 | 0x14 | 0x15 => (2, false),
+        0x0f => (0, true),
+        0x10 | 0x16 => (1, true),
+        _ => return None,
+    };
+    for _ in 0..numbers {
+        r.uleb()?;
+    }
+    if block {
+        let size = r.uleb()?;
+        r.take(usize::try_from(size).ok()?)?;
+    }
+    Some(())
 }

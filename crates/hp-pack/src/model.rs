@@ -63,6 +63,8 @@ pub enum SectionKind {
     DataRelRo,
     /// `.eh_frame`: unwind rows of the new code and the thunks.
     EhFrame,
+    /// `.gcc_except_table`: landing pads and what they catch, for the language runtimes.
+    ExceptTable,
     /// `.hpatch.state`: one byte, 0 = old, 1 = new; the thunks test it.
     State,
     /// `.data`: new initialised variables.
@@ -73,12 +75,13 @@ pub enum SectionKind {
 
 impl SectionKind {
     /// Every kind, in the order in which sections appear in a patch.
-    pub const ALL: [SectionKind; 8] = [
+    pub const ALL: [SectionKind; 9] = [
         SectionKind::Text,
         SectionKind::Thunks,
         SectionKind::Rodata,
         SectionKind::DataRelRo,
         SectionKind::EhFrame,
+        SectionKind::ExceptTable,
         SectionKind::State,
         SectionKind::Data,
         SectionKind::Bss,
@@ -92,6 +95,7 @@ impl SectionKind {
             SectionKind::Rodata => ".rodata",
             SectionKind::DataRelRo => ".data.rel.ro",
             SectionKind::EhFrame => ".eh_frame",
+            SectionKind::ExceptTable => ".gcc_except_table",
             SectionKind::State => ".hpatch.state",
             SectionKind::Data => ".data",
             SectionKind::Bss => ".bss",

@@ -133,6 +133,7 @@ impl Part {
             Part::Relocations(SectionKind::Rodata) => ".rela.rodata",
             Part::Relocations(SectionKind::DataRelRo) => ".rela.data.rel.ro",
             Part::Relocations(SectionKind::EhFrame) => ".rela.eh_frame",
+            Part::Relocations(SectionKind::ExceptTable) => ".rela.gcc_except_table",
             Part::Relocations(SectionKind::State) => ".rela.hpatch.state",
             Part::Relocations(SectionKind::Data) => ".rela.data",
             Part::Relocations(SectionKind::Bss) => ".rela.bss",

@@ -44,6 +44,13 @@ pub(crate) struct DataObject<'a> {
 }
 
 impl DataObject<'_> {
+    /// Made by the compiler for the C++ runtime: type information, its names, virtual tables, guards (Itanium C++
+    /// ABI, "Virtual Tables and RTTI", "Guard Variables"). They are no arrays.
+    pub(crate) fn is_for_runtime(&self) -> bool {
+        let name = self.names[0];
+        name.starts_with("_ZGV") || name.starts_with("_ZT") && name[3..].starts_with(['I', 'S', 'V', 'T', 'C'])
+    }
+
     pub(crate) fn end(&self) -> u64 {
         self.address + self.size
     }
@@ -112,6 +119,11 @@ impl<'a> Side<'a> {
         let behind = self.objects[i..].iter().enumerate().take_while(|(_, o)| o.address <= address + BEFORE);
         let behind = behind.filter(|(_, o)| o.address > address && !starts_here);
         found.extend(behind.map(|(k, o)| (i + k, address.wrapping_sub(o.address) as i64)));
+        // Nobody makes an address outside of such an object from it.
+        found.retain(|(o, offset)| {
+            let object = &self.objects[*o];
+            !object.is_for_runtime() || (0..object.size as i64).contains(offset)
+        });
         found
     }
 

@@ -36,6 +36,7 @@ mod code;
 mod entities;
 mod ground;
 mod image;
+mod landing;
 mod overlay;
 mod pairs;
 mod report;

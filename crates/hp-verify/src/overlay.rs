@@ -169,7 +169,8 @@ impl Layout {
         if let Some(symbol) = table(self.stubs) {
             return Place::Stub(symbol);
         }
-        if let Some(distance) = (address + SLACK).checked_sub(self.imports).filter(|d| d / GAP < self.symbols) {
+        let distance = address.checked_add(SLACK).and_then(|a| a.checked_sub(self.imports));
+        if let Some(distance) = distance.filter(|d| d / GAP < self.symbols) {
             return Place::Import((distance / GAP) as u32, (distance % GAP) as i64 - SLACK as i64);
         }
         Place::Nowhere(address)

@@ -14,6 +14,7 @@ use crate::code::{self, Field, Step, Use};
 use crate::entities::Family;
 use crate::ground::{Doubt, Ground, Within, is_number};
 use crate::image::{SymbolType, Word};
+use crate::landing::{self, Tables};
 use crate::overlay::{Layout, Place};
 use crate::report::{Fault, Kind, Proof};
 
@@ -44,6 +45,10 @@ pub(crate) struct Walk<'w, 'g, 'a> {
     /// Fields that are relocated.
     relocated: BTreeSet<(SectionKind, u64)>,
     thread_locals: BTreeSet<String>,
+    /// The words looked at lead to the start or the inside of things, never to an end.
+    pub(crate) exact: bool,
+    /// Exception tables that were not compared yet: of the patch; and those of the new build.
+    pub(crate) landings: (Tables<Place, Place>, Tables<u64, u64>),
     pub(crate) proof: Proof,
     pub(crate) faults: Vec<Fault>,
 }
@@ -65,6 +70,8 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
             families: FxHashMap::default(),
             relocated: patch.relocations.iter().map(|r| (r.section, r.offset)).collect(),
             thread_locals: BTreeSet::new(),
+            exact: false,
+            landings: (BTreeMap::new(), landing::of_build(&ground.new.image)),
             proof: Proof { layouts: layouts.len(), ..Proof::default() },
             faults: Vec::new(),
         }
@@ -72,6 +79,10 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
 
     /// Goes through everything that the replaced functions lead to.
     pub(crate) fn run(&mut self) {
+        match landing::of_patch(self.layouts) {
+            Ok(tables) => self.landings.0 = tables,
+            Err(fault) => self.faults.push(fault),
+        }
         for record in &self.patch.functions {
             if let Role::Entry(entry) = record.role {
                 self.replaced(record.old_address, entry.new_symbol);
@@ -81,6 +92,7 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
         loop {
             if let Some(start) = self.code_todo.pop_front() {
                 self.walk_code(start);
+                self.walk_landings(start, self.code[&start].range);
             } else if let Some((symbol, address, within)) = self.data_todo.pop_front() {
                 self.walk_data(symbol, address, within);
             } else if !self.adjoin() {
@@ -277,7 +289,7 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
     }
 
     /// Is a place of the patched process the same as a place of the new build?
-    fn same_place(&mut self, place: Place, n: u64, usage: Use, within: Within<'_>) -> Answer {
+    pub(crate) fn same_place(&mut self, place: Place, n: u64, usage: Use, within: Within<'_>) -> Answer {
         match place {
             Place::Base(a) => self.ground.same(a, n, usage, within),
             Place::Payload(SectionKind::Text, offset) => self.same_code(offset, n, usage),
@@ -320,7 +332,7 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
         Ok(if entry { Kind::Function } else { Kind::Label })
     }
 
-    fn same_import(&mut self, symbol: u32, word: Option<&Word>) -> Answer {
+    pub(crate) fn same_import(&mut self, symbol: u32, word: Option<&Word>) -> Answer {
         let import = &self.patch.symbols[symbol as usize];
         match word {
             Some(Word::Symbol(name, 0)) if *name == import.name => {
@@ -346,9 +358,9 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
     }
 
     /// A pointer of the patch to `place`, and what the new build has in its stead.
-    fn same_word(&mut self, place: Place, word: &Word) -> Answer {
+    pub(crate) fn same_word(&mut self, place: Place, word: &Word) -> Answer {
         match word {
-            Word::Address(n) => self.same_place(place, *n, Use::Address, Within::data(true)),
+            Word::Address(n) => self.same_place(place, *n, Use::Address, Within::data(!self.exact)),
             Word::Symbol(name, addend) => {
                 if let Place::Import(symbol, offset) = place {
                     return match offset == *addend {
@@ -518,6 +530,7 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
             return self.walk_table(symbol, kind, table);
         }
         let Some(expected) = self.ground.new.image.initial(start, found.size) else { return };
+        self.exact = self.ground.new.object_at(start).is_some_and(|(p, _)| self.ground.new.objects[p].is_for_runtime());
         let mut at = 0u64;
         while at < found.size {
             let here = found.value + at;
@@ -672,7 +685,8 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
                 SectionKind::Rodata | SectionKind::DataRelRo | SectionKind::Data | SectionKind::Bss => {
                     self.data.contains_key(&(i as u32))
                 }
-                SectionKind::Thunks | SectionKind::State | SectionKind::EhFrame => true,
+                SectionKind::Thunks | SectionKind::State => true,
+                SectionKind::EhFrame | SectionKind::ExceptTable => true,
             };
             if !reached {
                 self.faults.push(Fault::new("payload", symbol.name.clone(), "nothing that was proven leads to it"));

@@ -56,7 +56,7 @@ pub(super) fn set_alike(old: &Build<'_>, new: &Build<'_>, pairs: &mut Correlatio
         groups.entry(key).or_default().1.push(g);
     }
     let judge = Judge::new(old, new, pairs);
-    let same = |f: FunctionId, g: FunctionId| judge.difference((f, g), &mut |_, _, v| v == Verdict::Same).is_none();
+    let same = |f: FunctionId, g: FunctionId| judge.any_difference((f, g)).is_none();
     let mut alike: (FxHashSet<FunctionId>, FxHashSet<FunctionId>) = Default::default();
     for (before, now) in groups.into_values().filter(|(b, n)| b.len() == n.len()) {
         if before.iter().all(|f| now.iter().all(|g| same(*f, *g))) {

@@ -111,7 +111,13 @@ impl<'c, 'a> Causes<'c, 'a> {
         let whole = size(self.old.build, pair.0).saturating_mul(size(self.new.build, pair.1)) <= WHOLE;
         let aligned = self.align(pair, if whole { usize::MAX } else { WINDOW }, None);
         let differing: Vec<&Pair> = aligned.differing().collect();
-        let Some(first) = differing.first() else { return noise() };
+        let Some(first) = differing.first() else {
+            let lands = |build: &Build<'_>, id: FunctionId| {
+                build.map.functions[id].ranges.iter().any(|r| build.landing.contains_key(&r.address))
+            };
+            let landings = lands(self.old.build, pair.0) || lands(self.new.build, pair.1);
+            return if landings { exceptions() } else { noise() };
+        };
         if differing.iter().all(|row| aligned.same_but_for_names(row)) {
             return self.reference(&aligned, &differing);
         }
@@ -195,6 +201,11 @@ impl Aligned {
         let (a, b) = (&self.old[i], &self.new[j]);
         a.masked == b.masked && a.leads.len() == b.leads.len()
     }
+}
+
+/// No instruction differs, but what the function does with exceptions.
+fn exceptions() -> Cause {
+    Cause { reason: Reason::OwnCode, words: "own code: it catches or cleans up otherwise".into(), ..noise() }
 }
 
 fn noise() -> Cause {

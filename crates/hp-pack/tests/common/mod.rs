@@ -30,6 +30,8 @@ pub(crate) fn small() -> Patch {
             section(SectionKind::Rodata, 1, b"hello\0"),
             section(SectionKind::DataRelRo, 8, &[0; 8]),
             section(SectionKind::EhFrame, 8, &EH_FRAME),
+            // no landing pad; one type, behind a pointer slot
+            section(SectionKind::ExceptTable, 4, &[0xff, 0x9b, 6, 1, 0, 1, 0, 0, 0, 0, 0, 0]),
             section(SectionKind::State, 1, &[0]),
             section(SectionKind::Data, 4, &[1, 0, 0, 0]),
             Section { kind: SectionKind::Bss, align: 32, size: 64, data: vec![] },
@@ -56,6 +58,7 @@ pub(crate) fn small() -> Patch {
             reloc(SectionKind::Thunks, 19, RelocationKind::Plt32, 2, 5),
             reloc(SectionKind::DataRelRo, 0, RelocationKind::Abs64, 6, 0),
             reloc(SectionKind::EhFrame, 28, RelocationKind::Pc32, 0, 0),
+            reloc(SectionKind::ExceptTable, 8, RelocationKind::GotPcRel, 9, 0),
         ],
         functions: vec![
             FunctionRecord {
