@@ -124,9 +124,12 @@ fn prepare(cache: &Cache) -> bool {
 
 /// Format, lints, documentation, tests, in the order of what fails fastest.
 fn ci() -> Result<bool> {
-    let steps: [&[&str]; 3] = [
+    let applier = ["clippy", "--profile", "applier", "--package", "hp-apply", "--no-default-features"];
+    let applier = [&applier[..], &["--features", "applier", "--bin", "hp-apply", "--", "-D", "warnings"]].concat();
+    let steps: [&[&str]; 4] = [
         &["fmt", "--all", "--check"],
         &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"],
+        &applier,
         &["doc", "--workspace", "--no-deps"],
     ];
     for step in steps {

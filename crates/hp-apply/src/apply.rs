@@ -16,13 +16,13 @@ use crate::remote::Slots;
 use crate::safe_point::{Watch, Watched};
 use crate::session::{self, Session, is_base, read_maps};
 use crate::sites::{Leads, Standing, Writer, is_in_one_page, stranger};
+use crate::small::Map;
 use crate::stops::{Acted, Stops, site_bytes, site_watch};
 use crate::sys::Instant;
 use crate::takeover::{self, Touched};
 use crate::threads::Stopped;
 use crate::unwind::Unwinder;
 use crate::{Done, Error, Measured, Options, cleanup, gate, inherit, place, revert, scope, seccomp, stage, sys};
-use alloc::collections::BTreeMap;
 use core::ops::Range;
 use hp_pack::{Entry, FunctionRecord, Patch, Place, Role, SectionKind};
 
@@ -32,7 +32,7 @@ const BATCH: usize = 64;
 /// Applies a patch with this ID to a process.
 pub(crate) fn apply(pid: i32, patch: &Patch, id: &str, options: &Options) -> Result<Done, Error> {
     patch.validate().map_err(|invalid| Error::Unusable(format!("invalid patch: {invalid}")))?;
-    session::with(pid, |session| apply_in(session, patch, id, options))
+    session::with(pid, &|session| apply_in(session, patch, id, options))
 }
 
 fn apply_in(session: &Session, patch: &Patch, id: &str, options: &Options) -> Result<Done, Error> {
@@ -102,7 +102,7 @@ struct Plan<'a> {
     older: Vec<&'a Ledger>,
     bridged: Vec<Bridged>,
     /// Variables that lie in older payloads, by symbol.
-    inherited: BTreeMap<u32, LiveAddr>,
+    inherited: Map<u32, LiveAddr>,
     finders: finders::Slots,
 }
 
@@ -130,7 +130,7 @@ impl<'a> Plan<'a> {
             layout: empty,
             older: Vec::new(),
             bridged: Vec::new(),
-            inherited: BTreeMap::new(),
+            inherited: Map::default(),
             finders,
         };
         plan.lay_out()?;

@@ -9,7 +9,7 @@ use crate::Error;
 use crate::addr::LiveAddr;
 use crate::ledger::{Ledger, Variable};
 use crate::prelude::*;
-use alloc::collections::BTreeMap;
+use crate::small::Map;
 use hp_pack::{Patch, Place, SectionKind, Symbol, SymbolKind};
 
 /// How the symbols begin that say what a variable is.
@@ -18,12 +18,12 @@ const IDENTITY: &str = "hpatch.variable.";
 /// The variables of a patch: number of the symbol, the symbol, its identity.
 pub(crate) fn variables(patch: &Patch) -> impl Iterator<Item = (u32, &Symbol, String)> {
     let is_variable = |symbol: &Symbol| matches!(symbol.place, Place::Payload(SectionKind::Data | SectionKind::Bss));
-    let identities: BTreeMap<(Place, u64), &str> = patch
-        .symbols
-        .iter()
-        .filter(|symbol| is_variable(symbol))
-        .filter_map(|symbol| Some(((symbol.place, symbol.value), symbol.name.strip_prefix(IDENTITY)?)))
-        .collect();
+    let mut identities: Map<(Place, u64), &str> = Map::default();
+    for symbol in patch.symbols.iter().filter(|symbol| is_variable(symbol)) {
+        if let Some(identity) = symbol.name.strip_prefix(IDENTITY) {
+            identities.insert((symbol.place, symbol.value), identity);
+        }
+    }
     let named = patch.symbols.iter().enumerate().filter(move |(_, symbol)| {
         is_variable(symbol) && symbol.kind == SymbolKind::Object && symbol.size > 0 && !symbol.name.is_empty()
     });
@@ -40,8 +40,8 @@ pub(crate) fn inherited(
     older: &[&Ledger],
     all: &[Ledger],
     hands_out: bool,
-) -> Result<BTreeMap<u32, LiveAddr>, Error> {
-    let mut found = BTreeMap::new();
+) -> Result<Map<u32, LiveAddr>, Error> {
+    let mut found = Map::default();
     for ledger in older {
         for variable in &ledger.named {
             let same = variables(patch).find(|(_, symbol, identity)| {

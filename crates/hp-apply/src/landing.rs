@@ -11,6 +11,7 @@
 use crate::addr::{LiveAddr, LiveRange};
 use crate::ledger::Ledger;
 use crate::prelude::*;
+use crate::small::sort_by_key;
 use crate::sys::Mem;
 use gimli::{BaseAddresses, CieOrFde, EhFrame, LittleEndian, Pointer, UnwindSection};
 
@@ -34,7 +35,7 @@ pub(crate) fn pads(mem: &Mem, ledger: &Ledger) -> Vec<LiveAddr> {
         }
     }
     pads.retain(|pad| ledger.code.contains(*pad) && !is_behind_a_call(mem, *pad));
-    pads.sort_unstable();
+    sort_by_key(&mut pads, |pad| *pad);
     pads
 }
 

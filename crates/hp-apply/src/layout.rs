@@ -12,7 +12,7 @@ use crate::finders::{CODE_SIZE, FINDER_ROWS, NEXT_SIZE, ROWS_SIZE, count_rows, i
 use crate::gate::GATE_SIZE;
 use crate::ledger::CLAIM_SIZE;
 use crate::prelude::*;
-use alloc::collections::BTreeMap;
+use crate::small::{Map, Set};
 use hp_pack::{Patch, Place, RelocationKind, Role, SectionKind};
 
 /// Size of one import stub: `jmp *slot(%rip)` and two bytes of filling.
@@ -23,11 +23,11 @@ const MAX_SIZE: u64 = 1 << 30;
 /// Offsets in the mapping of a payload.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Layout {
-    sections: BTreeMap<SectionKind, (u64, u64)>,
+    sections: Map<SectionKind, (u64, u64)>,
     /// Pointer slot of each symbol that needs one.
-    slots: BTreeMap<u32, u64>,
+    slots: Map<u32, u64>,
     /// Import stub of each symbol that needs one.
-    stubs: BTreeMap<u32, u64>,
+    stubs: Map<u32, u64>,
     /// Start of the constants, which end where the code begins or earlier.
     pub(crate) constants: (u64, u64),
     pub(crate) code: (u64, u64),
@@ -75,7 +75,7 @@ impl Layout {
         layout.index = take(&mut at, index_size(rows + FINDER_ROWS))?;
         at = at.checked_next_multiple_of(8)?;
         let (slots, stubs) = needed(patch);
-        for symbol in slots {
+        for &symbol in slots.iter() {
             layout.slots.insert(symbol, at);
             at = at.checked_add(8)?;
         }
@@ -90,7 +90,7 @@ impl Layout {
             layout.put(patch, kind, &mut at)?;
         }
         at = at.checked_next_multiple_of(STUB_SIZE)?;
-        for symbol in stubs {
+        for &symbol in stubs.iter() {
             layout.stubs.insert(symbol, at);
             at = at.checked_add(STUB_SIZE)?;
         }
@@ -159,23 +159,21 @@ fn take(at: &mut u64, size: u64) -> Option<(u64, u64)> {
 }
 
 /// The symbols that need a pointer slot, and those that need an import stub too.
-fn needed(patch: &Patch) -> (Vec<u32>, Vec<u32>) {
+fn needed(patch: &Patch) -> (Set<u32>, Set<u32>) {
     let import = |symbol: u32| patch.symbols.get(symbol as usize).is_some_and(|s| s.place == Place::Import);
-    let mut slots = Vec::new();
-    let mut stubs = Vec::new();
+    let mut slots = Set::new();
+    let mut stubs = Set::new();
     for relocation in &patch.relocations {
         match relocation.kind {
-            RelocationKind::GotPcRel => slots.push(relocation.symbol),
+            RelocationKind::GotPcRel => {
+                slots.insert(relocation.symbol);
+            }
             RelocationKind::Plt32 if import(relocation.symbol) => {
-                slots.push(relocation.symbol);
-                stubs.push(relocation.symbol);
+                slots.insert(relocation.symbol);
+                stubs.insert(relocation.symbol);
             }
             _ => {}
         }
-    }
-    for list in [&mut slots, &mut stubs] {
-        list.sort_unstable();
-        list.dedup();
     }
     (slots, stubs)
 }

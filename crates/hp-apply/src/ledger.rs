@@ -20,6 +20,7 @@ use crate::finders;
 use crate::gate::{GATE_SIZE, Gates};
 use crate::maps::Maps;
 use crate::prelude::*;
+use crate::small::sort_by_key;
 use crate::sys::Mem;
 use crate::takeover;
 
@@ -72,8 +73,9 @@ impl HandsOut {
         u8::from(self.code) | u8::from(self.constants) << 1 | u8::from(self.variables) << 2
     }
 
-    fn from_byte(byte: u8) -> HandsOut {
-        HandsOut { code: byte & 1 != 0, constants: byte & 2 != 0, variables: byte & 4 != 0 }
+    fn from_byte(byte: u8) -> Option<HandsOut> {
+        let hands_out = HandsOut { code: byte & 1 != 0, constants: byte & 2 != 0, variables: byte & 4 != 0 };
+        (hands_out.byte() == byte).then_some(hands_out)
     }
 }
 
@@ -268,6 +270,8 @@ impl Ledger {
             self.nexts,
         ];
         let held = |outer: LiveRange, part: LiveRange| part == LiveRange::default() || outer.covers(part);
+        let mut sites: Vec<LiveAddr> = self.functions.iter().map(|function| function.site).collect();
+        sort_by_key(&mut sites, |site| *site);
         id && (1..=255).contains(&self.name.len())
             && (1..=64).contains(&self.build_id.len())
             && self.mapping.start == at
@@ -283,7 +287,7 @@ impl Ledger {
             && held(self.code, self.gates)
             && held(self.code, self.takeover)
             && self.takeover.len() == takeover::size(self.functions.iter().map(|f| f.site), &self.bridged)
-            && self.bridged.iter().all(|bridged| self.is_sound_bridge(bridged))
+            && self.bridged.iter().all(|bridged| self.is_sound_bridge(bridged, &sites))
             && finders::is_sound(self.code, self.finders, self.nexts)
             && self.gates.len() == self.functions.len() as u64 * GATE_SIZE
             && inner.contains(self.state)
@@ -302,8 +306,9 @@ impl Ledger {
             && self.text.contains(function.new)
     }
 
-    fn is_sound_bridge(&self, bridged: &Bridged) -> bool {
-        let own = self.functions.iter().any(|function| function.site == bridged.site);
+    /// `sites`: those of the functions, ascending.
+    fn is_sound_bridge(&self, bridged: &Bridged, sites: &[LiveAddr]) -> bool {
+        let own = sites.binary_search(&bridged.site).is_ok();
         (1..=4096).contains(&bridged.name.len())
             && self.base.covers(bridged.site.range(SITE as u64))
             && own == (bridged.after == LiveAddr(0))
@@ -493,7 +498,7 @@ impl<'a> Reader<'a> {
             state: self.address()?,
             constants_digest: self.array()?,
             code_digest: self.array()?,
-            hands_out: HandsOut::from_byte(self.take(1)?.first().copied()?),
+            hands_out: HandsOut::from_byte(self.take(1)?.first().copied()?)?,
             functions: Vec::new(),
             bridged: Vec::new(),
             named: Vec::new(),
@@ -599,6 +604,65 @@ mod tests {
             damaged[16..HEADER].copy_from_slice(&digest);
             let _ = Ledger::parse(&damaged, ledger.mapping.start);
         }
+    }
+
+    /// Numbers that look random, the same in every run (xorshift).
+    struct Random(u64);
+
+    impl Random {
+        fn below(&mut self, end: usize) -> usize {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            (self.0 % end as u64) as usize
+        }
+    }
+
+    /// A ledger as a hostile target would write it: the checksum fits.
+    fn damaged(random: &mut Random, mut bytes: Vec<u8>) -> Vec<u8> {
+        for _ in 0..=random.below(3) {
+            let at = HEADER + random.below(bytes.len() - HEADER);
+            match random.below(6) {
+                0 => bytes[at] ^= 1 << random.below(8),
+                1 => bytes[at] = [0, 1, 0x7f, 0xff][random.below(4)],
+                2 => drop(bytes.splice(at..at, [0; 4])),
+                3 => bytes.truncate(at.max(HEADER + 1)),
+                4 => {
+                    let value = [0, 1, u64::MAX, 1 << 47, 0x10_0000, 0x40_1000][random.below(6)];
+                    let end = (at + 8).min(bytes.len());
+                    bytes[at..end].copy_from_slice(&value.to_le_bytes()[..end - at]);
+                }
+                _ => {
+                    let from = HEADER + random.below(bytes.len() - HEADER);
+                    let piece = bytes[from..(from + random.below(60)).min(bytes.len())].to_vec();
+                    bytes.splice(at..at, piece);
+                }
+            }
+        }
+        let len = (bytes.len() as u32).to_le_bytes();
+        bytes[12..16].copy_from_slice(&len);
+        let digest = sha256(&bytes[HEADER..]);
+        bytes[16..HEADER].copy_from_slice(&digest);
+        bytes
+    }
+
+    /// What a hostile target writes is refused, or it is a sound ledger that has no other form.
+    #[test]
+    fn a_hostile_ledger_is_refused_or_sound() {
+        let (mut random, mut taken) = (Random(0x9e37_79b9_7f4a_7c15), 0);
+        let ledger = sample();
+        let bytes = ledger.bytes().unwrap();
+        for _ in 0..60_000 {
+            let bytes = damaged(&mut random, bytes.clone());
+            let Some(parsed) = Ledger::parse(&bytes, ledger.mapping.start) else { continue };
+            taken += 1;
+            assert_eq!(parsed.bytes().unwrap(), bytes);
+            assert_eq!(parsed.mapping.start, ledger.mapping.start);
+            for function in &parsed.functions {
+                assert!(parsed.base.covers(function.site_range()) && parsed.mapping.contains(function.new));
+            }
+        }
+        assert!(taken > 1000, "only {taken} were sound: the damage is too great to say anything");
     }
 
     #[test]

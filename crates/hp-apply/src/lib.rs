@@ -26,12 +26,19 @@ extern crate alloc;
 extern crate std;
 
 mod addr;
+#[cfg(feature = "applier")]
+#[doc(hidden)]
+pub mod applier;
 mod apply;
 mod base_file;
+mod bundle;
 mod bytes;
 mod cleanup;
 mod code;
+#[cfg(any(feature = "applier", test))]
+mod command;
 mod dynamic;
+mod expression;
 mod finders;
 mod gate;
 mod image;
@@ -52,6 +59,7 @@ mod scope;
 mod seccomp;
 mod session;
 mod sites;
+mod small;
 mod stage;
 #[cfg(feature = "std")]
 mod start;
@@ -62,6 +70,7 @@ mod takeover;
 mod threads;
 mod unwind;
 
+pub use bundle::{bundle, bundled};
 pub use code::{LoadedCode, LoadedFunction};
 #[cfg(feature = "std")]
 pub use start::{Started, start};
@@ -177,10 +186,11 @@ fn on_its_own<T: Send>(pid: i32, work: impl FnOnce() -> Result<T, Error> + Send)
     })
 }
 
-/// Without the standard library that thread is the caller's: one for each call.
+/// The same without the standard library.
 #[cfg(not(feature = "std"))]
-fn on_its_own<T: Send>(_pid: i32, work: impl FnOnce() -> Result<T, Error> + Send) -> Result<T, Error> {
-    work()
+fn on_its_own<T: Send>(pid: i32, work: impl FnOnce() -> Result<T, Error> + Send) -> Result<T, Error> {
+    let failed = |error| Error::Unusable(format!("process {pid}: cannot make a thread to trace it: {error}"));
+    sys::run_on_its_own(work).map_err(failed)?
 }
 
 /// What the user asked of an apply or revert.

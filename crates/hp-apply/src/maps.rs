@@ -2,6 +2,7 @@
 
 use crate::addr::{LiveAddr, LiveRange};
 use crate::prelude::*;
+use crate::small::sort_by_key;
 use crate::sys;
 use crate::sys::Errno;
 
@@ -43,7 +44,7 @@ impl Maps {
     /// Lines that do not parse are left out: what they map is then "not mapped" to every check.
     pub(crate) fn parse(text: &str) -> Maps {
         let mut list: Vec<Mapping> = text.lines().filter_map(line).collect();
-        list.sort_by_key(|mapping| mapping.range);
+        sort_by_key(&mut list, |mapping| mapping.range);
         Maps { list }
     }
 

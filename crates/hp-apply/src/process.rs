@@ -125,7 +125,7 @@ impl Process {
         let Some(status) = read_status(&format!("/proc/{pid}/status")) else {
             return unusable(format!("no such process: {pid}"));
         };
-        if sys::about(&format!("/proc/{pid}/task/{pid}")).is_err() {
+        if sys::about(format!("/proc/{pid}/task/{pid}")).is_err() {
             return unusable(format!("{pid} is a thread, not a process"));
         }
         match status.state {

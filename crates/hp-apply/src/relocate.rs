@@ -7,16 +7,16 @@ use crate::gate;
 use crate::layout::Layout;
 use crate::ledger::HandsOut;
 use crate::prelude::*;
-use alloc::collections::BTreeMap;
+use crate::small::Map;
 use hp_pack::{Patch, Place, Relocation, RelocationKind, Role, SectionKind, Symbol};
 
 /// Live addresses of the imports, by symbol.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Imports {
     /// What a call leads to, for symbols that are only called.
-    pub(crate) calls: BTreeMap<u32, LiveAddr>,
+    pub(crate) calls: Map<u32, LiveAddr>,
     /// For all others: the address as the program sees it (a canonical PLT entry, a copied object).
-    pub(crate) addresses: BTreeMap<u32, LiveAddr>,
+    pub(crate) addresses: Map<u32, LiveAddr>,
 }
 
 /// All inputs that decide the bytes.
@@ -27,7 +27,7 @@ pub(crate) struct Payload<'a> {
     pub(crate) bias: Bias,
     pub(crate) imports: &'a Imports,
     /// Variables that lie in older payloads, by symbol.
-    pub(crate) inherited: &'a BTreeMap<u32, LiveAddr>,
+    pub(crate) inherited: &'a Map<u32, LiveAddr>,
     /// Where the finders pass on to.
     pub(crate) nexts: [LiveAddr; finders::COUNT],
     pub(crate) link_map: LiveAddr,
@@ -110,7 +110,7 @@ impl Payload<'_> {
         let found = self.patch.symbols.get(symbol as usize).ok_or_else(inconsistent)?;
         match found.place {
             Place::Base => Ok(self.bias.live(LinkAddr(found.value))),
-            Place::Payload(_) if self.inherited.contains_key(&symbol) => {
+            Place::Payload(_) if self.inherited.get(&symbol).is_some() => {
                 self.inherited.get(&symbol).copied().ok_or_else(inconsistent)
             }
             Place::Payload(kind) => Ok(self.base.plus(self.layout.section(kind).0).plus(found.value)),

@@ -180,6 +180,8 @@ pub(crate) struct Remote<'t> {
     slot: Slot,
     /// Seccomp filters of the thread.
     filters: Filters,
+    /// The thread may stand in the stub, which it then needs to come back.
+    astray: bool,
 }
 
 impl<'t> Remote<'t> {
@@ -190,7 +192,7 @@ impl<'t> Remote<'t> {
             Some(2) => Filters::of(task.tid).map_err(|_| CallError::NotNow)?,
             _ => return Err(CallError::NotNow),
         };
-        let mut remote = Remote { process, task, slot, filters };
+        let mut remote = Remote { process, task, slot, filters, astray: false };
         remote.take_signals()?;
         if in_rseq_section(process, remote.task) {
             return Err(CallError::NotNow);
@@ -236,6 +238,7 @@ impl<'t> Remote<'t> {
         regs.rax = number as u64;
         regs.orig_rax = u64::MAX;
         regs.rip = self.slot.at.0;
+        self.astray = true;
         let result = self.run(&regs);
         // Whatever came out: the thread is again what it was before anything else happens.
         let restored = self.restore();
@@ -301,7 +304,9 @@ impl<'t> Remote<'t> {
                 self.task.signal = signal;
             }
         }
-        sys::set_registers(tid, &self.task.regs).map_err(|error| self.fatal(&error))
+        sys::set_registers(tid, &self.task.regs).map_err(|error| self.fatal(&error))?;
+        self.astray = false;
+        Ok(())
     }
 
     fn wait(&self) -> Result<StopKind, CallError> {
@@ -332,6 +337,10 @@ impl<'t> Remote<'t> {
 
 impl Drop for Remote<'_> {
     fn drop(&mut self) {
+        if self.astray {
+            // The stub leads it back; who comes next finds it and takes it away.
+            return;
+        }
         // No thread can be in the stub: it was stepped with its own registers put back,
         // and no signal was delivered meanwhile.
         let _ = self.process.mem.write(self.task.tid, self.slot.at, &[self.slot.fill; STUB_LEN]);

@@ -15,6 +15,7 @@ use crate::remote::Slots;
 use crate::safe_point::{Judge, Watch, Watched};
 use crate::session::{self, Session, is_base, read_maps};
 use crate::sites::{Standing, Writer, stranger};
+use crate::small::sort_by_key;
 use crate::stops::{Acted, Stops};
 use crate::threads::NotNow;
 use crate::unwind::Unwinder;
@@ -34,7 +35,7 @@ const UNDO_TRIES: u32 = 10;
 
 /// Takes out one patch, or all of them.
 pub(crate) fn revert(pid: i32, id: Option<&str>, options: &Options) -> Result<Done, Error> {
-    session::with(pid, |session| revert_in(session, id, options))
+    session::with(pid, &|session| revert_in(session, id, options))
 }
 
 fn revert_in(session: &Session, id: Option<&str>, options: &Options) -> Result<Done, Error> {
@@ -184,7 +185,7 @@ pub(crate) fn new_code(ledger: &Ledger) -> Watch {
     list.push(Watched::plain(ledger.takeover, "a bridge"));
     // Names for the new functions: each reaches to the next one.
     let mut starts: Vec<_> = ledger.functions.iter().map(|function| (function.new, &function.name)).collect();
-    starts.sort();
+    sort_by_key(&mut starts, |(start, _)| *start);
     for (index, (start, name)) in starts.iter().enumerate() {
         let end = starts.get(index + 1).map_or(ledger.text.end, |next| next.0);
         list.push(Watched { vague: false, ..Watched::plain(LiveRange { start: *start, end }, name) });

@@ -15,6 +15,7 @@ use crate::gate::Gates;
 use crate::maps::Maps;
 use crate::prelude::*;
 use crate::process::{self, Process};
+use crate::small::sort_by_key;
 use crate::sys::Regs;
 use crate::threads::Task;
 use crate::unwind::{Frame, Unwinder, Walk};
@@ -68,7 +69,7 @@ pub(crate) struct Watch {
 impl Watch {
     pub(crate) fn new(mut list: Vec<Watched>) -> Watch {
         list.retain(|watched| !watched.range.is_empty());
-        list.sort_by_key(|watched| watched.range);
+        sort_by_key(&mut list, |watched| watched.range);
         let low = list.first().map_or(u64::MAX, |first| first.range.start.0);
         let high = list.iter().map(|watched| watched.range.end.0).max().unwrap_or(0);
         let mut reach = 0;

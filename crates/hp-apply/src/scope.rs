@@ -18,8 +18,8 @@ use crate::prelude::*;
 use crate::process::Process;
 use crate::relocate::Imports;
 use crate::session::Session;
+use crate::small::Set;
 use crate::sys::{self, Mem};
-use alloc::collections::BTreeSet;
 use hp_pack::{Patch, Place, RelocationKind};
 
 const AT_PHDR: u64 = 3;
@@ -69,17 +69,17 @@ pub(crate) fn resolve(process: &Process, maps: &Maps, images: &[Image], patch: &
 
 /// The imports that are referred to, and whether by more than calls.
 fn wanted(patch: &Patch) -> Vec<(u32, bool)> {
-    let mut called = BTreeSet::new();
-    let mut taken = BTreeSet::new();
+    let (mut all, mut taken) = (Set::new(), Set::new());
     for relocation in &patch.relocations {
         let is_import = patch.symbols.get(relocation.symbol as usize).is_some_and(|s| s.place == Place::Import);
-        if is_import && relocation.kind == RelocationKind::Plt32 {
-            called.insert(relocation.symbol);
-        } else if is_import {
+        if is_import {
+            all.insert(relocation.symbol);
+        }
+        if is_import && relocation.kind != RelocationKind::Plt32 {
             taken.insert(relocation.symbol);
         }
     }
-    called.union(&taken).map(|&symbol| (symbol, taken.contains(&symbol))).collect()
+    all.iter().map(|&symbol| (symbol, taken.contains(symbol))).collect()
 }
 
 /// Where a name leads that is not a variable of threads nor an indirect function.
@@ -158,7 +158,7 @@ fn links(process: &Process) -> Option<Vec<(LiveAddr, [u8; 32])>> {
     let (bias, dynamic) = program_dynamic(process)?;
     let program = Module::read(mem, bias, dynamic)?;
     let mut found = Vec::new();
-    let mut seen = BTreeSet::new();
+    let mut seen = Set::new();
     // struct r_debug: version, then the first struct link_map: l_addr, l_name, l_ld, l_next.
     let mut link = mem.u64(program.debug.plus(8)).ok()?;
     while link != 0 && found.len() < MAX_MODULES && seen.insert(link) {

@@ -16,6 +16,7 @@ use crate::addr::LiveAddr;
 use crate::bytes::{u16_at, u32_at};
 use crate::prelude::*;
 use crate::process::{self, Process};
+use crate::small::sort_by_key;
 use crate::sys::{self, Errno, Instant, Regs, number};
 use crate::threads::Tracer;
 use core::time::Duration;
@@ -202,7 +203,7 @@ pub(crate) fn survey(tracer: &mut Tracer<'_>, calls: &[Call], gate: &Call, timeo
     let pid = target.pid;
     let mut threads = process::threads(pid);
     // The main thread first: some kernels let only its tracer write to the memory.
-    threads.sort_unstable_by_key(|&tid| (tid != pid, tid));
+    sort_by_key(&mut threads, |&tid| (tid != pid, tid));
     let mut survey = Survey { helpers: Vec::new(), gates: true, threads: threads.len(), filtered: 0 };
     let mut refusal = None;
     let deadline = Instant::now().checked_add(timeout);

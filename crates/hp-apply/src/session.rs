@@ -20,7 +20,7 @@ const STALE_TRIES: u32 = 3;
 
 /// Opens a process for patching and works on it; again if that fails because a record that had been read has gone:
 /// a thread whose applier died may have unmapped it just then.
-pub(crate) fn with(pid: i32, work: impl Fn(&Session) -> Result<Done, Error>) -> Result<Done, Error> {
+pub(crate) fn with(pid: i32, work: &dyn Fn(&Session) -> Result<Done, Error>) -> Result<Done, Error> {
     for _ in 0..STALE_TRIES {
         let session = Session::open(pid)?;
         match work(&session) {

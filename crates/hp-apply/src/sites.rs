@@ -130,35 +130,35 @@ pub(crate) struct Writer<'a> {
 impl Writer<'_> {
     /// Entry → thunk, for those of these functions that lead to old code.
     pub(crate) fn arm(&self, which: Range<usize>) -> Result<(), Error> {
-        self.redirect(which, &[Leads::Old], |_, function| function.jump_to(function.thunk))
+        self.redirect(which, &[Leads::Old], &|_, function| function.jump_to(function.thunk))
     }
 
     /// Entry → gate, wherever it leads: the thunk behind the gate decides as before.
     pub(crate) fn close(&self) -> Result<(), Error> {
-        self.redirect(self.every(), &[Leads::Old, Leads::Thunk, Leads::New], |index, function| {
+        self.redirect(self.every(), &[Leads::Old, Leads::Thunk, Leads::New], &|index, function| {
             function.jump_to(self.ledger.gate(index))
         })
     }
 
     /// Entry → new code, for those that lead to the thunk.
     pub(crate) fn tidy(&self, which: Range<usize>) -> Result<(), Error> {
-        self.redirect(which, &[Leads::Thunk, Leads::Gate], |_, function| function.jump_to(function.new))
+        self.redirect(which, &[Leads::Thunk, Leads::Gate], &|_, function| function.jump_to(function.new))
     }
 
     /// Entry → thunk, for all that lead to new code.
     pub(crate) fn untidy(&self) -> Result<(), Error> {
-        self.redirect(self.every(), &[Leads::New], |_, function| function.jump_to(function.thunk))
+        self.redirect(self.every(), &[Leads::New], &|_, function| function.jump_to(function.thunk))
     }
 
     /// Original bytes, for all that lead to the thunk.
     pub(crate) fn restore(&self) -> Result<(), Error> {
-        self.redirect(self.every(), &[Leads::Thunk, Leads::Gate], |_, function| function.site_bytes)
+        self.redirect(self.every(), &[Leads::Thunk, Leads::Gate], &|_, function| function.site_bytes)
     }
 
     /// Undoes a [`close`](Self::close): entries lead where the state says that they should.
     pub(crate) fn open(&self) -> Result<(), Error> {
         let standing = Standing::read(self.process, self.ledger)?;
-        self.redirect(self.every(), &[Leads::Gate], |_, function| {
+        self.redirect(self.every(), &[Leads::Gate], &|_, function| {
             if standing.active { function.jump_to(function.new) } else { function.jump_to(function.thunk) }
         })
     }
@@ -192,7 +192,7 @@ impl Writer<'_> {
         &self,
         which: Range<usize>,
         from: &[Leads],
-        bytes: impl Fn(usize, &Replaced) -> [u8; SITE],
+        bytes: &dyn Fn(usize, &Replaced) -> [u8; SITE],
     ) -> Result<(), Error> {
         let start = which.start;
         let entries = entries(self.process, self.ledger, which)

@@ -57,7 +57,7 @@ pub fn start(command: &mut Command) -> Result<Started, Error> {
     let pid = started.pid;
     started.to_exec()?;
     child::die_with_us(pid).map_err(failed)?;
-    let file = sys::about(&format!("/proc/{pid}/exe")).map_err(failed)?;
+    let file = sys::about(format!("/proc/{pid}/exe")).map_err(failed)?;
     if sys::user_id() != 0 && (file.mode & 0o6000 != 0 || child::has_capabilities(pid)) {
         return Err(Error::Unusable(format!(
             "{name} runs with more rights than yours; only root can start it patched"

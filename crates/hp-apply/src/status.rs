@@ -95,12 +95,12 @@ fn digest_of(process: &Process, range: LiveRange) -> Option<[u8; 32]> {
 
 /// All processes that map an image with this build ID, as far as rights allow to see.
 pub(crate) fn targets_of(build_id: &[u8]) -> Result<Vec<i32>, Error> {
-    all(|mem, maps| images(mem, maps).iter().any(|image| image.build_id.as_deref() == Some(build_id)))
+    all(&|mem, maps| images(mem, maps).iter().any(|image| image.build_id.as_deref() == Some(build_id)))
 }
 
 /// All processes that hold a ledger.
 pub(crate) fn patched_processes() -> Result<Vec<i32>, Error> {
-    all(|mem, maps| !ledger::find(mem, maps).is_empty())
+    all(&|mem, maps| !ledger::find(mem, maps).is_empty())
 }
 
 /// The build IDs of all images that a process maps.
@@ -114,7 +114,7 @@ pub(crate) fn all_pids() -> Result<Vec<i32>, Error> {
     process::all_pids().map_err(|error| Error::Unusable(format!("cannot read /proc: {error}")))
 }
 
-fn all(matches: impl Fn(&Mem, &Maps) -> bool) -> Result<Vec<i32>, Error> {
+fn all(matches: &dyn Fn(&Mem, &Maps) -> bool) -> Result<Vec<i32>, Error> {
     Ok(all_pids()?
         .into_iter()
         .filter(|&pid| match (Maps::of(pid), Mem::open_read(pid)) {

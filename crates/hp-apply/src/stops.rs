@@ -50,6 +50,9 @@ struct Attempt {
     idle: Duration,
 }
 
+/// What is done while everything stands.
+type Act<'a> = dyn FnMut(&mut Stopped<'_, '_>) -> Result<(), Error> + 'a;
+
 /// What a stop for acting cost.
 pub(crate) struct Acted {
     pub(crate) pause_ns: u64,
@@ -90,10 +93,21 @@ impl<'p> Stops<'p> {
         gated: Option<&Ledger>,
         mut act: impl FnMut(&mut Stopped<'_, '_>) -> Result<(), Error>,
     ) -> Result<Acted, Error> {
+        self.until_safe(watch, special, gated, &mut act)
+    }
+
+    /// The same, once for all kinds of acts.
+    fn until_safe(
+        &mut self,
+        watch: &Watch,
+        special: bool,
+        gated: Option<&Ledger>,
+        act: &mut Act<'_>,
+    ) -> Result<Acted, Error> {
         let mut attempt = Attempt { tries: 0, too_long: 0, closed: false, idle: FIRST_IDLE };
         let mut backoff = FIRST_BACKOFF;
         loop {
-            let in_the_way = match self.attempt(watch, special, gated, &mut attempt, &mut act)? {
+            let in_the_way = match self.attempt(watch, special, gated, &mut attempt, act)? {
                 Ok(acted) => return Ok(acted),
                 Err(lines) => lines,
             };
@@ -113,7 +127,7 @@ impl<'p> Stops<'p> {
         special: bool,
         gated: Option<&Ledger>,
         attempt: &mut Attempt,
-        act: &mut impl FnMut(&mut Stopped<'_, '_>) -> Result<(), Error>,
+        act: &mut Act<'_>,
     ) -> Result<Result<Acted, Vec<String>>, Error> {
         let (process, max_pause) = (self.process(), self.max_pause);
         let mut stopped = match self.tracer.stop_all()? {
@@ -137,7 +151,7 @@ impl<'p> Stops<'p> {
             attempt.closed = true;
             let patience = Patience { idle: attempt.idle, total: max_pause.map_or(HOLD, |most| most.min(HOLD)) };
             attempt.idle = (attempt.idle * 2).min(LONGEST_IDLE);
-            if stopped.converge(patience, |task| judge.judge(task, watch).is_some())? {
+            if stopped.converge(patience, &|task| judge.judge(task, watch).is_some())? {
                 busy = judge.busy(&stopped.tasks, watch);
             }
         }

@@ -13,16 +13,30 @@ pub(crate) mod child;
 mod clock;
 mod errno;
 mod file;
+#[cfg(feature = "applier")]
+pub(crate) mod heap;
+#[cfg(any(feature = "applier", test))]
+mod host;
 mod mem;
 mod raw;
 #[cfg(feature = "std")]
 pub(crate) mod seam;
+#[cfg(any(not(feature = "std"), test))]
+mod task;
 mod trace;
 
 pub(crate) use clock::{Instant, epoch_seconds, now_ns, sleep};
 pub(crate) use errno::Errno;
 pub(crate) use file::{File, about, numbers_in, read_file, read_link};
+#[cfg(any(feature = "applier", test))]
+pub(crate) use file::{names_in, read_file_up_to};
+#[cfg(any(feature = "applier", test))]
+pub(crate) use host::{effective_user_id, is_terminal, write_all};
+#[cfg(feature = "applier")]
+pub(crate) use host::{exit, outlive_readers};
 pub(crate) use mem::Mem;
+#[cfg(not(feature = "std"))]
+pub(crate) use task::run_on_its_own;
 use trace::poke;
 pub(crate) use trace::{
     Regs, StopKind, Wait, detach, extended_state, go_on, go_to_syscall, interrupt, registers, rseq_area,

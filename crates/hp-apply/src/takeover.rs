@@ -24,9 +24,9 @@ use crate::process::Process;
 use crate::safe_point::{Watch, Watched};
 use crate::session::Session;
 use crate::sites::{Leads, Standing, Writer};
+use crate::small::{Map, sort_by_key};
 use crate::stops::Stops;
 use crate::unwind::Unwinder;
-use alloc::collections::BTreeMap;
 
 /// `cmpb $0,state(%rip); jne after; jmp before`, filled up.
 const BRIDGE_SIZE: u64 = 24;
@@ -78,7 +78,7 @@ impl<'f> Touched<'f> {
     pub(crate) fn by(functions: &'f [Replaced]) -> Touched<'f> {
         let each = functions.iter().flat_map(|function| touched(function).map(move |range| (range, function)));
         let mut sorted: Vec<(LiveRange, &Replaced)> = each.collect();
-        sorted.sort_by_key(|(range, _)| *range);
+        sort_by_key(&mut sorted, |(range, _)| *range);
         let mut reach = LiveAddr(0);
         let mut ranges = Vec::with_capacity(sorted.len());
         for (range, function) in sorted {
@@ -160,8 +160,12 @@ pub(crate) fn view(ledger: &Ledger) -> Option<Ledger> {
     Some(Ledger { functions, gates, ..ledger.clone() })
 }
 
-fn by_site(ledger: &Ledger) -> BTreeMap<LiveAddr, &Bridged> {
-    ledger.bridged.iter().map(|bridged| (bridged.site, bridged)).collect()
+fn by_site(ledger: &Ledger) -> Map<LiveAddr, &Bridged> {
+    let mut map = Map::default();
+    for bridged in &ledger.bridged {
+        map.insert(bridged.site, bridged);
+    }
+    map
 }
 
 /// The bridges of a takeover: who stands in one goes on as the state byte says.
@@ -196,7 +200,7 @@ pub(crate) fn old_code(older: &[&Ledger]) -> Vec<Watched> {
         list.push(Watched::plain(ledger.code, &format!("patch {}", ledger.name)));
         // Names for its functions: each reaches to the next one.
         let mut starts: Vec<_> = ledger.functions.iter().map(|function| (function.new, &function.name)).collect();
-        starts.sort();
+        sort_by_key(&mut starts, |(start, _)| *start);
         for (index, (start, name)) in starts.iter().enumerate() {
             let end = starts.get(index + 1).map_or(ledger.text.end, |next| next.0);
             list.push(Watched { vague: false, ..Watched::plain(LiveRange { start: *start, end }, name) });

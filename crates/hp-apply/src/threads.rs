@@ -17,8 +17,8 @@
 use crate::Error;
 use crate::prelude::*;
 use crate::process::{self, Process};
+use crate::small::Set;
 use crate::sys::{self, Errno, Priority, Regs, StopKind, Wait};
-use alloc::collections::BTreeSet;
 use core::time::Duration;
 
 /// Longest wait for threads to stop.
@@ -27,6 +27,9 @@ const STOP_LIMIT: Duration = Duration::from_millis(100);
 const STARVED_LIMIT: Duration = Duration::from_secs(1);
 /// How often the list of threads is read again before a storm of births counts as busy.
 const MAX_ROUNDS: u32 = 64;
+
+/// How often a thread that should be gone is looked for, a millisecond apart.
+const GONE_TRIES: u32 = 50;
 
 /// A stopped thread.
 pub(crate) struct Task {
@@ -40,7 +43,7 @@ pub(crate) struct Task {
 pub(crate) struct Tracer<'p> {
     pub(crate) process: &'p Process,
     /// Seized, but not stopped in time: still ours.
-    running: BTreeSet<i32>,
+    running: Set<i32>,
     /// Stops so far.
     pub(crate) stops: u32,
     /// Longest of them.
@@ -75,7 +78,7 @@ enum Stop {
 
 impl<'p> Tracer<'p> {
     pub(crate) fn new(process: &'p Process) -> Self {
-        Tracer { process, running: BTreeSet::new(), stops: 0, longest_ns: 0 }
+        Tracer { process, running: Set::new(), stops: 0, longest_ns: 0 }
     }
 
     /// Takes note of threads that have ended. The kernel keeps a thread until its tracer has, and as long
@@ -89,7 +92,7 @@ impl<'p> Tracer<'p> {
     pub(crate) fn stop_all(&mut self) -> Result<Result<Stopped<'_, 'p>, NotNow>, Error> {
         let pid = self.process.pid;
         self.bury();
-        let mut known = BTreeSet::new();
+        let mut known = Set::new();
         let mut fresh = self.seize_new(&mut known)?;
         loop {
             let more = self.seize_new(&mut known)?;
@@ -132,7 +135,7 @@ impl<'p> Tracer<'p> {
     }
 
     /// Seizes the threads that are not in `known` and adds them to it.
-    fn seize_new(&mut self, known: &mut BTreeSet<i32>) -> Result<Vec<i32>, Error> {
+    fn seize_new(&mut self, known: &mut Set<i32>) -> Result<Vec<i32>, Error> {
         let mut fresh = Vec::new();
         for tid in process::threads(self.process.pid) {
             if known.insert(tid) && self.seize(tid)? {
@@ -144,7 +147,7 @@ impl<'p> Tracer<'p> {
 
     /// False if the thread has ended.
     fn seize(&mut self, tid: i32) -> Result<bool, Error> {
-        if self.running.contains(&tid) {
+        if self.running.contains(tid) {
             return Ok(true);
         }
         let pid = self.process.pid;
@@ -153,7 +156,7 @@ impl<'p> Tracer<'p> {
                 self.running.insert(tid);
                 Ok(true)
             }
-            Err(Errno::ESRCH) => Ok(false),
+            Err(Errno::ESRCH) => self.gone(tid).map(|_| false),
             Err(_) if matches!(process::thread_state(pid, tid), None | Some('Z' | 'X')) => Ok(false),
             Err(Errno::EPERM) => Err(self.refused_to_trace()),
             Err(error) => Err(self.process.io_error("cannot trace it", &error)),
@@ -176,7 +179,7 @@ impl<'p> Tracer<'p> {
                 .map_err(|error| self.process.io_error("cannot wait for it", &error))?
             {
                 Wait::Stopped(kind) => return self.stopped(tid, kind),
-                Wait::Gone => return Ok(self.gone(tid)),
+                Wait::Gone => return self.gone(tid),
                 Wait::Nothing => {}
             }
             tries += 1;
@@ -193,19 +196,33 @@ impl<'p> Tracer<'p> {
         }
     }
 
-    fn gone(&mut self, tid: i32) -> Stop {
-        self.running.remove(&tid);
-        Stop::Gone
+    fn gone(&mut self, tid: i32) -> Result<Stop, Error> {
+        self.check_gone(tid)?;
+        self.running.remove(tid);
+        Ok(Stop::Gone)
+    }
+
+    /// A thread that the kernel does not know any more must not be left out on a mere error: whoever runs on unseen may
+    /// be where nobody may be.
+    fn check_gone(&self, tid: i32) -> Result<(), Error> {
+        let pid = self.process.pid;
+        for _ in 0..GONE_TRIES {
+            if matches!(process::thread_state(pid, tid), None | Some('Z' | 'X')) {
+                return Ok(());
+            }
+            sys::pause_ns(1_000_000);
+        }
+        Err(Error::Unusable(format!("process {pid}: thread {tid} cannot be traced although it lives")))
     }
 
     fn stopped(&mut self, tid: i32, kind: StopKind) -> Result<Stop, Error> {
-        self.running.remove(&tid);
+        self.running.remove(tid);
         let regs = match sys::registers(tid) {
             Ok(regs) => regs,
             // Killed while it stood.
             Err(Errno::ESRCH) => {
                 self.running.insert(tid);
-                return Ok(Stop::Gone);
+                return self.check_gone(tid).map(|()| Stop::Gone);
             }
             Err(error) => return Err(self.process.io_error("cannot read registers", &error)),
         };
@@ -221,7 +238,7 @@ impl Stopped<'_, '_> {
             match sys::interrupt(tid) {
                 Ok(()) => waiting.push(tid),
                 // It is ending, and will be buried.
-                Err(Errno::ESRCH) => {}
+                Err(Errno::ESRCH) => self.tracer.check_gone(tid)?,
                 Err(error) => return Err(self.tracer.process.io_error("cannot stop it", &error)),
             }
         }
@@ -268,18 +285,22 @@ impl Stopped<'_, '_> {
     /// interrupted, where it is not busy any more; the others keep standing. Threads that
     /// are born meanwhile are stopped too. True if that came about within the patience;
     /// else all threads stand somewhere.
-    pub(crate) fn converge(&mut self, patience: Patience, is_busy: impl Fn(&Task) -> bool) -> Result<bool, Error> {
+    pub(crate) fn converge(&mut self, patience: Patience, is_busy: &dyn Fn(&Task) -> bool) -> Result<bool, Error> {
         let deadline_ns = sys::now_ns().saturating_add(patience.total.as_nanos() as u64);
-        let mut known: BTreeSet<i32> = process::threads(self.tracer.process.pid).into_iter().collect();
-        known.retain(|tid| self.tasks.iter().any(|task| task.tid == *tid));
+        let mut known = Set::new();
+        for tid in process::threads(self.tracer.process.pid) {
+            if self.tasks.iter().any(|task| task.tid == tid) {
+                known.insert(tid);
+            }
+        }
         loop {
             let (busy, standing) = core::mem::take(&mut self.tasks).into_iter().partition(|task| is_busy(task));
             self.tasks = standing;
-            if !self.run(busy, patience.idle, deadline_ns, &is_busy)? {
+            if !self.run(busy, patience.idle, deadline_ns, is_busy)? {
                 return Ok(false);
             }
             let fresh = self.tracer.seize_new(&mut known)?;
-            if fresh.is_empty() && !self.tasks.iter().any(&is_busy) {
+            if fresh.is_empty() && !self.tasks.iter().any(is_busy) {
                 return Ok(true);
             }
             if self.stop(&fresh)?.is_err() || sys::now_ns() > deadline_ns {
@@ -293,14 +314,16 @@ impl Stopped<'_, '_> {
         busy: Vec<Task>,
         idle: Duration,
         deadline_ns: u64,
-        is_busy: impl Fn(&Task) -> bool,
+        is_busy: &dyn Fn(&Task) -> bool,
     ) -> Result<bool, Error> {
         let mut running: Vec<i32> = Vec::with_capacity(busy.len());
         for task in busy {
-            if sys::go_to_syscall(task.tid, task.signal).is_ok() {
-                self.tracer.running.insert(task.tid);
-                running.push(task.tid);
+            if sys::go_to_syscall(task.tid, task.signal).is_err() {
+                self.tracer.check_gone(task.tid)?;
+                continue;
             }
+            self.tracer.running.insert(task.tid);
+            running.push(task.tid);
         }
         let mut progress_ns = sys::now_ns();
         while !running.is_empty() {
@@ -310,7 +333,7 @@ impl Stopped<'_, '_> {
             }
             let before = running.len();
             for tid in core::mem::take(&mut running) {
-                if !self.look_at(tid, &is_busy)? {
+                if !self.look_at(tid, is_busy)? {
                     running.push(tid);
                 }
             }
@@ -325,12 +348,12 @@ impl Stopped<'_, '_> {
     }
 
     /// True if a running thread stands now where it is not busy, or has ended.
-    fn look_at(&mut self, tid: i32, is_busy: impl Fn(&Task) -> bool) -> Result<bool, Error> {
+    fn look_at(&mut self, tid: i32, is_busy: &dyn Fn(&Task) -> bool) -> Result<bool, Error> {
         let wait = sys::wait(tid, tid == self.tracer.process.pid);
         let kind = match wait.map_err(|error| self.tracer.process.io_error("cannot wait for it", &error))? {
             Wait::Stopped(kind) => kind,
             Wait::Gone => {
-                self.tracer.gone(tid);
+                self.tracer.gone(tid)?;
                 return Ok(true);
             }
             Wait::Nothing => return Ok(false),
@@ -342,7 +365,7 @@ impl Stopped<'_, '_> {
             return Ok(true);
         }
         if sys::go_to_syscall(tid, task.signal).is_err() {
-            return Ok(true);
+            return self.tracer.check_gone(tid).map(|()| true);
         }
         self.tracer.running.insert(tid);
         Ok(false)

@@ -13,16 +13,17 @@
 
 use crate::addr::{LiveAddr, LiveRange, page_floor};
 use crate::bytes::{u32_at, u64_at};
+use crate::expression;
 use crate::image::Image;
 use crate::ledger::Ledger;
 use crate::maps::Maps;
 use crate::prelude::*;
+use crate::small::Map;
 use crate::sys::{Mem, Regs};
-use alloc::collections::btree_map::{BTreeMap, Entry as Slot};
 use core::cell::RefCell;
 use gimli::{
-    BaseAddresses, CfaRule, EhFrame, EhFrameOffset, EvaluationResult, LittleEndian, Register, RegisterRule,
-    UnwindContext, UnwindExpression, UnwindSection, Value,
+    BaseAddresses, CfaRule, EhFrame, EhFrameOffset, LittleEndian, Register, RegisterRule, UnwindContext,
+    UnwindExpression, UnwindSection,
 };
 
 const PAGE: usize = 4096;
@@ -34,8 +35,6 @@ const MAX_ENTRY: u32 = 1 << 20;
 const REGISTERS: usize = 17;
 const RSP: usize = 7;
 const RIP: usize = 16;
-
-type Slice<'a> = gimli::EndianSlice<'a, LittleEndian>;
 
 /// One frame: where it goes on, and whether that is exact or a return address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,7 +58,7 @@ pub(crate) struct Walk {
 pub(crate) struct Unwinder<'p> {
     mem: &'p Mem,
     tables: Vec<Table>,
-    pages: RefCell<BTreeMap<u64, Box<[u8; PAGE]>>>,
+    pages: RefCell<Map<u64, Box<[u8; PAGE]>>>,
 }
 
 enum Rows {
@@ -142,8 +141,9 @@ impl<'p> Unwinder<'p> {
         let signal = fde.is_signal_trampoline();
         let mut context = UnwindContext::new();
         let row = fde.unwind_info_for_address(&section, &bases, &mut context, lookup).ok()?;
+        let context = Known { unwinder: self, registers };
         let evaluate = |expression: &UnwindExpression<usize>, cfa: Option<u64>| {
-            self.evaluate(expression.get(&section).ok()?, fde.cie().encoding(), registers, cfa)
+            expression::evaluate(expression.get(&section).ok()?.0.slice(), cfa, &context)
         };
         let cfa = match row.cfa() {
             CfaRule::RegisterAndOffset { register, offset } => {
@@ -175,41 +175,6 @@ impl<'p> Unwinder<'p> {
         let grows = signal || registers.get(RSP).is_some_and(|rsp| cfa > rsp);
         (grows && maps.at(pc).is_some_and(|map| map.execute)).then_some(())?;
         Some(Step::Caller(Frame { pc, exact: signal }, caller))
-    }
-
-    fn evaluate(
-        &self,
-        expression: gimli::Expression<Slice<'_>>,
-        encoding: gimli::Encoding,
-        registers: &Registers,
-        cfa: Option<u64>,
-    ) -> Option<u64> {
-        let mut evaluation = expression.evaluation(encoding);
-        evaluation.set_max_iterations(1000);
-        if let Some(cfa) = cfa {
-            evaluation.set_initial_value(cfa);
-        }
-        let mut result = evaluation.evaluate().ok()?;
-        loop {
-            result = match result {
-                EvaluationResult::Complete => break,
-                EvaluationResult::RequiresRegister { register, .. } => {
-                    let value = Value::Generic(registers.get(usize::from(register.0))?);
-                    evaluation.resume_with_register(value).ok()?
-                }
-                EvaluationResult::RequiresMemory { address, size, space: None, .. } => {
-                    let word = self.word(address)?;
-                    let bits = u32::from(size.min(8)) * 8;
-                    let value = if bits == 64 { word } else { word & ((1 << bits) - 1) };
-                    evaluation.resume_with_memory(Value::Generic(value)).ok()?
-                }
-                _ => return None,
-            };
-        }
-        match evaluation.result().as_slice() {
-            [gimli::Piece { location: gimli::Location::Address { address }, .. }] => Some(*address),
-            _ => None,
-        }
     }
 
     fn word(&self, at: u64) -> Option<u64> {
@@ -277,8 +242,8 @@ impl<'p> Unwinder<'p> {
         while done < out.len() {
             let here = at.0.checked_add(done as u64)?;
             let page = page_floor(here);
-            if let Slot::Vacant(slot) = pages.entry(page) {
-                slot.insert(Box::new(self.mem.array(LiveAddr(page)).ok()?));
+            if pages.get(&page).is_none() {
+                pages.insert(page, Box::new(self.mem.array(LiveAddr(page)).ok()?));
             }
             let from = (here - page) as usize;
             let count = (PAGE - from).min(out.len() - done);
@@ -307,6 +272,22 @@ fn indexed(mem: &Mem, image: &Image) -> Option<Table> {
 struct Entry {
     bytes: Vec<u8>,
     fde: usize,
+}
+
+/// A frame, as an expression may ask for it.
+struct Known<'a> {
+    unwinder: &'a Unwinder<'a>,
+    registers: &'a Registers,
+}
+
+impl expression::Context for Known<'_> {
+    fn register(&self, number: u64) -> Option<u64> {
+        self.registers.get(usize::try_from(number).ok()?)
+    }
+
+    fn word(&self, at: u64) -> Option<u64> {
+        self.unwinder.word(at)
+    }
 }
 
 enum Step {

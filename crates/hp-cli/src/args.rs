@@ -34,6 +34,8 @@ pub(crate) enum Verb {
     Verify(VerifyArgs),
     /// Sign a patch
     Sign(SignArgs),
+    /// Make one executable of a patch and an applier, for hosts that have nothing installed
+    Bundle(BundleArgs),
     /// Make a pair of keys to sign with, as minisign has them
     Keygen(KeygenArgs),
     /// Apply patches to running processes
@@ -233,6 +235,19 @@ pub(crate) struct SignArgs {
     pub(crate) json: bool,
 }
 
+/// `hp bundle`
+#[derive(Args, Debug)]
+pub(crate) struct BundleArgs {
+    /// The patch file; sign it before, where hosts take signed patches only
+    pub(crate) patch: PathBuf,
+    /// Write the executable to FILE, whole or not at all
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 /// `hp keygen`
 #[derive(Args, Debug)]
 pub(crate) struct KeygenArgs {
@@ -357,6 +372,7 @@ impl Verb {
             Verb::Inspect(args) => args.json,
             Verb::Verify(args) => args.json,
             Verb::Sign(args) => args.json,
+            Verb::Bundle(args) => args.json,
             Verb::Keygen(args) => args.json,
             Verb::Apply(args) => args.how.json,
             Verb::Revert(args) => args.how.json,

@@ -5,6 +5,7 @@
 
 mod apply;
 mod args;
+mod bundle;
 mod cgroup;
 mod demo;
 mod diff;
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         Verb::Inspect(args) => inspect::run(&args).map(ExitCode::from),
         Verb::Verify(args) => verify::run(&args).map(ExitCode::from),
         Verb::Sign(args) => sign::run(&args).map(ExitCode::from),
+        Verb::Bundle(args) => bundle::run(&args).map(ExitCode::from),
         Verb::Keygen(args) => keygen::run(&args).map(ExitCode::from),
         Verb::Apply(args) => apply::run(&args).map(ExitCode::from),
         Verb::Run(args) => run::run(&args),

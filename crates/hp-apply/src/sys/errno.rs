@@ -17,10 +17,25 @@ impl Errno {
     pub(crate) const EIO: Errno = Errno(errno::EIO as u16);
     pub(crate) const ECHILD: Errno = Errno(errno::ECHILD as u16);
     pub(crate) const ENOMEM: Errno = Errno(errno::ENOMEM as u16);
+    #[cfg(any(feature = "applier", test))]
+    pub(crate) const ENOTDIR: Errno = Errno(errno::ENOTDIR as u16);
     pub(crate) const EACCES: Errno = Errno(errno::EACCES as u16);
     pub(crate) const EEXIST: Errno = Errno(errno::EEXIST as u16);
     pub(crate) const EINVAL: Errno = Errno(errno::EINVAL as u16);
     pub(crate) const ENAMETOOLONG: Errno = Errno(errno::ENAMETOOLONG as u16);
+
+    /// What the system says, without the number: `no such file or directory`.
+    #[cfg(any(feature = "applier", test))]
+    pub(crate) fn reason(self) -> crate::prelude::String {
+        let mut text = match self.words() {
+            Some(words) => crate::prelude::ToOwned::to_owned(words),
+            None => crate::prelude::format!("os error {}", self.0),
+        };
+        if let Some(first) = text.get_mut(..1) {
+            first.make_ascii_lowercase();
+        }
+        text
+    }
 
     fn words(self) -> Option<&'static str> {
         let (_, words) = WORDS.iter().find(|(number, _)| *number == u32::from(self.0))?;

@@ -124,18 +124,24 @@ impl File {
         }
     }
 
-    /// The rest of the file, with as few reads as can be.
-    fn read_all(&self) -> Result<Vec<u8>, Errno> {
-        let mut bytes = Vec::with_capacity(CHUNK);
+    /// The rest of the file, with as few reads as can be; `None` if it is longer than allowed.
+    fn read_all(&self, chunk: usize, most: usize) -> Result<Option<Vec<u8>>, Errno> {
+        let mut bytes = Vec::new();
         loop {
             let len = bytes.len();
-            bytes.resize(len + CHUNK, 0);
+            bytes.resize(len + chunk, 0);
             let got = self.read(bytes.get_mut(len..).unwrap_or_default())?;
             bytes.truncate(len + got);
-            if got == 0 {
-                return Ok(bytes);
+            if got == 0 || bytes.len() > most {
+                return Ok((got == 0).then_some(bytes));
             }
         }
+    }
+
+    /// The path of an open file, links resolved.
+    #[cfg(any(feature = "applier", test))]
+    pub(crate) fn path(&self) -> Result<Vec<u8>, Errno> {
+        read_link(&format!("/proc/self/fd/{}", self.0))
     }
 }
 
@@ -146,14 +152,20 @@ impl Drop for File {
     }
 }
 
-/// The whole of a file.
+/// The whole of a file of `/proc`.
 pub(crate) fn read_file(path: &str) -> Result<Vec<u8>, Errno> {
-    File::open(path)?.read_all()
+    File::open(path)?.read_all(CHUNK, usize::MAX).map(Option::unwrap_or_default)
+}
+
+/// The whole of a file; `None` if it is longer than allowed.
+#[cfg(any(feature = "applier", test))]
+pub(crate) fn read_file_up_to(path: &[u8], most: usize) -> Result<Option<Vec<u8>>, Errno> {
+    File::open(path)?.read_all(64 * CHUNK, most)
 }
 
 /// The names in a directory but `.` and `..`, in no order.
-pub(crate) fn names_in(path: &str) -> Result<Vec<Vec<u8>>, Errno> {
-    let directory = open(path.as_bytes(), nr::O_RDONLY | nr::O_DIRECTORY)?;
+pub(crate) fn names_in(path: impl AsRef<[u8]>) -> Result<Vec<Vec<u8>>, Errno> {
+    let directory = open(path.as_ref(), nr::O_RDONLY | nr::O_DIRECTORY)?;
     let mut names = Vec::new();
     let mut buffer = vec![0u8; 8 * CHUNK];
     loop {
@@ -184,7 +196,7 @@ fn entry(entries: &[u8]) -> Option<(&[u8], &[u8])> {
 pub(crate) fn numbers_in(path: &str) -> Result<Vec<i32>, Errno> {
     let number = |name: Vec<u8>| core::str::from_utf8(&name).ok()?.parse().ok();
     let mut numbers: Vec<i32> = names_in(path)?.into_iter().filter_map(number).collect();
-    numbers.sort_unstable();
+    crate::small::sort_by_key(&mut numbers, |number| *number);
     Ok(numbers)
 }
 
@@ -203,8 +215,8 @@ pub(crate) fn read_link(path: &str) -> Result<Vec<u8>, Errno> {
 }
 
 /// What is known of the file at a path, links followed.
-pub(crate) fn about(path: &str) -> Result<About, Errno> {
-    let path = terminated(path.as_bytes())?;
+pub(crate) fn about(path: impl AsRef<[u8]>) -> Result<About, Errno> {
+    let path = terminated(path.as_ref())?;
     // struct stat of x86-64 (`asm/stat.h`): st_dev, st_ino, st_nlink; st_mode, st_uid; ...
     let mut stat = [0u64; 18];
     let arguments = [here(), path.as_ptr() as u64, stat.as_mut_ptr() as u64, 0, 0, 0];

@@ -1,0 +1,100 @@
+//! `apply`: every process is looked at before the first is changed, and if one refuses all the same, those that
+//! were changed are changed back: all or none, unless `--each` takes each for itself.
+
+use super::report::{Report, Subject, Verb};
+use super::{Args, Exit, PatchFile, lives, no_process_of, unseen};
+use crate::bytes::hex;
+use crate::prelude::*;
+use crate::{Done, Error, Options, Outcome};
+
+/// One patch for one process.
+struct Job<'a> {
+    pid: i32,
+    file: &'a PatchFile,
+    subject: Subject,
+    /// It was asked for by number.
+    is_named: bool,
+}
+
+impl Job<'_> {
+    fn apply(&self, options: &Options) -> Outcome {
+        crate::apply(self.pid, &self.file.bytes, options)
+    }
+
+    /// A process that was not asked for by number and has ended is no target any more.
+    fn is_gone(&self, outcome: &Outcome) -> bool {
+        outcome.result.is_err() && !self.is_named && !lives(self.pid)
+    }
+}
+
+pub(super) fn run(args: &Args<'_>, patches: &[PatchFile], report: &mut Report) -> Result<Exit, Error> {
+    let named = args.named();
+    if let (Some(path), Some([])) = (args.exe, named.as_deref()) {
+        report.nothing(&no_process_of(path));
+        return Ok(Exit::Nothing);
+    }
+    let mut jobs = Vec::new();
+    for file in patches {
+        let pids = match &named {
+            Some(pids) => pids.clone(),
+            None => crate::targets_of(&file.patch.base.build_id)?,
+        };
+        if pids.is_empty() {
+            let build_id = hex(&file.patch.base.build_id);
+            report.nothing(&format!("{}: no process has build ID {build_id} loaded{}", file.name, unseen()));
+        }
+        let subject = Subject { id: Some(file.id.clone()), name: Some(file.patch.name.clone()) };
+        let is_named = named.is_some();
+        jobs.extend(pids.into_iter().map(|pid| Job { pid, file, subject: subject.clone(), is_named }));
+    }
+    let options = args.options();
+    let together = !args.each && !options.dry_run;
+    if !together || jobs.len() < 2 || rehearsed(&jobs, &options, report) {
+        carry_out(&jobs, &options, together, report);
+    }
+    Ok(report.exit())
+}
+
+fn carry_out(jobs: &[Job<'_>], options: &Options, together: bool, report: &mut Report) {
+    let mut applied = Vec::new();
+    for job in jobs {
+        let outcome = job.apply(options);
+        if job.is_gone(&outcome) {
+            continue;
+        }
+        report.add(Verb::Apply, &job.subject, &outcome);
+        match outcome.result {
+            Ok(Done::Applied(_)) => applied.push(job),
+            Err(_) if together => return take_back(&applied, options, report),
+            _ => {}
+        }
+    }
+}
+
+/// Looks at every target without changing any; false if one of them would refuse.
+fn rehearsed(jobs: &[Job<'_>], options: &Options, report: &mut Report) -> bool {
+    let rehearsal = Options { dry_run: true, ..options.clone() };
+    let mut fine = true;
+    for job in jobs {
+        let outcome = job.apply(&rehearsal);
+        if outcome.result.is_err() && !job.is_gone(&outcome) {
+            report.add(Verb::Apply, &job.subject, &outcome);
+            fine = false;
+        }
+    }
+    if !fine {
+        report.error("nothing was applied to the other processes either; --each applies where it can");
+    }
+    fine
+}
+
+/// Reverts what was applied, the last first.
+fn take_back(applied: &[&Job<'_>], options: &Options, report: &mut Report) {
+    for job in applied.iter().rev() {
+        let outcome = crate::revert(job.pid, Some(&job.file.id), options);
+        // One that has ended has nothing left to take back.
+        if outcome.result.is_ok() || lives(job.pid) {
+            report.taken_back(&job.subject, &outcome);
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! Each system call of an apply and of a revert fails, with each errno that it may give: the target lives, is wholly
+//! old or wholly new, no thread of it is left standing, and the next command finishes the job.
+//!
+//! The clock and sleeping are left out: they fail in no way that matters.
+
+mod common;
+use common::*;
+use hp_apply::{Done, Error, Fault, Outcome, Phase, apply, failed_call, fault_at, revert, status};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// System calls by their numbers on x86-64 (`asm/unistd_64.h`).
+const READ: u32 = 0;
+const CLOSE: u32 = 3;
+const PREAD: u32 = 17;
+const PWRITE: u32 = 18;
+const PTRACE: u32 = 101;
+const GETDENTS: u32 = 217;
+const WAITID: u32 = 247;
+const OPENAT: u32 = 257;
+const STAT: u32 = 262;
+const READLINK: u32 = 267;
+const KCMP: u32 = 312;
+
+const EPERM: u16 = 1;
+const ENOENT: u16 = 2;
+const ESRCH: u16 = 3;
+const EINTR: u16 = 4;
+const EIO: u16 = 5;
+const EBADF: u16 = 9;
+const ECHILD: u16 = 10;
+const EAGAIN: u16 = 11;
+const ENOMEM: u16 = 12;
+const EACCES: u16 = 13;
+const EFAULT: u16 = 14;
+const EINVAL: u16 = 22;
+const EMFILE: u16 = 24;
+const ENOSYS: u16 = 38;
+
+/// What the manual pages say that a call may give.
+fn errnos(call: u32) -> &'static [u16] {
+    match call {
+        PTRACE => &[ESRCH, EPERM, EIO, EFAULT, EINVAL],
+        PWRITE => &[EIO, EPERM, EFAULT, EINTR, ENOMEM, EAGAIN],
+        PREAD | READ => &[EIO, EFAULT, EINTR, EACCES, ENOMEM],
+        WAITID => &[ECHILD, EINTR],
+        OPENAT => &[ENOENT, EACCES, EMFILE, ENOMEM, ESRCH],
+        GETDENTS => &[ENOENT, EINVAL],
+        STAT | READLINK => &[ENOENT, EACCES, ENOMEM],
+        CLOSE => &[EIO, EBADF],
+        KCMP => &[EPERM, ESRCH, ENOSYS],
+        _ => &[EPERM],
+    }
+}
+
+/// The errno of each kind in turn.
+fn nth<const N: usize>(call: u32, _: u64) -> Option<u16> {
+    errnos(call).get(N).copied()
+}
+
+const EACH: [fn(u32, u64) -> Option<u16>; 6] = [nth::<0>, nth::<1>, nth::<2>, nth::<3>, nth::<4>, nth::<5>];
+
+/// Faults are for the whole process.
+fn alone() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Says what was tried if the test fails just then.
+struct Note<'a>(&'a str);
+
+impl Drop for Note<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.0);
+        }
+    }
+}
+
+struct Trial {
+    target: Process,
+    file: Vec<u8>,
+    id: String,
+    tried: u64,
+}
+
+impl Trial {
+    fn new(threads: &str) -> Trial {
+        let program = Program::build(HAMMER, &[]);
+        let file = hp_pack::write(&program.patch(HAMMER_NEW, &["work", "inner"])).unwrap();
+        Trial { target: program.spawn(&[threads, "0"]), id: hp_pack::id(&file), file, tried: 0 }
+    }
+
+    fn apply(&self) -> Outcome {
+        apply(self.target.pid(), &self.file, &options())
+    }
+
+    fn revert(&self) -> Outcome {
+        revert(self.target.pid(), None, &options())
+    }
+
+    /// The target lives and nothing in it is wrong; whether the patch is in effect.
+    fn check(&mut self, when: &str) -> bool {
+        self.target.assert_free();
+        let entries = status(self.target.pid()).unwrap_or_else(|error| panic!("{when}: {error}"));
+        assert!(entries.iter().all(|entry| entry.damage.is_empty()), "{when}: {entries:?}");
+        assert_eq!(counts(&mut self.target)[2], 0, "{when}");
+        entries.iter().any(|entry| entry.id == self.id && entry.phase == Phase::Active)
+    }
+
+    fn settle(&mut self, new: bool, when: &str) {
+        let outcome = if new { self.apply() } else { self.revert() };
+        let fine = matches!(
+            outcome.result,
+            Ok(Done::Applied(_) | Done::AlreadyApplied | Done::Reverted(_) | Done::NotApplied)
+        );
+        assert!(fine, "{when}: {:?}", outcome.result);
+        assert_eq!(self.check(when), new, "{when}");
+    }
+
+    /// One command with a fault at one call; false if there is no such call, or it has no such errno.
+    fn one(&mut self, new: bool, call: u64, choose: fn(u32, u64) -> Option<u16>) -> Option<bool> {
+        self.settle(!new, "before");
+        fault_at(call, Fault::Fail(choose));
+        let outcome = if new { self.apply() } else { self.revert() };
+        let (made, fired) = (hp_apply::calls(), failed_call());
+        fault_at(0, Fault::DieBefore);
+        let Some((number, first, errno)) = fired else { return (made >= call).then_some(false) };
+        self.tried += 1;
+        let what = if new { "apply" } else { "revert" };
+        let when = format!("{what}, call {call} ({number}, {first:#x}) fails with {errno}: {:?}", outcome.result);
+        assert!(
+            !outcome
+                .result
+                .as_ref()
+                .is_err_and(|error| matches!(error, Error::Unusable(text) if text.contains("internal error"))),
+            "{when}"
+        );
+        let _note = Note(&when);
+        let in_effect = self.check(&when);
+        // What the command says is so.
+        match outcome.result {
+            Ok(Done::Applied(_) | Done::AlreadyApplied) => assert!(in_effect, "{when}"),
+            Ok(Done::Reverted(_) | Done::NotApplied) => assert!(!in_effect, "{when}"),
+            _ => {}
+        }
+        self.settle(new, &when);
+        Some(true)
+    }
+
+    fn every_call(&mut self, new: bool, step: usize) -> u64 {
+        let before = self.tried;
+        for call in (1..).step_by(step) {
+            for choose in EACH {
+                match self.one(new, call, choose) {
+                    None => return self.tried - before,
+                    Some(true) => {}
+                    Some(false) => break,
+                }
+            }
+        }
+        self.tried - before
+    }
+}
+
+#[test]
+fn every_call_fails_with_one_thread() {
+    let _alone = alone();
+    let mut trial = Trial::new("0");
+    let (applies, reverts) = (trial.every_call(true, 1), trial.every_call(false, 1));
+    eprintln!("{applies} failures of an apply and {reverts} of a revert tried");
+    assert!(applies >= 300 && reverts >= 200, "{applies}, {reverts}");
+}
+
+#[test]
+fn calls_fail_with_eight_busy_threads() {
+    let _alone = alone();
+    let mut trial = Trial::new("8");
+    let (applies, reverts) = (trial.every_call(true, 13), trial.every_call(false, 13));
+    eprintln!("{applies} failures of an apply and {reverts} of a revert tried");
+    assert!(applies >= 50 && reverts >= 50, "{applies}, {reverts}");
+}

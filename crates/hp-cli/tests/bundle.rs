@@ -1,0 +1,229 @@
+//! The small applier and bundles: their size, that they need nothing, and that they do what `hp` does.
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use support::hp::{Answer, HP, hp, run, status};
+use support::target::{NEW, OLD, Pair};
+
+/// As `build/main.rs` has built it.
+const APPLIER: &str = env!("HP_APPLIER");
+const LIMIT: u64 = 128 * 1024;
+const KEYS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../testdata/keys/");
+
+fn text(path: &Path) -> String {
+    path.display().to_string()
+}
+
+fn applier<S: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = S>) -> Answer {
+    run(Command::new(APPLIER).args(arguments).env("XDG_CONFIG_HOME", "/nowhere"))
+}
+
+fn bundle(pair: &Pair) -> PathBuf {
+    let file = pair.folder.path().join("fix.run");
+    hp(["bundle", &text(&pair.patch), "-o", &text(&file)]).exits(0).says(&["fix.run", "applier", "bytes"]);
+    file
+}
+
+#[test]
+fn it_is_small_and_needs_no_library() {
+    let size = fs::metadata(APPLIER).unwrap().len();
+    eprintln!("hp-apply: {size} bytes of {LIMIT}");
+    assert!(size <= LIMIT, "{size} bytes");
+    let headers = run(Command::new("readelf").args(["-lW", APPLIER])).exits(0).out;
+    assert!(headers.contains("EXEC") && !headers.contains("INTERP") && !headers.contains("DYNAMIC"), "{headers}");
+    assert!(!headers.contains("RWE"), "a segment that can be written and executed: {headers}");
+}
+
+#[test]
+fn it_does_and_says_what_hp_does() {
+    let pair = Pair::make();
+    let (mut one, mut other) = (pair.start(), pair.start());
+    let (patch, pids) = (text(&pair.patch), [one.pid().to_string(), other.pid().to_string()]);
+    let both = [&["apply", &patch, "--pid", &pids[0]], &["apply", &patch, "--pid", &pids[1]]];
+    let alike = |arguments: [&[&str]; 2], code| {
+        // The same words, but for the process, addresses and times.
+        let plain = |answer: Answer, pid: &str| {
+            let all = (answer.out + &answer.err).replace(pid, "PID").replace("hp-apply:", "hp:");
+            let digits = all
+                .split(|c: char| !c.is_ascii_alphanumeric())
+                .filter(|word| !word.starts_with(['0', '1', '2', '3', '4', '5', '6', '7', '8', '9']));
+            digits
+                .filter(|word| !["s", "ms", "ns", "µs"].contains(word) && word.len() > 1)
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+        };
+        let ours = plain(applier(arguments[0]).exits(code), &pids[0]);
+        let theirs = plain(hp(arguments[1]).exits(code), &pids[1]);
+        assert_eq!(ours, theirs);
+    };
+    let dry: Vec<Vec<&str>> = both.iter().map(|words| [&words[..], &["--dry-run"]].concat()).collect();
+    alike([&dry[0], &dry[1]], 0);
+    assert_eq!([one.ask(), other.ask()], [OLD; 2]);
+    alike([both[0], both[1]], 0);
+    assert_eq!([one.ask(), other.ask()], [NEW; 2]);
+    alike([both[0], both[1]], 3);
+    alike([&["status", "--pid", &pids[0]], &["status", "--pid", &pids[1]]], 0);
+    let id = status(one.pid()).exits(0).out.split("id ").nth(1).unwrap()[..6].to_owned();
+    alike([&["revert", &id, "--pid", &pids[0]], &["revert", &id, "--pid", &pids[1]]], 0);
+    assert_eq!([one.ask(), other.ask()], [OLD; 2]);
+    alike([&["revert", "--everything", "--pid", &pids[0]], &["revert", "--everything", "--pid", &pids[1]]], 3);
+    alike([&["status", "--pid", &pids[0]], &["status", "--pid", &pids[1]]], 3);
+    alike([&["apply", "/nowhere", "--all"], &["apply", "/nowhere", "--all"]], 2);
+    alike([&["apply", "/etc/passwd", "--all"], &["apply", "/etc/passwd", "--all"]], 2);
+    alike([&["apply", &patch, "--pid", "1999999999"], &["apply", &patch, "--pid", "1999999999"]], 2);
+    alike([&["revert", "xyz", "--all"], &["revert", "xyz", "--all"]].map(|words| &words[..]), 2);
+}
+
+#[test]
+fn usage() {
+    for wrong in [&[][..], &["fly"], &["apply", "--all"], &["apply", "x"], &["status", "--all"]] {
+        applier(wrong).exits(2).says(&["--help"]);
+    }
+    let help = applier(["--help"]).exits(0).out;
+    for word in ["apply", "revert", "status", "--dry-run", "--max-pause", "Exit codes"] {
+        assert!(help.contains(word), "{help}");
+    }
+    applier(["--version"]).exits(0);
+}
+
+/// In its own mount and process namespace, in a root with nothing but itself, the patch, and `/proc`.
+#[test]
+fn in_an_empty_root() {
+    let pair = Pair::make();
+    let root = tempfile::tempdir().unwrap();
+    fs::create_dir(root.path().join("proc")).unwrap();
+    for (file, name) in [(Path::new(APPLIER), "hp-apply"), (&pair.patch, "fix.hpatch"), (&bundle(&pair), "fix.run")] {
+        fs::copy(file, root.path().join(name)).unwrap();
+    }
+    // The target waits for lines of a pipe that the script holds open. Its answers and what the applier says
+    // go to one file in turns.
+    let script = r#"
+        set -eu
+        mount -t proc proc "$ROOT/proc"
+        mkfifo "$WORK/in"
+        "$OLD" <"$WORK/in" >"$WORK/out" &
+        exec 3>"$WORK/in"
+        ask() { echo 10 >&3; sleep 0.3; tail -n 1 "$WORK/out"; }
+        run() { code=0; chroot "$ROOT" "$@" >"$WORK/said" 2>&1 || code=$?; echo "$1 $code"; }
+        ask
+        run /hp-apply apply /fix.hpatch --all; ask
+        run /hp-apply status
+        run /hp-apply revert /fix.hpatch --all; ask
+        run /fix.run --all --dry-run; ask
+        run /fix.run --all; ask
+        run /fix.run --status; grep -c "in effect" "$WORK/said"
+        run /fix.run --revert --all; ask
+        run /fix.run --revert --all
+    "#;
+    let work = tempfile::tempdir().unwrap();
+    let old = pair.old.with_file_name(pair.old.file_name().unwrap());
+    let answer = run(Command::new("unshare")
+        .args(["-m", "-p", "-f", "--kill-child", "sh", "-c", script])
+        .env("ROOT", root.path())
+        .env("WORK", work.path())
+        .env("OLD", old));
+    let expected = [
+        OLD,
+        "/hp-apply 0",
+        NEW,
+        "/hp-apply 0",
+        "/hp-apply 0",
+        OLD,
+        "/fix.run 0",
+        OLD,
+        "/fix.run 0",
+        NEW,
+        "/fix.run 0",
+        "1",
+        "/fix.run 0",
+        OLD,
+        "/fix.run 3",
+    ];
+    assert_eq!(answer.out.lines().collect::<Vec<_>>(), expected, "{answer}");
+}
+
+#[test]
+fn a_bundle_is_whole_and_for_its_own_patch() {
+    let pair = Pair::make();
+    let mut target = pair.start();
+    let (file, pid) = (bundle(&pair), target.pid().to_string());
+    assert!(fs::metadata(&file).unwrap().permissions().mode() & 0o100 != 0);
+    let run_it = |words: &[&str]| run(Command::new(&file).args(words).env("XDG_CONFIG_HOME", "/nowhere"));
+    run_it(&["--pid", &pid, "--dry-run"]).exits(0);
+    assert_eq!(target.ask(), OLD);
+    run_it(&["--pid", &pid, "--max-pause", "5s", "--timeout", "5s"]).exits(0);
+    assert_eq!(target.ask(), NEW);
+    run_it(&["--pid", &pid]).exits(3).says(&["already has"]);
+    run_it(&["--status", "--pid", &pid]).exits(0);
+    run_it(&["--revert", "--exe", &text(&pair.old)]).exits(0);
+    assert_eq!(target.ask(), OLD);
+    for wrong in [&[][..], &["--revert"], &["other.hpatch", "--all"], &["--everything", "--revert", "--all"]] {
+        run_it(wrong).exits(2);
+    }
+    // The patch inside is checked like a file: it is damaged, or it is cut off.
+    let mut bytes = fs::read(&file).unwrap();
+    let at = bytes.len() - 600;
+    bytes[at] ^= 1;
+    fs::write(&file, &bytes).unwrap();
+    run_it(&["--pid", &pid]).exits(2).says(&["bundled patch", "damaged"]);
+    assert_eq!(target.ask(), OLD);
+}
+
+#[test]
+fn a_bundle_on_a_host_with_trusted_keys() {
+    let pair = Pair::make();
+    let mut target = pair.start();
+    let pid = target.pid().to_string();
+    let config = tempfile::tempdir().unwrap();
+    let folder = config.path().join("hp/trusted.d");
+    fs::create_dir_all(&folder).unwrap();
+    fs::copy(format!("{KEYS}plain.pub"), folder.join("ours.pub")).unwrap();
+    let run_it =
+        |file: &Path, words: &[&str], config: &Path| run(Command::new(file).args(words).env("XDG_CONFIG_HOME", config));
+    let unsigned = bundle(&pair);
+    let apply = ["--pid", pid.as_str()];
+    run_it(&unsigned, &apply, config.path()).exits(1).says(&["not signed", "signed patches only"]);
+    let trust = ["--pid", &pid, "--trust", &format!("{KEYS}plain.pub")];
+    run_it(&unsigned, &trust, Path::new("/nowhere")).exits(1);
+    assert_eq!(target.ask(), OLD);
+    hp(["sign", &text(&pair.patch), "--key", &format!("{KEYS}plain.key")]).exits(0);
+    let signed = bundle(&pair);
+    let other = ["--pid", &pid, "--trust", &format!("{KEYS}locked.pub")];
+    run_it(&signed, &other, Path::new("/nowhere")).exits(1).says(&["not trusted"]);
+    assert_eq!(target.ask(), OLD);
+    run_it(&signed, &apply, config.path()).exits(0);
+    assert_eq!(target.ask(), NEW);
+    // A key that cannot be read is an error, never passed over.
+    fs::write(folder.join("broken.pub"), "no key").unwrap();
+    run_it(&signed, &apply, config.path()).exits(2).says(&["broken.pub"]);
+    run(Command::new(APPLIER).args(["apply", &text(&pair.patch), "--pid", &pid]).env("XDG_CONFIG_HOME", config.path()))
+        .exits(2)
+        .says(&["broken.pub"]);
+}
+
+/// One process refuses: none is changed.
+#[test]
+fn all_or_none() {
+    let (pair, stranger) = (Pair::make(), Pair::make());
+    let (mut first, mut second) = (pair.start(), stranger.start());
+    let pids = format!("{},{}", first.pid(), second.pid());
+    let patch = text(&pair.patch);
+    applier(["apply", &patch, "--pid", &pids]).exits(1).says(&["nothing was applied to the other processes"]);
+    assert_eq!([first.ask(), second.ask()], [OLD; 2]);
+    applier(["apply", &patch, "--pid", &pids, "--each"]).exits(1);
+    assert_eq!([first.ask(), second.ask()], [NEW, OLD]);
+}
+
+/// Calls that Linux 4.4 does not have would end every use on it.
+#[test]
+fn hp_says_where_it_writes() {
+    let pair = Pair::make();
+    let nowhere = "/nowhere/fix.run";
+    hp(["bundle", &text(&pair.patch), "-o", nowhere]).exits(2).says(&["cannot write", nowhere]);
+    hp(["bundle", "/etc/passwd", "-o", nowhere]).exits(2).says(&["/etc/passwd"]);
+    assert!(!run(Command::new(HP).arg("bundle")).out.contains("panicked"));
+}
