@@ -107,7 +107,7 @@ fn apart((here, (start, end)): (&Build<'_>, (u64, u64)), there: &Build<'_>, twin
 /// True if something refers to `address` and means a literal.
 fn starts_literal(build: &Build<'_>, address: u64) -> bool {
     build.map.references.binary_search(&address).is_ok()
-        && !build.code.iter().any(|c| c.tables.iter().any(|t| t.address == address))
+        && !build.is_table(address)
         && build.map.resolve_address(&build.image, address, Use::Access(1)) == Target::Literal
 }
 

@@ -27,6 +27,8 @@ pub(crate) struct Build<'a> {
     pub code: Vec<FunctionCode>,
     /// Exception tables by the start of the code that they are for.
     pub landing: lsda::Tables,
+    /// Addresses of all jump tables, ordered.
+    tables: Vec<u64>,
 }
 
 impl<'a> Build<'a> {
@@ -40,7 +42,8 @@ impl<'a> Build<'a> {
             .map(|f| f.ranges.iter().map(|r| decoded(&image, r, absolute.clone())).collect())
             .collect();
         let decoded = fragments::attach(&mut map, &image, decoded);
-        map.set_references(&image, decoded.iter().flatten().flat_map(|c| &c.sites).map(|s| s.target));
+        let sites = decoded.par_iter().flat_map_iter(|ranges| ranges.iter().flat_map(|c| &c.sites));
+        map.set_references(&image, sites.map(|s| s.target));
         let mut found: Vec<(FunctionCode, Vec<u64>)> = decoded
             .into_par_iter()
             .zip(&map.functions)
@@ -62,7 +65,14 @@ impl<'a> Build<'a> {
         let code: Vec<FunctionCode> = found.into_iter().map(|(code, _)| code).collect();
         map.add_distances(&image, starts);
         let landing = lsda::tables(&image);
-        Build { image, map, code, landing }
+        let mut tables: Vec<u64> = code.iter().flat_map(|c| &c.tables).map(|t| t.address).collect();
+        tables.sort_unstable();
+        Build { image, map, code, landing, tables }
+    }
+
+    /// True if a jump table of some function lies at `address`.
+    pub(crate) fn is_table(&self, address: u64) -> bool {
+        self.tables.binary_search(&address).is_ok()
     }
 
     /// The table at `address` that `function` reads.
@@ -73,7 +83,11 @@ impl<'a> Build<'a> {
 
 /// Decodes one range; where relocations say which absolute fields are addresses, they do.
 fn decoded(image: &Image<'_>, range: &CodeRange<'_>, absolute: Option<std::ops::Range<u64>>) -> Code {
-    let Some(fields) = image.fields else { return arch::decode(range.address, range.bytes, absolute) };
+    let Some(fields) = image.fields else {
+        let mut code = arch::decode(range.address, range.bytes, absolute);
+        code.sites.shrink_to_fit();
+        return code;
+    };
     let mut code = arch::decode(range.address, range.bytes, None);
     let inside = fields.range(range.address..range.end());
     let fields: Vec<_> = inside.map(|(at, field)| ((at - range.address) as u32, *field)).collect();

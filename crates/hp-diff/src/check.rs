@@ -15,6 +15,11 @@ use crate::finding::{Code, Finding, Level};
 use crate::image::{Image, Word};
 use crate::layout::{self, Variable};
 
+/// True for facts about images that leave nothing to compare.
+pub(crate) fn is_fatal(finding: &Finding) -> bool {
+    matches!(finding.code, Code::NoSymbols | Code::KindDiffers | Code::ForeignRuntime)
+}
+
 /// Facts that forbid comparing or patching these images at all.
 pub(crate) fn images(old: &Image<'_>, new: &Image<'_>) -> Vec<Finding> {
     let mut findings = Vec::new();

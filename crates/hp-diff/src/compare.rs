@@ -11,14 +11,14 @@ use rustc_hash::FxHashSet;
 
 use crate::arch::{self, Encoding, JumpTable, Site, Use};
 use crate::build::Build;
-use crate::correlate::Correlation;
+use crate::correlate::{Correlation, Relation, View};
 use crate::entity::{FunctionId, ObjectId, Target};
 use crate::image::{Evidence, Word};
 use crate::lsda::{self, CallSite, Lsda};
 use crate::unwind::Pointer;
 
 /// What a pair of references is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Verdict {
     Same,
     Different,
@@ -58,14 +58,20 @@ pub(crate) struct Difference {
 pub(crate) struct Judge<'j, 'a> {
     old: &'j Build<'a>,
     new: &'j Build<'a>,
-    pairs: &'j Correlation,
+    pairs: View<'j>,
     /// Old constant objects whose content differs.
     changed: FxHashSet<ObjectId>,
 }
 
 impl<'j, 'a> Judge<'j, 'a> {
     pub(crate) fn new(old: &'j Build<'a>, new: &'j Build<'a>, pairs: &'j Correlation) -> Judge<'j, 'a> {
-        Judge { old, new, pairs, changed: FxHashSet::default() }
+        Judge { old, new, pairs: View::of(pairs), changed: FxHashSet::default() }
+    }
+
+    /// Sees the correlation through `pairs`, which notes what is asked.
+    pub(crate) fn seeing(mut self, pairs: View<'j>) -> Self {
+        self.pairs = pairs;
+        self
     }
 
     pub(crate) fn builds(&self) -> (&'j Build<'a>, &'j Build<'a>) {
@@ -156,6 +162,9 @@ impl<'j, 'a> Judge<'j, 'a> {
 
     /// Compares where two sites of a pair of functions lead.
     pub(crate) fn sites(&self, pair: (FunctionId, FunctionId), a: &Site, b: &Site) -> Verdict {
+        if self.is_same_step(pair, a, b) {
+            return Verdict::Same;
+        }
         if let (Some(x), Some(y)) = (self.old.table(pair.0, a.target), self.new.table(pair.1, b.target)) {
             return self.tables(pair, x, y).into();
         }
@@ -197,6 +206,19 @@ impl<'j, 'a> Judge<'j, 'a> {
             && is_indexed(new, pair.1, b)
     }
 
+    /// True for a branch within the body that goes equally far: most sites are such, and nothing has to be
+    /// looked up for them.
+    fn is_same_step(&self, pair: (FunctionId, FunctionId), a: &Site, b: &Site) -> bool {
+        let (f, g) = (&self.old.map.functions[pair.0], &self.new.map.functions[pair.1]);
+        let (x, y) = (&f.ranges[0], &g.ranges[0]);
+        (a.usage, a.encoding) == (Use::Branch, Encoding::PcRelative)
+            && (b.usage, b.encoding) == (a.usage, a.encoding)
+            && !(f.overlaps || g.overlaps)
+            && (x.address..x.end()).contains(&a.target)
+            && (y.address..y.end()).contains(&b.target)
+            && a.target - x.address == b.target - y.address
+    }
+
     fn is_startup_code(&self, old: FunctionId) -> bool {
         // Without symbols: it begins with the comparison of `__TMC_END__` with itself.
         let compares_itself = || match self.old.code[old].ranges[0].sites.as_slice() {
@@ -226,11 +248,13 @@ impl<'j, 'a> Judge<'j, 'a> {
         let y = self.new.map.resolve_address(&self.new.image, b, usage);
         match (x, y) {
             (Target::Function(f, i, m), Target::Function(g, j, n)) => {
-                let paired = within == Some((f, g)) || self.pairs.functions.new_of(f) == Some(g);
-                let alone = self.pairs.functions.new_of(f).is_none() && self.pairs.functions.old_of(g).is_none();
-                match (i, m) == (j, n) {
-                    true if alone && within != Some((f, g)) => Verdict::UndecidedFunctions(f, g),
-                    same => (paired && same).into(),
+                if (i, m) != (j, n) || within == Some((f, g)) {
+                    return ((i, m) == (j, n)).into();
+                }
+                match self.pairs.functions.relation(f, g) {
+                    Relation::Pair => Verdict::Same,
+                    Relation::Open => Verdict::UndecidedFunctions(f, g),
+                    Relation::Apart => Verdict::Different,
                 }
             }
             (Target::Object(o, m), Target::Object(p, n)) => self.objects(within, (o, m), (p, n), (a, b), usage),
@@ -292,17 +316,33 @@ impl<'j, 'a> Judge<'j, 'a> {
             }
             _ => (self.old.map.literal(&self.old.image, a), self.new.map.literal(&self.new.image, b)),
         };
-        self.contents((a, x), (b, y))
+        let verdict = self.contents((a, x), (b, y));
+        if let Verdict::UndecidedFunctions(f, _) = verdict {
+            // More may be open behind it, so whatever becomes of it must be noted.
+            self.pairs.functions.new_of(f);
+        }
+        verdict
     }
 
     /// Compares two pieces of data: bytes, and words that hold addresses. Undecided only
     /// if everything else is the same.
-    fn contents(&self, (a, x): (u64, &[u8]), (b, y): (u64, &[u8])) -> Verdict {
+    fn contents(&self, a: (u64, &[u8]), b: (u64, &[u8])) -> Verdict {
+        let mut all = Verdict::Same;
+        self.pieces(a, b, &mut |verdict| {
+            all = all.and(verdict);
+            all != Verdict::Different
+        });
+        all
+    }
+
+    /// The verdicts of all pieces of two pieces of data, until `go_on` has heard enough.
+    fn pieces(&self, (a, x): (u64, &[u8]), (b, y): (u64, &[u8]), go_on: &mut dyn FnMut(Verdict) -> bool) {
         if x.len() != y.len() {
-            return Verdict::Different;
+            go_on(Verdict::Different);
+            return;
         }
         let (mut old_fields, mut new_fields) = (fields(self.old, a, x.len()), fields(self.new, b, y.len()));
-        let (mut at, mut verdict) = (0, Verdict::Same);
+        let mut at = 0;
         loop {
             let (end, width, field) = match (old_fields.next(), new_fields.next()) {
                 (None, None) => (x.len(), 0, Verdict::Same),
@@ -311,16 +351,28 @@ impl<'j, 'a> Judge<'j, 'a> {
                     (DataField::Distance(v), DataField::Distance(w)) => {
                         (i, 4, self.addresses(None, (v, w), Use::Address))
                     }
-                    _ => return Verdict::Different,
+                    _ => (i, 0, Verdict::Different),
                 },
-                _ => return Verdict::Different,
+                _ => (x.len(), 0, Verdict::Different),
             };
-            verdict = verdict.and(self.plain_bytes((a, x), (b, y), at..end)).and(field);
-            if verdict == Verdict::Different || end == x.len() {
-                return verdict;
+            let bytes = if field == Verdict::Different { field } else { self.plain_bytes((a, x), (b, y), at..end) };
+            if !go_on(bytes) || !go_on(field) || end == x.len() {
+                return;
             }
             at = (end + width).min(x.len());
         }
+    }
+
+    /// What is open in the content of a pair of objects, if everything else in it is the same.
+    pub(crate) fn open_contents(&self, (o, p): (ObjectId, ObjectId)) -> Vec<Verdict> {
+        let mut open = Vec::new();
+        let mut same = true;
+        self.object_pieces((o, p), &mut |verdict| {
+            same &= verdict != Verdict::Different;
+            open.extend(Some(verdict).filter(|v| *v != Verdict::Same));
+            same
+        });
+        if same { open } else { Vec::new() }
     }
 
     /// Bytes without dynamic relocations. In a position-dependent image an aligned word
@@ -368,18 +420,30 @@ impl<'j, 'a> Judge<'j, 'a> {
 
     /// Compares the content of a pair of objects. References to constants that are known
     /// to have changed count as different.
-    pub(crate) fn object_contents(&self, (o, p): (ObjectId, ObjectId)) -> Verdict {
+    pub(crate) fn object_contents(&self, pair: (ObjectId, ObjectId)) -> Verdict {
+        let mut all = Verdict::Same;
+        self.object_pieces(pair, &mut |verdict| {
+            all = all.and(verdict);
+            all != Verdict::Different
+        });
+        all
+    }
+
+    fn object_pieces(&self, (o, p): (ObjectId, ObjectId), go_on: &mut dyn FnMut(Verdict) -> bool) {
         let (x, y) = (&self.old.map.objects[o], &self.new.map.objects[p]);
         // Without a symbol an object reaches to the next address that something refers to.
         let shorter = x.size.min(y.size);
         if x.size != y.size && !(x.unnamed && y.unnamed) {
-            return Verdict::Different;
+            go_on(Verdict::Different);
+            return;
         }
         match (self.old.image.bytes(x.address, shorter), self.new.image.bytes(y.address, shorter)) {
-            (Some(p), Some(q)) => self.contents((x.address, p), (y.address, q)),
-            (None, None) => Verdict::Same,
+            (Some(p), Some(q)) => self.pieces((x.address, p), (y.address, q), go_on),
+            (None, None) => {}
             // One of them moved between `.bss` and `.data`.
-            (Some(bytes), None) | (None, Some(bytes)) => bytes.iter().all(|b| *b == 0).into(),
+            (Some(bytes), None) | (None, Some(bytes)) => {
+                go_on(bytes.iter().all(|b| *b == 0).into());
+            }
         }
     }
 }

@@ -13,20 +13,23 @@
 //! The number in a static local's symbol (`counter.0`) says nothing: one more static in
 //! the file renumbers the others. Position is never evidence.
 
+mod names;
+mod pairs;
 mod stripped;
+mod votes;
 
+pub(crate) use pairs::{Pairs, Relation, View};
 pub(crate) use stripped::audit;
 
 use std::collections::BTreeMap;
-use std::hash::Hash;
 
-use rayon::prelude::*;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::build::Build;
-use crate::compare::{Judge, Verdict};
 use crate::entity::{FunctionId, Map, ObjectId};
 use crate::layout::Variable;
+use names::Names;
+use votes::Votes;
 
 /// Which old entity is which new one.
 #[derive(Debug, Default)]
@@ -42,71 +45,6 @@ pub(crate) struct Correlation {
     pub identified: FxHashSet<ObjectId>,
 }
 
-/// A 1:1 relation between indices.
-#[derive(Debug, Default)]
-pub(crate) struct Pairs {
-    forward: Vec<Option<usize>>,
-    backward: Vec<Option<usize>>,
-}
-
-impl Pairs {
-    fn new(old: usize, new: usize) -> Pairs {
-        Pairs { forward: vec![None; old], backward: vec![None; new] }
-    }
-
-    fn join(&mut self, old: usize, new: usize) {
-        if self.forward[old].is_none() && self.backward[new].is_none() {
-            self.forward[old] = Some(new);
-            self.backward[new] = Some(old);
-        }
-    }
-
-    pub(crate) fn new_of(&self, old: usize) -> Option<usize> {
-        self.forward[old]
-    }
-
-    pub(crate) fn old_of(&self, new: usize) -> Option<usize> {
-        self.backward[new]
-    }
-
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (usize, usize)> {
-        self.forward.iter().enumerate().filter_map(|(old, new)| Some((old, (*new)?)))
-    }
-
-    /// Joins what has the same key, where the key occurs once on each side among the
-    /// entities that are still alone.
-    fn join_by_key<K: Hash + Eq>(
-        &mut self,
-        old: impl Iterator<Item = (K, usize)>,
-        new: impl Iterator<Item = (K, usize)>,
-    ) {
-        let mut sides: FxHashMap<K, (FxHashSet<usize>, FxHashSet<usize>)> = FxHashMap::default();
-        for (key, id) in old.filter(|(_, id)| self.forward[*id].is_none()) {
-            sides.entry(key).or_default().0.insert(id);
-        }
-        for (key, id) in new.filter(|(_, id)| self.backward[*id].is_none()) {
-            sides.entry(key).or_default().1.insert(id);
-        }
-        let mut unique: Vec<(usize, usize)> = sides
-            .values()
-            .filter(|(a, b)| a.len() == 1 && b.len() == 1)
-            .filter_map(|(a, b)| Some((*a.iter().next()?, *b.iter().next()?)))
-            .collect();
-        unique.sort_unstable();
-        for (a, b) in unique {
-            self.join(a, b);
-        }
-    }
-}
-
-impl Correlation {
-    fn join_by_name(&mut self, old: &Build<'_>, new: &Build<'_>) {
-        self.functions.join_by_key(function_names(&old.map), function_names(&new.map));
-        self.functions.join_by_key(quiet_function_names(&old.map), quiet_function_names(&new.map));
-        self.objects.join_by_key(object_names(&old.map), object_names(&new.map));
-    }
-}
-
 /// Pairs the entities of two builds.
 pub(crate) fn correlate(old: &Build<'_>, new: &Build<'_>, variables: (&[Variable], &[Variable])) -> Correlation {
     let mut pairs = Correlation {
@@ -115,10 +53,12 @@ pub(crate) fn correlate(old: &Build<'_>, new: &Build<'_>, variables: (&[Variable
         alike: Default::default(),
         identified: variables.1.iter().filter(|v| v.is_local()).filter_map(|v| object_of(&new.map, v)).collect(),
     };
-    pairs.join_by_name(old, new);
+    let mut names = Names::new(old, new);
+    names.join(&mut pairs);
     pairs.objects.join_by_key(variable_keys(&old.map, variables.0), variable_keys(&new.map, variables.1));
-    while vote(old, new, &mut pairs) {}
-    stripped::join_by_content(old, new, &mut pairs);
+    let mut votes = Votes::new(&pairs, names);
+    votes.settle(old, new, &mut pairs);
+    let contents = stripped::join_by_content(old, new, &mut pairs, &mut votes);
     let known = (described(&old.map, variables.0), described(&new.map, variables.1));
     let (before, now) = (only_of_their_name(&old.map, &known.0), only_of_their_name(&new.map, &known.1));
     let (old_users, new_users) = (users(old, before.values()), users(new, now.values()));
@@ -132,8 +72,8 @@ pub(crate) fn correlate(old: &Build<'_>, new: &Build<'_>, variables: (&[Variable
             pairs.objects.join(o, p);
         }
     }
-    while vote(old, new, &mut pairs) {}
-    stripped::set_alike(old, new, &mut pairs);
+    votes.settle(old, new, &mut pairs);
+    stripped::set_alike(old, new, &mut pairs, &contents);
     pairs
 }
 
@@ -167,16 +107,6 @@ fn users<'m>(build: &Build<'_>, objects: impl Iterator<Item = &'m ObjectId>) -> 
     users
 }
 
-fn function_names<'m>(map: &'m Map<'_>) -> impl Iterator<Item = ((&'m str, &'m str), FunctionId)> {
-    let named = map.functions.iter().enumerate().filter(|(_, f)| f.evidence.has_name());
-    named.flat_map(|(id, f)| f.names.iter().map(move |n| ((f.file, *n), id)))
-}
-
-fn quiet_function_names<'m>(map: &'m Map<'_>) -> impl Iterator<Item = ((&'m str, &'m str), FunctionId)> {
-    let named = map.functions.iter().enumerate().filter(|(_, f)| f.evidence.has_name());
-    named.map(|(id, f)| ((f.file, quiet_name(f.name())), id))
-}
-
 /// The name without the numbers that the compiler gives to clones.
 pub(crate) fn quiet_name(name: &str) -> &str {
     let stem = name.trim_end_matches(|c: char| c.is_ascii_digit());
@@ -184,15 +114,6 @@ pub(crate) fn quiet_name(name: &str) -> &str {
         Some(clone) if stem.len() < name.len() => clone,
         _ => name,
     }
-}
-
-fn object_names<'m>(map: &'m Map<'_>) -> impl Iterator<Item = ((&'m str, &'m str), ObjectId)> {
-    map.objects.iter().enumerate().flat_map(|(id, o)| {
-        o.names
-            .iter()
-            .filter(|n| !o.unnamed && (!o.local || numbered_stem(n).is_none()))
-            .map(move |n| ((o.file, *n), id))
-    })
 }
 
 /// `counter` of `counter.0`.
@@ -222,69 +143,4 @@ pub(crate) fn described<'m>(map: &Map<'_>, variables: &'m [Variable]) -> FxHashM
 
 fn object_of(map: &Map<'_>, variable: &Variable) -> Option<ObjectId> {
     map.object_at(variable.address).filter(|id| map.objects[*id].address == variable.address)
-}
-
-/// One round of votes by otherwise identical functions. True if it paired anything.
-fn vote(old: &Build<'_>, new: &Build<'_>, pairs: &mut Correlation) -> bool {
-    let judge = Judge::new(old, new, pairs);
-    let candidates: Vec<(FunctionId, FunctionId)> = pairs.functions.iter().collect();
-    let votes: Vec<Vec<Verdict>> = candidates
-        .par_iter()
-        .map(|pair| {
-            let mut votes = Vec::new();
-            let difference = judge.difference(*pair, &mut |_, _, verdict| {
-                if verdict == Verdict::Same || verdict == Verdict::Different {
-                    return verdict == Verdict::Same;
-                }
-                votes.push(verdict);
-                true
-            });
-            if difference.is_none() { votes } else { Vec::new() }
-        })
-        .collect();
-    let object_pairs: Vec<(ObjectId, ObjectId)> = pairs.objects.iter().collect();
-    let by_objects: Vec<Verdict> = object_pairs.par_iter().map(|pair| judge.object_contents(*pair)).collect();
-    let (mut objects, mut functions) = (Ballot::default(), Ballot::default());
-    for verdict in votes.into_iter().flatten().chain(by_objects) {
-        match verdict {
-            Verdict::Undecided(a, b) => objects.cast(a, b),
-            Verdict::UndecidedFunctions(f, g) => functions.cast(f, g),
-            Verdict::Same | Verdict::Different => {}
-        }
-    }
-    let joined = objects.count(&mut pairs.objects) | functions.count(&mut pairs.functions);
-    if joined {
-        // What a vote leaves over may now be the only one of its name.
-        pairs.join_by_name(old, new);
-    }
-    joined
-}
-
-/// Votes for pairs of entities.
-#[derive(Default)]
-struct Ballot {
-    by_old: BTreeMap<usize, FxHashSet<usize>>,
-    by_new: BTreeMap<usize, FxHashSet<usize>>,
-}
-
-impl Ballot {
-    fn cast(&mut self, old: usize, new: usize) {
-        self.by_old.entry(old).or_default().insert(new);
-        self.by_new.entry(new).or_default().insert(old);
-    }
-
-    /// Joins what all votes agree on.
-    fn count(self, pairs: &mut Pairs) -> bool {
-        let mut joined = false;
-        for (old, choices) in &self.by_old {
-            let mut choices = choices.iter();
-            if let (Some(new), None) = (choices.next(), choices.next())
-                && self.by_new[new].len() == 1
-            {
-                pairs.join(*old, *new);
-                joined = true;
-            }
-        }
-        joined
-    }
 }

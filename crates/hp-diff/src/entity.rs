@@ -6,9 +6,10 @@
 //! has no identity, only content, and reaches at most to the next address that anything
 //! refers to.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use object::SymbolKind;
+use rayon::prelude::*;
 use rustc_hash::FxHashMap;
 
 use crate::arch::{self, Site, Use};
@@ -195,17 +196,25 @@ impl<'a> Map<'a> {
         self.functions.iter().any(|f| !f.evidence.has_name())
     }
 
-    /// Tells the map which addresses are referred to; literals end there.
-    pub(crate) fn set_references(&mut self, image: &Image<'a>, from_code: impl Iterator<Item = u64>) {
-        let mut all: BTreeSet<u64> = from_code.collect();
-        all.extend(image.words.values().filter_map(|w| match w {
-            Word::Address(a) => Some(*a),
+    /// Tells the map which addresses are referred to; literals end there. There are none in code, so what leads
+    /// into code does not count.
+    pub(crate) fn set_references(&mut self, image: &Image<'a>, from_code: impl ParallelIterator<Item = u64>) {
+        let code: Vec<_> = image.sections.iter().filter(|s| s.executable).map(|s| s.address..s.end()).collect();
+        let in_data = |address: &u64| !code.iter().any(|range| range.contains(address));
+        let mut targets: Vec<u64> = from_code.filter(in_data).collect();
+        targets.extend(image.words.values().filter_map(|w| match w {
+            Word::Address(a) => Some(*a).filter(in_data),
             _ => None,
         }));
-        let targets = all.clone();
+        targets.par_sort_unstable();
+        targets.dedup();
+        let mut all = targets.clone();
         all.extend(self.objects.iter().flat_map(|o| [o.address, o.end()]));
         all.extend(image.sections.iter().flat_map(|s| [s.address, s.end()]));
-        self.references = all.into_iter().collect();
+        all.par_sort_unstable();
+        all.dedup();
+        all.shrink_to_fit();
+        self.references = all;
         self.add_unnamed_variables(image, &targets);
     }
 
@@ -246,7 +255,7 @@ impl<'a> Map<'a> {
 
     /// Writable data without a symbol, such as the initial value of a local array that the
     /// code copies to the stack: one object for each address that is referred to.
-    fn add_unnamed_variables(&mut self, image: &Image<'a>, targets: &BTreeSet<u64>) {
+    fn add_unnamed_variables(&mut self, image: &Image<'a>, targets: &[u64]) {
         let mut found = Vec::new();
         // Constants that hold addresses may lead back to themselves, so they need an identity.
         let stripped = self.is_stripped();
@@ -255,7 +264,8 @@ impl<'a> Map<'a> {
             !named_elsewhere && s.is_content() && !s.executable && !s.name.starts_with(".got")
         };
         for section in image.sections.iter().filter(is_variable) {
-            for &address in targets.range(section.address..section.end()) {
+            let inside = |bound: u64| targets.partition_point(|t| *t < bound);
+            for &address in &targets[inside(section.address)..inside(section.end())] {
                 let known = self.object_at(address).is_some() || self.markers.contains_key(&address);
                 let size = self.next_reference(address).min(section.end()) - address;
                 let zero = image.bytes(address, size).is_none_or(|b| b.iter().all(|x| *x == 0));

@@ -21,6 +21,8 @@ mod lines;
 mod lsda;
 mod payload;
 mod references;
+mod same;
+mod slots;
 mod source;
 mod unwind;
 mod values;
@@ -163,12 +165,18 @@ impl Report {
 /// [`Error`] where a file cannot be read or is no input for this tool. Everything that
 /// forbids a patch of two readable builds is a [`Finding`] in the report instead.
 pub fn diff(old: &Path, new: &Path, options: &Options) -> Result<Report, Error> {
-    let old = Input::open(old, options.old_debug.as_deref(), &options.places)?;
-    let new = Input::open(new, options.new_debug.as_deref(), &options.places)?;
-    let (old_image, new_image) = (Image::parse(&old)?, Image::parse(&new)?);
+    if let Some(report) = same::report(old, new, options)? {
+        return Ok(report);
+    }
+    let (old, new) = rayon::join(
+        || Input::open(old, options.old_debug.as_deref(), &options.places),
+        || Input::open(new, options.new_debug.as_deref(), &options.places),
+    );
+    let (old, new) = (old?, new?);
+    let (old_image, new_image) = rayon::join(|| Image::parse(&old), || Image::parse(&new));
+    let (old_image, new_image) = (old_image?, new_image?);
     let mut findings = check::images(&old_image, &new_image);
-    let fatal = |f: &Finding| matches!(f.code, Code::NoSymbols | Code::KindDiffers | Code::ForeignRuntime);
-    if findings.iter().any(fatal) {
+    if findings.iter().any(check::is_fatal) {
         findings.sort_by(by_weight);
         return Ok(Report {
             identical: 0,
@@ -180,13 +188,13 @@ pub fn diff(old: &Path, new: &Path, options: &Options) -> Result<Report, Error> 
         });
     }
     findings.extend(layout::compare(&old_image.debug, &new_image.debug));
-    let variables = (layout::variables(&old_image.debug), layout::variables(&new_image.debug));
+    let variables = rayon::join(|| layout::variables(&old_image.debug), || layout::variables(&new_image.debug));
     let absolute = |i: &Image<'_>| i.sections.iter().map(|s| s.address).find(|a| *a != 0).unwrap_or(0)..i.span + 1;
     let numbers = (old_image.fixed_address && new_image.fixed_address).then(|| {
         let (a, b) = (absolute(&old_image), absolute(&new_image));
         a.start.min(b.start)..a.end.max(b.end)
     });
-    let (old, new) = (Build::new(old_image, numbers.clone()), Build::new(new_image, numbers));
+    let (old, new) = rayon::join(|| Build::new(old_image, numbers.clone()), || Build::new(new_image, numbers.clone()));
     let variables = (&variables.0[..], &variables.1[..]);
     let pairs = correlate(&old, &new, variables);
     let mut changes = compare(&old, &new, &pairs);
@@ -237,7 +245,7 @@ pub fn diff(old: &Path, new: &Path, options: &Options) -> Result<Report, Error> 
     findings.sort_by(by_weight);
     findings.dedup();
     accept(&mut findings, options);
-    let evidence = [evidence(&old), evidence(&new)];
+    let evidence = [evidence(&old.map), evidence(&new.map)];
     let identical = changes.identical + pairs.alike.0.len();
     let mut report = Report { identical, changes: listed, evidence, findings, explanations, patch };
     if report.refused() {
@@ -250,9 +258,9 @@ pub fn diff(old: &Path, new: &Path, options: &Options) -> Result<Report, Error> 
 }
 
 /// Counts functions by what says where they lie.
-fn evidence(build: &Build<'_>) -> BTreeMap<Evidence, usize> {
+fn evidence(map: &entity::Map<'_>) -> BTreeMap<Evidence, usize> {
     let mut counts = BTreeMap::new();
-    for function in &build.map.functions {
+    for function in &map.functions {
         *counts.entry(function.evidence).or_default() += 1;
     }
     counts

@@ -25,6 +25,7 @@ use crate::correlate::{Correlation, numbered_stem};
 use crate::entity::{CodeRange, FunctionId, ObjectId, Target};
 use crate::finding::{Code, Finding};
 use crate::image::Word;
+use crate::slots::Slots;
 
 /// The payload of a patch under construction.
 pub(crate) struct Payload<'p, 'a> {
@@ -33,6 +34,7 @@ pub(crate) struct Payload<'p, 'a> {
     pairs: &'p Correlation,
     changes: &'p Changes,
     twins: &'p Twins,
+    slots: Slots<'p>,
     /// New functions that differ from their old selves.
     changed: FxHashSet<FunctionId>,
     sections: BTreeMap<SectionKind, Content>,
@@ -91,6 +93,7 @@ impl<'p, 'a> Payload<'p, 'a> {
             pairs,
             changes,
             twins,
+            slots: Slots::new(old),
             changed: changes.functions.iter().map(|c| c.1).collect(),
             sections: BTreeMap::new(),
             symbols: Vec::new(),
@@ -775,11 +778,10 @@ impl<'p, 'a> Payload<'p, 'a> {
     /// A symbol by the name that a dynamic relocation gives: of this image, or an import.
     fn named(&mut self, name: &str) -> u32 {
         let new = self.new;
-        let own = |names: &[&str]| names.contains(&name);
-        if let Some(g) = new.map.functions.iter().position(|f| !f.local && own(&f.names)) {
+        if let Some(g) = self.slots.global_function(new, name) {
             return self.function(g, Use::Address);
         }
-        if let Some(p) = new.map.objects.iter().position(|o| !o.local && own(&o.names))
+        if let Some(p) = self.slots.global_object(new, name)
             && let Ok(symbol) = self.object(p)
         {
             return symbol;
@@ -966,14 +968,11 @@ impl<'p, 'a> Payload<'p, 'a> {
             _ => "local",
         };
         if stub {
-            let found =
-                old.image.stubs.iter().find(|(_, slot)| old.image.words.get(slot).is_some_and(|v| same(**slot, v)));
-            let (at, _) = found?;
-            return Some((self.base_symbol(&format!("{shown}.plt"), SymbolKind::Function, *at, 0), 0));
+            let at = self.slots.stubs(word).iter().find(|s| same(s.slot, s.word))?.at;
+            return Some((self.base_symbol(&format!("{shown}.plt"), SymbolKind::Function, at, 0), 0));
         }
-        let in_got = |a: u64| old.image.section_at(a).is_some_and(|s| s.name.starts_with(".got"));
-        let (at, _) = old.image.words.iter().find(|(a, v)| in_got(**a) && same(**a, v))?;
-        Some((self.base_symbol(&format!("{shown}.got"), SymbolKind::Object, *at, 8), 0))
+        let at = self.slots.got(word).iter().find(|s| same(s.slot, s.word))?.at;
+        Some((self.base_symbol(&format!("{shown}.got"), SymbolKind::Object, at, 8), 0))
     }
 
     pub(crate) fn pc_relative(&mut self, section: SectionKind, offset: u64, symbol: u32, addend: i64) {

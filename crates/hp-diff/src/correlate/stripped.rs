@@ -8,9 +8,10 @@
 
 use rayon::prelude::*;
 use rustc_hash::{FxHashMap, FxHashSet};
-use sha2::{Digest, Sha256};
+use xxhash_rust::xxh3::xxh3_128;
 
-use super::{Correlation, vote};
+use super::Correlation;
+use super::votes::Votes;
 use crate::arch::{Site, Use, decode_at};
 use crate::build::Build;
 use crate::compare::{Changes, Judge, Verdict};
@@ -21,125 +22,136 @@ use crate::image::{Evidence, Word};
 /// Short functions are alike too easily: they are paired by content only when votes have had their say.
 const TELLING: u64 = 64;
 
+/// Content of the functions without a name, of the old and of the new build. Both are empty if no
+/// build is stripped.
+pub(super) type Contents = (Vec<(FunctionId, u128)>, Vec<(FunctionId, u128)>);
+
 /// Pairs functions without a name by content that occurs once.
-pub(super) fn join_by_content(old: &Build<'_>, new: &Build<'_>, pairs: &mut Correlation) {
+pub(super) fn join_by_content(
+    old: &Build<'_>,
+    new: &Build<'_>,
+    pairs: &mut Correlation,
+    votes: &mut Votes<'_>,
+) -> Contents {
     if !old.map.is_stripped() && !new.map.is_stripped() {
-        return;
+        return Contents::default();
     }
     let (before, now) = (contents(old), contents(new));
     for smallest in [TELLING, 0] {
-        let large = |build: &Build<'_>, all: &[(FunctionId, [u8; 32])]| -> Vec<([u8; 32], FunctionId)> {
+        let large = |build: &Build<'_>, all: &[(FunctionId, u128)]| -> Vec<(u128, FunctionId)> {
             let wanted = all.iter().filter(|(f, _)| build.map.functions[*f].size() >= smallest);
             wanted.map(|(f, key)| (*key, *f)).collect()
         };
+        let (a, b) = (large(old, &before), large(new, &now));
         loop {
-            let alone = pairs.functions.iter().count();
-            pairs.functions.join_by_key(large(old, &before).into_iter(), large(new, &now).into_iter());
-            while vote(old, new, pairs) {}
-            if pairs.functions.iter().count() == alone {
+            let known = pairs.functions.log().len();
+            pairs.functions.join_by_key(a.iter().copied(), b.iter().copied());
+            votes.settle(old, new, pairs);
+            if pairs.functions.log().len() == known {
                 break;
             }
         }
     }
+    (before, now)
 }
 
 /// Finds the functions that are left over because they are all the same.
-pub(super) fn set_alike(old: &Build<'_>, new: &Build<'_>, pairs: &mut Correlation) {
-    if !old.map.is_stripped() && !new.map.is_stripped() {
-        return;
+pub(super) fn set_alike(old: &Build<'_>, new: &Build<'_>, pairs: &mut Correlation, contents: &Contents) {
+    let mut groups: FxHashMap<u128, (Vec<FunctionId>, Vec<FunctionId>)> = FxHashMap::default();
+    for (f, key) in contents.0.iter().filter(|(f, _)| pairs.functions.new_of(*f).is_none()) {
+        groups.entry(*key).or_default().0.push(*f);
     }
-    let mut groups: FxHashMap<[u8; 32], (Vec<FunctionId>, Vec<FunctionId>)> = FxHashMap::default();
-    for (f, key) in contents(old).into_iter().filter(|(f, _)| pairs.functions.new_of(*f).is_none()) {
-        groups.entry(key).or_default().0.push(f);
-    }
-    for (g, key) in contents(new).into_iter().filter(|(g, _)| pairs.functions.old_of(*g).is_none()) {
-        groups.entry(key).or_default().1.push(g);
+    for (g, key) in contents.1.iter().filter(|(g, _)| pairs.functions.old_of(*g).is_none()) {
+        groups.entry(*key).or_default().1.push(*g);
     }
     let judge = Judge::new(old, new, pairs);
     let same = |f: FunctionId, g: FunctionId| judge.any_difference((f, g)).is_none();
+    let groups: Vec<_> = groups.into_values().filter(|(before, now)| before.len() == now.len()).collect();
+    let all_same =
+        |(before, now): &&(Vec<FunctionId>, Vec<FunctionId>)| before.iter().all(|f| now.iter().all(|g| same(*f, *g)));
+    let groups: Vec<_> = groups.par_iter().filter(all_same).collect();
     let mut alike: (FxHashSet<FunctionId>, FxHashSet<FunctionId>) = Default::default();
-    for (before, now) in groups.into_values().filter(|(b, n)| b.len() == n.len()) {
-        if before.iter().all(|f| now.iter().all(|g| same(*f, *g))) {
-            alike.0.extend(before);
-            alike.1.extend(now);
-        }
+    for (before, now) in groups {
+        alike.0.extend(before);
+        alike.1.extend(now);
     }
     pairs.alike = alike;
 }
 
-fn contents(build: &Build<'_>) -> Vec<(FunctionId, [u8; 32])> {
+fn contents(build: &Build<'_>) -> Vec<(FunctionId, u128)> {
     let functions = (0..build.map.functions.len()).into_par_iter();
-    functions.filter(|f| !build.map.functions[*f].evidence.has_name()).map(|f| (f, content(build, f))).collect()
+    let unnamed = functions.filter(|f| !build.map.functions[*f].evidence.has_name());
+    unnamed.map_init(Vec::new, |text, f| (f, content(build, f, text))).collect()
 }
 
-/// What a function contains, wherever it and what it refers to may lie.
-fn content(build: &Build<'_>, id: FunctionId) -> [u8; 32] {
-    let mut hash = Sha256::new();
+/// What a function contains, wherever it and what it refers to may lie; `text` is room for it.
+fn content(build: &Build<'_>, id: FunctionId, text: &mut Vec<u8>) -> u128 {
+    text.clear();
     let function = &build.map.functions[id];
     for (range, code) in function.ranges.iter().zip(&build.code[id].ranges) {
-        let mut bytes = range.bytes.to_vec();
+        text.extend((range.bytes.len() as u64).to_le_bytes());
+        let start = text.len();
+        text.extend(range.bytes);
         for site in &code.sites {
-            bytes[site.offset as usize..][..usize::from(site.width)].fill(0);
+            text[start + site.offset as usize..][..usize::from(site.width)].fill(0);
         }
-        hash.update((bytes.len() as u64).to_le_bytes());
-        hash.update(&bytes);
         for site in &code.sites {
-            hash.update([0xff, site.width]);
-            describe(build, id, site, &mut hash);
+            text.extend([0xff, site.width]);
+            describe(build, id, site, text);
         }
     }
-    hash.finalize().into()
+    xxh3_128(text)
 }
 
 /// What a reference leads to, as far as that can be said without pairing anything.
-fn describe(build: &Build<'_>, id: FunctionId, site: &Site, hash: &mut Sha256) {
+fn describe(build: &Build<'_>, id: FunctionId, site: &Site, text: &mut Vec<u8>) {
     if let Some(table) = build.table(id, site.target) {
         for target in &table.targets {
             let place = build.map.function_at(*target).filter(|f| f.0 == id).map_or((9, 9), |f| (f.1, f.2));
-            hash.update([1, place.0 as u8]);
-            hash.update(place.1.to_le_bytes());
+            text.extend([1, place.0 as u8]);
+            text.extend(place.1.to_le_bytes());
         }
         return;
     }
     let startup = build.map.functions[id].evidence == Evidence::Gap && site.usage == Use::Address;
     if startup && build.image.is_end_of_data(site.target) {
-        hash.update([8]);
+        text.extend([8]);
         return;
     }
     match build.map.resolve(&build.image, site) {
         Target::Function(f, range, offset) => {
-            hash.update([2, u8::from(f == id), range as u8]);
-            hash.update(offset.to_le_bytes());
+            text.extend([2, u8::from(f == id), range as u8]);
+            text.extend(offset.to_le_bytes());
             if build.map.functions[f].evidence.has_name() {
-                hash.update(build.map.functions[f].name());
+                text.extend(build.map.functions[f].name().bytes());
             }
         }
-        Target::Object(o, _) if build.map.objects[o].unnamed => hash.update([3]),
+        Target::Object(o, _) if build.map.objects[o].unnamed => text.extend([3]),
         Target::Object(o, offset) => {
-            hash.update([4]);
-            hash.update(build.map.objects[o].name());
-            hash.update(offset.to_le_bytes());
+            text.extend([4]);
+            text.extend(build.map.objects[o].name().bytes());
+            text.extend(offset.to_le_bytes());
         }
         Target::Stub(Word::Symbol(name, _)) | Target::Slot(Word::Symbol(name, _)) => {
-            hash.update([5]);
-            hash.update(name);
+            text.extend([5]);
+            text.extend(name.bytes());
         }
         Target::Literal => {
             let bytes = match site.usage {
                 Use::Access(n) => build.image.bytes(site.target, u64::from(n)).unwrap_or_default(),
                 _ => build.map.literal(&build.image, site.target),
             };
-            hash.update([6]);
+            text.extend([6]);
             let span = site.target..site.target + bytes.len() as u64;
             if build.image.words.range(span.clone()).next().is_none()
                 && build.map.distances.range(span).next().is_none()
                 && !build.image.fixed_address
             {
-                hash.update(bytes);
+                text.extend(bytes);
             }
         }
-        Target::Marker(name) => hash.update(name),
-        Target::Stub(_) | Target::Slot(_) | Target::Header(_) | Target::Unknown => hash.update([7]),
+        Target::Marker(name) => text.extend(name.bytes()),
+        Target::Stub(_) | Target::Slot(_) | Target::Header(_) | Target::Unknown => text.extend([7]),
     }
 }
 

@@ -230,7 +230,7 @@ fn parse<'d>(path: &Path, data: &'d [u8]) -> Result<ElfFile64<'d, Endianness>, E
     })
 }
 
-fn map(path: &Path) -> Result<Mmap, Error> {
+pub(crate) fn map(path: &Path) -> Result<Mmap, Error> {
     let failed = |source| Error::Io { path: path.to_owned(), source };
     let file = std::fs::File::open(path).map_err(failed)?;
     let kind = file.metadata().map_err(failed)?;
