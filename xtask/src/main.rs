@@ -4,8 +4,9 @@
 //! surroundings: system packages that they need, and pairs of builds of real servers. Both
 //! are made at the time of the test and kept outside the repository; see `docs/TESTING.md`.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
+mod bench;
 mod bench_apply;
 mod cache;
 mod fuzz;
@@ -28,6 +29,8 @@ usage: cargo xtask <task>
   fuzz TARGET [RUNS]         runs a fuzz target for so many executions (default 1000000)
   fuzz TARGET keep           adds the inputs that it grew to fuzz/corpus, as far as they add coverage
   bench apply                what patching costs a target: pauses, and latencies of a loaded server
+  bench diff [--full] [WORD...]   what hp diff costs, on the pairs whose names contain a word, beside one decode, objdump
+                             with diff, and bsdiff (--full: on large pairs too); see docs/BENCHMARKS.md
   pairs                      builds the old/new pairs of real servers and prints where they are
 
 Pairs and sources are kept in $HP_CACHE, else $XDG_CACHE_HOME/hp, else ~/.cache/hp.";
@@ -59,10 +62,11 @@ fn run(arguments: &[String]) -> Result<bool> {
             }
         }
         ["ci"] => ci(),
+        ["bench", "apply"] => bench_apply::run(&Cache::open()?),
+        ["bench", rest @ ..] => bench::run(rest),
         ["fuzz", target] => fuzz::run(target, 1_000_000),
         ["fuzz", target, "keep"] => fuzz::keep(target),
         ["fuzz", target, runs] => fuzz::run(target, runs.parse().context("RUNS is a number")?),
-        ["bench", "apply"] => bench_apply::run(&Cache::open()?),
         ["pairs"] => {
             let cache = Cache::open()?;
             let complete = prepare(&cache);
