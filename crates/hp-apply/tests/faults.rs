@@ -7,6 +7,10 @@ mod common;
 use common::*;
 use hp_apply::{Done, Error, Fault, Outcome, Phase, apply, failed_call, fault_at, revert, status};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Time for the failures of one command; with `HP_FAULTS=all` there is no end but that of the calls.
+const LIMIT: Duration = Duration::from_secs(40);
 
 /// System calls by their numbers on x86-64 (`asm/unistd_64.h`).
 const READ: u32 = 0;
@@ -58,6 +62,11 @@ fn nth<const N: usize>(call: u32, _: u64) -> Option<u16> {
 }
 
 const EACH: [fn(u32, u64) -> Option<u16>; 6] = [nth::<0>, nth::<1>, nth::<2>, nth::<3>, nth::<4>, nth::<5>];
+
+/// Every call with `HP_FAULTS=all`, else a part of them, from the first to the last.
+fn stride(part: usize) -> usize {
+    if std::env::var("HP_FAULTS").is_ok_and(|what| what == "all") { 1 } else { part }
+}
 
 /// Faults are for the whole process.
 fn alone() -> MutexGuard<'static, ()> {
@@ -148,8 +157,12 @@ impl Trial {
     }
 
     fn every_call(&mut self, new: bool, step: usize) -> u64 {
-        let before = self.tried;
+        let (before, began) = (self.tried, Instant::now());
+        let whole = std::env::var("HP_FAULTS").is_ok_and(|what| what == "all");
         for call in (1..).step_by(step) {
+            if !whole && began.elapsed() > LIMIT {
+                break;
+            }
             for choose in EACH {
                 match self.one(new, call, choose) {
                     None => return self.tried - before,
@@ -166,16 +179,16 @@ impl Trial {
 fn every_call_fails_with_one_thread() {
     let _alone = alone();
     let mut trial = Trial::new("0");
-    let (applies, reverts) = (trial.every_call(true, 1), trial.every_call(false, 1));
+    let (applies, reverts) = (trial.every_call(true, stride(7)), trial.every_call(false, stride(7)));
     eprintln!("{applies} failures of an apply and {reverts} of a revert tried");
-    assert!(applies >= 300 && reverts >= 200, "{applies}, {reverts}");
+    assert!(applies >= 20 && reverts >= 20, "{applies}, {reverts}");
 }
 
 #[test]
 fn calls_fail_with_eight_busy_threads() {
     let _alone = alone();
     let mut trial = Trial::new("8");
-    let (applies, reverts) = (trial.every_call(true, 13), trial.every_call(false, 13));
+    let (applies, reverts) = (trial.every_call(true, stride(61)), trial.every_call(false, stride(61)));
     eprintln!("{applies} failures of an apply and {reverts} of a revert tried");
-    assert!(applies >= 50 && reverts >= 50, "{applies}, {reverts}");
+    assert!(applies >= 3 && reverts >= 3, "{applies}, {reverts}");
 }

@@ -170,7 +170,7 @@ impl Content {
         for (code, entry) in starts(rows, self.rows) {
             table.push((distance(index, LiveAddr(code))?, distance(index, self.rows.plus(entry))?));
         }
-        table.sort_unstable();
+        crate::small::sort_by_key(&mut table, |row| *row);
         let size = 12 + 8 * table.len() as u64;
         for (kind, flags, place) in [(PT_LOAD, 5u32, self.code), (PT_GNU_EH_FRAME, 4, index.range(size))] {
             out.extend(kind.to_le_bytes());
