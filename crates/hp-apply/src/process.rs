@@ -225,6 +225,12 @@ pub(crate) fn not_permitted(pid: i32, status: &Status) -> String {
         );
     }
     let scope = sys::read_file("/proc/sys/kernel/yama/ptrace_scope").unwrap_or_default();
+    let own_status = sys::read_file("/proc/self/status").unwrap_or_default();
+    if let Some(why) = beside_tracing(capabilities(&own_status), own != status.uid)
+        && scope.trim_ascii() != b"3"
+    {
+        return format!("not permitted: process {pid}: {why}");
+    }
     match String::from_utf8_lossy(&scope).trim() {
         scope @ ("1" | "2" | "3") => format!(
             "not permitted: process {pid}: kernel.yama.ptrace_scope is {scope}; CAP_SYS_PTRACE is needed{}",
@@ -237,9 +243,37 @@ pub(crate) fn not_permitted(pid: i32, status: &Status) -> String {
     }
 }
 
+/// The effective capabilities in `/proc/PID/status`.
+fn capabilities(status: &[u8]) -> u64 {
+    let text = String::from_utf8_lossy(status);
+    let line = text.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    line.and_then(|digits| u64::from_str_radix(digits.trim(), 16).ok()).unwrap_or(0)
+}
+
+/// What is in the way of one who may trace: the memory file of a process belongs to its user.
+fn beside_tracing(capabilities: u64, others: bool) -> Option<&'static str> {
+    const DAC_OVERRIDE: u64 = 1 << 1;
+    const SYS_PTRACE: u64 = 1 << 19;
+    match (capabilities & SYS_PTRACE != 0, capabilities & DAC_OVERRIDE != 0) {
+        (true, false) if others => Some("CAP_DAC_OVERRIDE is missing, which opening another user's memory takes"),
+        (true, _) => Some("CAP_SYS_PTRACE is there, so a security module or a user namespace forbids it"),
+        (false, _) => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let all = capabilities(b"Name:\thp\nCapEff:\t000001ffffffffff\n");
+        assert!(beside_tracing(all, true).unwrap().contains("security module"));
+        assert!(beside_tracing(all & !2, true).unwrap().contains("CAP_DAC_OVERRIDE"));
+        assert!(beside_tracing(all & !2, false).unwrap().contains("security module"));
+        assert_eq!(beside_tracing(all & !(1 << 19), true), None);
+        assert_eq!(capabilities(b"CapEff:\tnonsense\n"), 0);
+    }
 
     #[test]
     fn a_command_name_cannot_shift_the_fields() {

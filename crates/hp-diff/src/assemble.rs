@@ -12,7 +12,9 @@ use crate::correlate::Correlation;
 use crate::detour;
 use crate::entity::{FunctionId, Target};
 use crate::finding::{Finding, Level};
+use crate::identity;
 use crate::image::Word;
+use crate::layout::Variable;
 use crate::payload::Payload;
 use crate::unwind::{Rows, Writer};
 use crate::{Change, ChangeKind, Options};
@@ -31,6 +33,7 @@ pub(crate) fn patch(
     new: &Build<'_>,
     pairs: &Correlation,
     changes: &Changes,
+    variables: &[Variable],
     options: &Options,
 ) -> Made {
     let twins = Twins::new(old, new, pairs, changes);
@@ -58,6 +61,8 @@ pub(crate) fn patch(
         }
     }
     payload.place(SectionKind::EhFrame, 8, &writer.finish());
+
+    identity::mark(&mut payload, new, variables);
 
     let copied: FxHashSet<FunctionId> = payload.functions.iter().map(|f| f.0).collect();
     let users: Vec<String> = payload

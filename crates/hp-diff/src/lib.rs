@@ -14,6 +14,7 @@ mod entity;
 mod entries;
 mod explain;
 mod finding;
+mod identity;
 mod image;
 mod input;
 mod layout;
@@ -216,7 +217,7 @@ pub fn diff(old: &Path, new: &Path, options: &Options) -> Result<Report, Error> 
         let message = "a patch needs a linked program or shared object with a build ID";
         findings.push(Finding::new(Code::NotLinked, &old.image.file_name, message));
     } else if !changes.functions.is_empty() {
-        let made = assemble::patch(&old, &new, &pairs, &changes, options);
+        let made = assemble::patch(&old, &new, &pairs, &changes, variables.1, options);
         findings.extend(made.findings);
         if findings.iter().all(|f| f.code != Code::LayoutUnproven) {
             findings.extend(check::undescribed(&old, &new, &changes, &made.copied));

@@ -124,6 +124,13 @@ impl<'p, 'a> Payload<'p, 'a> {
         }
     }
 
+    /// Data objects that the payload has, in order, with their symbols.
+    pub(crate) fn objects(&self) -> Vec<(ObjectId, u32)> {
+        let mut objects: Vec<(ObjectId, u32)> = self.object_symbols.iter().map(|(&p, &symbol)| (p, symbol)).collect();
+        objects.sort_unstable();
+        objects
+    }
+
     /// The symbol of a payload function's entry.
     pub(crate) fn entry_symbol(&self, function: FunctionId) -> Option<u32> {
         self.function_symbols.get(&function).map(|s| s[0])

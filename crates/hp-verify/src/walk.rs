@@ -676,6 +676,15 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
         }
     }
 
+    /// A symbol that says of a variable what it is (docs/FORMAT.md) brings no bytes; the variable must be proven.
+    fn marks_a_variable(&self, mark: &hp_pack::Symbol) -> bool {
+        let same = |(i, symbol): (usize, &hp_pack::Symbol)| {
+            let place = (symbol.place, symbol.value) == (mark.place, mark.value);
+            place && symbol.size > 0 && self.data.contains_key(&(i as u32))
+        };
+        mark.size == 0 && mark.name.starts_with("hpatch.variable.") && self.patch.symbols.iter().enumerate().any(same)
+    }
+
     /// What nothing leads to is not proven.
     fn unreached(&mut self) {
         for (i, symbol) in self.patch.symbols.iter().enumerate() {
@@ -683,7 +692,7 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
             let reached = match kind {
                 SectionKind::Text => self.code.contains_key(&symbol.value) || self.islands.contains_key(&symbol.value),
                 SectionKind::Rodata | SectionKind::DataRelRo | SectionKind::Data | SectionKind::Bss => {
-                    self.data.contains_key(&(i as u32))
+                    self.data.contains_key(&(i as u32)) || self.marks_a_variable(symbol)
                 }
                 SectionKind::Thunks | SectionKind::State => true,
                 SectionKind::EhFrame | SectionKind::ExceptTable => true,
