@@ -41,8 +41,8 @@ pub(crate) struct Correlation {
     /// Functions without a name that are identical to several others, as many in the new build as in the
     /// old one: none of them changed, but which is which is not known. Old and new ones.
     pub alike: (FxHashSet<FunctionId>, FxHashSet<FunctionId>),
-    /// New objects that debug information identifies as a static local of some function.
-    pub identified: FxHashSet<ObjectId>,
+    /// Old and new objects that debug information identifies as a static local of some function, and which.
+    pub owners: (FxHashMap<ObjectId, String>, FxHashMap<ObjectId, String>),
 }
 
 /// Pairs the entities of two builds.
@@ -51,7 +51,7 @@ pub(crate) fn correlate(old: &Build<'_>, new: &Build<'_>, variables: (&[Variable
         functions: Pairs::new(old.map.functions.len(), new.map.functions.len()),
         objects: Pairs::new(old.map.objects.len(), new.map.objects.len()),
         alike: Default::default(),
-        identified: variables.1.iter().filter(|v| v.is_local()).filter_map(|v| object_of(&new.map, v)).collect(),
+        owners: (owners(&old.map, variables.0), owners(&new.map, variables.1)),
     };
     let mut names = Names::new(old, new);
     names.join(&mut pairs);
@@ -139,6 +139,11 @@ fn variable_keys<'m>(map: &'m Map<'_>, variables: &'m [Variable]) -> impl Iterat
 /// The objects that debug information describes.
 pub(crate) fn described<'m>(map: &Map<'_>, variables: &'m [Variable]) -> FxHashMap<ObjectId, &'m Variable> {
     variables.iter().filter_map(|v| Some((object_of(map, v)?, v))).collect()
+}
+
+fn owners(map: &Map<'_>, variables: &[Variable]) -> FxHashMap<ObjectId, String> {
+    let locals = variables.iter().filter(|v| v.is_local());
+    locals.filter_map(|v| Some((object_of(map, v)?, v.function.clone()))).collect()
 }
 
 fn object_of(map: &Map<'_>, variable: &Variable) -> Option<ObjectId> {

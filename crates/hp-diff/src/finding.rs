@@ -108,7 +108,7 @@ codes! {
     NewSlot = "HP0303", Error, "a table slot that the old build does not have",
         "The new code reads a slot of the global offset table whose content cannot be made in a running process.";
     ConstantReplaced = "HP0304", Warning, "a named constant was replaced by a copy",
-        "New code uses the new content; pointers to the constant that were taken before keep leading to the old one.";
+        "New code uses the new content; pointers to the constant that were taken before keep leading to the old one. Where new code compares such pointers with the constant's address, or takes their distance, this is an error: they would never be equal again.";
     InitialValueChanged = "HP0305", Error, "the initial value or size of a variable changed",
         "The running program has its own value of the variable, made from the old initial one. If the new start value does not matter to a process that runs already, accept with --allow HP0305=NAME.";
     ThreadLocalChanged = "HP0306", Error, "the thread-local storage changed",
@@ -123,12 +123,16 @@ codes! {
         "The resolver has run already and its choice is in use.";
     WalkedSectionChanged = "HP0311", Error, "a section that the program walks changed",
         "The program goes through this section from its __start_ to its __stop_ symbol; a running process has the old list. If the old list may stay, accept with --allow HP0311=NAME.";
+    VariableRenamed = "HP0312", Error, "a variable may have been renamed",
+        "The new build has a writable variable that the old one lacks, and lacks one of the same size in the same place. If it is the same under another name, its value in the running process would be lost. If it is another one, accept with --allow HP0312=NAME.";
     LayoutChanged = "HP0401", Error, "a type's layout changed",
         "Objects of this type that live in the running process have the old layout; code with the new layout would read and write the wrong bytes. Restart the program, or change the fix so that the type keeps its layout.";
     LayoutUnproven = "HP0402", Error, "layouts could not be compared",
         "At least one build has no debug information, so nothing shows that types kept their layout. Build with -g; if you know that no type changed, accept with --allow HP0402.";
     NumberChanged = "HP0403", Warning, "a number in lasting memory changed its meaning, or a bound was corrected",
         "The new code stores another number into memory that outlives the function, masks it with another one or compares it with another one. If that number is a flag or a state that objects of the running process hold, the new code misreads them; a corrected bound does no harm. Look at the places; --strict makes this an error, which --allow HP0403=FUNCTION accepts.";
+    ReleaseAdded = "HP0404", Warning, "new code releases what the old code left alone",
+        "The new code hands what an object or variable leads to to a function that releases it, where the old code does not. If the fix changed who owns it, objects that the old code made may lead to it twice, and it would be released twice. If the fix only mends a leak, all is well. Look at the places; --strict makes this an error, which --allow HP0404=FUNCTION accepts.";
     EntryTooShort = "HP0501", Error, "the function is too short to be redirected",
         "The 5-byte jump does not fit before the next function.";
     BranchIntoEntry = "HP0502", Error, "something leads into the redirected bytes",
@@ -154,9 +158,12 @@ impl Code {
             Code::LayoutChanged
                 | Code::LayoutUnproven
                 | Code::NumberChanged
+                | Code::ReleaseAdded
                 | Code::InitialValueChanged
                 | Code::ConstructorsChanged
                 | Code::WalkedSectionChanged
+                | Code::VariableRenamed
+                | Code::ConstantReplaced
                 | Code::SharedConstantChanged
                 | Code::Coroutines
                 | Code::UnnamedData

@@ -62,7 +62,7 @@ pub struct Options {
     pub counter: u64,
     /// Functions that differ only in line numbers are changed ones too.
     pub exact_lines: bool,
-    /// Numbers that may have changed their meaning ([`Code::NumberChanged`]) are errors.
+    /// Values that may have changed their meaning ([`Code::NumberChanged`], [`Code::ReleaseAdded`]) are errors.
     pub strict: bool,
     /// Changed functions to show side by side, by name.
     pub explain: Vec<String>,
@@ -208,7 +208,7 @@ pub fn diff(old: &Path, new: &Path, options: &Options) -> Result<Report, Error> 
     if !changes.functions.is_empty() {
         findings.extend(check::variable_types(&old, &new, &pairs, variables));
     }
-    findings.extend(values::changed_numbers(&old, &new, &pairs, &changes));
+    findings.extend(values::changed_values(&old, &new, &pairs, &changes));
     findings.extend(correlate::audit(&old, &new, &pairs, &changes));
     let mut patch = None;
     let mut copied = FxHashSet::default();
@@ -241,7 +241,8 @@ pub fn diff(old: &Path, new: &Path, options: &Options) -> Result<Report, Error> 
     explanations.sort_by(|a, b| a.name.cmp(&b.name));
     listed.sort_by(|a, b| (&a.name, a.old_address, a.new_address).cmp(&(&b.name, b.old_address, b.new_address)));
     if options.strict {
-        findings.iter_mut().filter(|f| f.code == Code::NumberChanged).for_each(|f| f.level = Level::Error);
+        let of_values = |f: &&mut Finding| matches!(f.code, Code::NumberChanged | Code::ReleaseAdded);
+        findings.iter_mut().filter(of_values).for_each(|f| f.level = Level::Error);
     }
     findings.sort_by(by_weight);
     findings.dedup();

@@ -9,6 +9,7 @@
 //! stays the old one, so that pointers compare equal before, during and after the patch.
 
 mod landing;
+mod live;
 
 pub(crate) use landing::Table;
 
@@ -647,8 +648,9 @@ impl<'p, 'a> Payload<'p, 'a> {
                 return Ok(self.base_symbol(object.names[0], SymbolKind::Object, address, size));
             }
             self.check_is_new(p)?;
-        } else if object.constant && numbered_stem(object.name()).is_none() {
-            self.finding(Code::ConstantReplaced, object.name(), "its content differs between the builds");
+            self.note_namesake(p);
+        } else if object.constant {
+            self.note_replaced(p);
         }
         let align = 1u64 << object.address.trailing_zeros().min(6);
         let name = object.names[0];
@@ -689,37 +691,6 @@ impl<'p, 'a> Payload<'p, 'a> {
                 && numbered_stem(object.name()) == Some(stem)
                 && judge.object_contents((*o, p)) == Verdict::Same
         })
-    }
-
-    /// A writable variable without an old self must be new, not one that lost its partner.
-    fn check_is_new(&self, p: ObjectId) -> Result<(), Problem> {
-        let object = &self.new.map.objects[p];
-        if object.constant {
-            return Ok(());
-        }
-        if object.unnamed {
-            return Err(Problem(
-                Code::UnknownReference,
-                "writable data without a symbol, which no unchanged function identifies".into(),
-            ));
-        }
-        let stem = numbered_stem(object.name()).unwrap_or(object.name());
-        let lost = self.old.map.objects.iter().enumerate().any(|(o, old)| {
-            self.pairs.objects.new_of(o).is_none()
-                && !old.constant
-                // A variable may have become static or global.
-                && (old.file == object.file || old.local != object.local)
-                && numbered_stem(old.name()).unwrap_or(old.name()) == stem
-        });
-        // With debug information on both sides a static local that is still alone is
-        // known to belong to another function or to be new.
-        if lost && !self.pairs.identified.contains(&p) {
-            return Err(Problem(
-                Code::UnpairedVariable,
-                "the old build has a variable of this name that was not paired".into(),
-            ));
-        }
-        Ok(())
     }
 
     /// Fields of a piece of data that hold addresses: offset in it and the word.

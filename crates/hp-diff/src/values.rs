@@ -4,15 +4,20 @@
 //! that a changed function stores into memory that outlives it, masks it with or compares it with, where the old
 //! function did the same to the same offset with another number. Numbers that only one of the two has for a place
 //! (a check that was added) are no finding.
+//!
+//! Likewise who owns what a pointer leads to: new code that releases what the old code left alone may find objects that
+//! the old code made, where two pointers lead to one thing. So calls are searched that release what a function read
+//! from lasting memory, where the old function releases nothing from that place.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::arch::{self, Cell, Deed};
+use crate::arch::{self, Cell, Deed, Use};
 use crate::build::Build;
 use crate::compare::Changes;
 use crate::correlate::Correlation;
-use crate::entity::{FunctionId, ObjectId};
+use crate::entity::{FunctionId, ObjectId, Target};
 use crate::finding::{Code, Finding};
+use crate::image::Word;
 
 /// Places shown in one finding.
 const SHOWN: usize = 6;
@@ -27,13 +32,8 @@ enum Place {
 
 type Numbers = BTreeMap<(Place, u8, Deed), BTreeMap<u64, u64>>;
 
-/// One warning for each changed function in which such a number changed.
-pub(crate) fn changed_numbers(
-    old: &Build<'_>,
-    new: &Build<'_>,
-    pairs: &Correlation,
-    changes: &Changes,
-) -> Vec<Finding> {
+/// Warnings for each changed function in which such a number or release changed.
+pub(crate) fn changed_values(old: &Build<'_>, new: &Build<'_>, pairs: &Correlation, changes: &Changes) -> Vec<Finding> {
     let place_in_new = |cell| match cell {
         Cell::Field(offset) => Some(Place::Field(offset)),
         Cell::Fixed(address) => {
@@ -48,18 +48,63 @@ pub(crate) fn changed_numbers(
         }
     };
     let of_function = |&(f, g, _): &(FunctionId, FunctionId, _)| {
-        let (before, now) = (numbers(old, f, place_in_old), numbers(new, g, place_in_new));
-        let changed: Vec<String> =
-            before.iter().filter_map(|(key, was)| describe(old, *key, was, now.get(key)?)).collect();
-        let shown = changed.iter().take(SHOWN).cloned().collect::<Vec<_>>().join("; ");
-        let more = match changed.len().saturating_sub(SHOWN) {
-            0 => String::new(),
-            more => format!("; and {more} more"),
-        };
         let name = old.map.functions[f].qualified_name();
-        (!changed.is_empty()).then(|| Finding::new(Code::NumberChanged, name, format!("{shown}{more}")))
+        let (before, now) = (numbers(old, f, place_in_old), numbers(new, g, place_in_new));
+        let plain = before.iter().filter(|(key, _)| key.2 != Deed::Passes);
+        let changed: Vec<String> = plain.filter_map(|(key, was)| describe(old, *key, was, now.get(key)?)).collect();
+        let (was, is) = (releases(old, &before), releases(new, &now));
+        let released = is.into_iter().filter(|(place, _)| !was.contains_key(place));
+        let released: Vec<String> = released
+            .map(|(place, (callee, at))| {
+                format!("at {at:#x} of the new build {callee} gets what {} leads to", shown(old, place, 8))
+            })
+            .collect();
+        let of_numbers = (!changed.is_empty()).then(|| Finding::new(Code::NumberChanged, &name, few(&changed)));
+        let of_releases = (!released.is_empty()).then(|| Finding::new(Code::ReleaseAdded, &name, few(&released)));
+        of_numbers.into_iter().chain(of_releases)
     };
-    changes.functions.iter().filter_map(of_function).collect()
+    changes.functions.iter().flat_map(of_function).collect()
+}
+
+/// The first few of them in one line.
+fn few(all: &[String]) -> String {
+    let shown = all.iter().take(SHOWN).cloned().collect::<Vec<_>>().join("; ");
+    match all.len().saturating_sub(SHOWN) {
+        0 => shown,
+        more => format!("{shown}; and {more} more"),
+    }
+}
+
+/// From which places a function hands something to a function that releases it: that one's name, and the address of the call.
+fn releases<'b>(build: &'b Build<'_>, numbers: &Numbers) -> BTreeMap<Place, (&'b str, u64)> {
+    let passes = numbers.iter().filter(|((_, _, deed), _)| *deed == Deed::Passes);
+    let calls = passes.flat_map(|((place, ..), callees)| callees.iter().map(|(callee, at)| (*place, *callee, *at)));
+    let named = calls.filter_map(|(place, callee, at)| {
+        let name = match build.map.resolve_address(&build.image, callee, Use::Branch) {
+            Target::Function(id, 0, 0) => build.map.functions[id].names[0],
+            Target::Stub(Word::Symbol(name, _)) | Target::Slot(Word::Symbol(name, _)) => name,
+            _ => return None,
+        };
+        is_release(name).then_some((place, (name, at)))
+    });
+    named.collect()
+}
+
+/// Names that say that what they get is gone afterwards; `_Zd` begins C++'s `operator delete`.
+fn is_release(name: &str) -> bool {
+    const WORDS: [&str; 9] = ["free", "release", "destroy", "delete", "unref", "dispose", "close", "munmap", "cleanup"];
+    let lower = name.to_ascii_lowercase();
+    lower.starts_with("_zd") || WORDS.iter().any(|word| lower.contains(word))
+}
+
+/// A place, in words.
+fn shown(old: &Build<'_>, place: Place, width: u8) -> String {
+    match place {
+        Place::Field(offset) if width == 1 => format!("the byte at offset {offset:#x} of an object"),
+        Place::Field(offset) => format!("the {width} bytes at offset {offset:#x} of an object"),
+        Place::Variable(id, 0) => old.map.objects[id].name().to_owned(),
+        Place::Variable(id, offset) => format!("{}+{offset:#x}", old.map.objects[id].name()),
+    }
 }
 
 /// The numbers of one function, each with the address of the first instruction that has it.
@@ -88,18 +133,12 @@ fn describe(
     let (first, _) = (come.first()?, gone.first()?);
     let hex = |numbers: Vec<u64>| numbers.iter().map(|n| format!("{n:#x}")).collect::<Vec<_>>().join(", ");
     let (come_numbers, gone_numbers) = (hex(come.iter().map(|c| c.0).collect()), hex(gone.into_iter().collect()));
-    let what = match place {
-        Place::Field(offset) => format!(
-            "{} at offset {offset:#x} of an object",
-            if width == 1 { "the byte".into() } else { format!("the {width} bytes") }
-        ),
-        Place::Variable(id, 0) => old.map.objects[id].name().to_owned(),
-        Place::Variable(id, offset) => format!("{}+{offset:#x}", old.map.objects[id].name()),
-    };
+    let what = shown(old, place, width);
     let verb = match deed {
         Deed::Stores => format!("stores {come_numbers} into {what}"),
         Deed::Masks => format!("masks {what} with {come_numbers}"),
         Deed::Compares => format!("compares {what} with {come_numbers}"),
+        Deed::Passes => return None,
     };
     Some(format!("at {:#x} of the new build it {verb}, the old build with {gone_numbers}", first.1))
 }

@@ -109,6 +109,31 @@ int sum(const struct buffer *b) {
     assert!(numbers(&report).is_empty(), "{:?}", report.findings);
 }
 
+#[test]
+fn what_new_code_releases_and_the_old_left_alone_is_said() {
+    let source = r#"
+#include <stdlib.h>
+struct info { char *palette; }; struct reader { long id; char *palette; char *name; };
+void set(struct reader *r, struct info *i, char *p) {
+    free(r->name);
+    i->palette = p;
+#ifdef NEW
+    free(r->palette);
+    r->palette = malloc(256);
+#else
+    r->palette = p;
+#endif
+}
+"#;
+    let report = diff(source, &Options::default());
+    let found: Vec<&Finding> = report.findings.iter().filter(|f| f.code == Code::ReleaseAdded).collect();
+    assert_eq!(found.len(), 1, "{:?}", report.findings);
+    assert!(found[0].message.contains("free") && found[0].message.contains("offset 0x8"), "{}", found[0].message);
+    assert!(!found[0].message.contains("0x10 of an object"), "{}", found[0].message);
+    assert!(report.patch.is_some());
+    assert!(diff(source, &Options { strict: true, ..Options::default() }).patch.is_none());
+}
+
 const SCOPE: &str = r#"
 #ifdef NEW
 static int left = 10;

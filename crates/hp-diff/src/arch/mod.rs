@@ -8,8 +8,9 @@
 mod x86_64;
 
 pub(crate) use x86_64::{
-    DifferingArgument, Field, JumpTableContext, add_known, decode, decode_at, differing_arguments, field,
-    first_difference, is_indexed, memory_numbers, numbers, padding, plt_stubs, shape, tables, texts, thunk, unpadded,
+    DifferingArgument, Field, JumpTableContext, add_known, compares_address, decode, decode_at, differing_arguments,
+    field, first_difference, is_indexed, memory_numbers, numbers, padding, plt_stubs, shape, tables, texts, thunk,
+    unpadded,
 };
 
 /// How a field in an instruction encodes its target.
@@ -146,6 +147,8 @@ pub(crate) enum Deed {
     Stores,
     Masks,
     Compares,
+    /// Hands what it read there to the function at that address, or that the table slot there leads to.
+    Passes,
 }
 
 /// Memory that outlives the function that uses it.

@@ -1,6 +1,7 @@
 //! x86-64: decoding by `iced-x86`, encodings after the Intel SDM, volume 2.
 
 mod decode;
+mod identity;
 mod immediates;
 mod indexed;
 mod jump_table;
@@ -11,6 +12,7 @@ mod thunk;
 mod values;
 
 pub(crate) use decode::{decode, decode_at, first_difference, padding, unpadded};
+pub(crate) use identity::compares_address;
 pub(crate) use immediates::{DifferingArgument, differing_arguments};
 pub(crate) use indexed::{Field, field, is_indexed, numbers};
 pub(crate) use jump_table::{Context as JumpTableContext, tables};

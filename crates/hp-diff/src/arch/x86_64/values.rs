@@ -101,9 +101,33 @@ pub(crate) fn memory_numbers(address: u64, bytes: &[u8]) -> Vec<MemoryNumber> {
             found.push(MemoryNumber { at, deed, cell, width, number: number & mask });
         };
         numbers_of(&instruction, &registers).into_iter().for_each(push);
+        if let Some(callee) = callee(&instruction).filter(|c| !(address..address + bytes.len() as u64).contains(c)) {
+            let passed =
+                passed(&registers).map(|cell| MemoryNumber { at, deed: Deed::Passes, cell, width: 8, number: callee });
+            found.extend(passed);
+        }
         note(&instruction, &mut registers, &mut factory);
     }
     found
+}
+
+/// Where a call, or a jump that may be one, leads: a function, or the slot that holds its address.
+fn callee(instruction: &Instruction) -> Option<u64> {
+    match instruction.flow_control() {
+        FlowControl::Call | FlowControl::UnconditionalBranch => Some(instruction.near_branch_target()),
+        FlowControl::IndirectCall | FlowControl::IndirectBranch if instruction.is_ip_rel_memory_operand() => {
+            Some(instruction.ip_rel_memory_address())
+        }
+        _ => None,
+    }
+}
+
+/// Lasting memory whose whole content is in the first three arguments.
+fn passed(registers: &Registers) -> impl Iterator<Item = Cell> {
+    [Register::RDI, Register::RSI, Register::RDX].into_iter().filter_map(|register| match registers.get(register) {
+        Known::Loaded(Loaded { cell, width: 8, plus: 0, shift: 0 }) => Some(cell),
+        _ => None,
+    })
 }
 
 /// What one instruction does with a number and lasting memory, or with what was loaded from there.
@@ -286,6 +310,13 @@ mod tests {
             found,
             [(Deed::Masks, cell, 6), (Deed::Compares, cell, 2), (Deed::Compares, cell, 10), (Deed::Compares, cell, 13)]
         );
+    }
+
+    #[test]
+    fn what_is_handed_to_another_function_is_found() {
+        // mov rsi,[rbx+0x28]; call 0x2000; mov rdi,[rbx+8]; jmp [rip+0]
+        let found = all(&[0x48, 0x8b, 0x73, 0x28, 0xe8, 0xf7, 0x0f, 0, 0, 0x48, 0x8b, 0x7b, 8, 0xff, 0x25, 0, 0, 0, 0]);
+        assert_eq!(found, [(Deed::Passes, Cell::Field(0x28), 0x2000), (Deed::Passes, Cell::Field(8), 0x1000 + 19)]);
     }
 
     #[test]
