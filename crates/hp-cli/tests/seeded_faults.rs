@@ -206,6 +206,17 @@ impl Case {
         }
     }
 
+    /// Alignment that an instruction relies on: of constants that are as large as a vector register.
+    fn alignments(&self, tally: &mut Tally) {
+        for (i, section) in self.patch.sections.iter().enumerate() {
+            if section.kind == SectionKind::Rodata && section.align >= 16 {
+                self.spoil(tally, Scope::Patch, format!("{}: alignment", section.kind.name()), |p| {
+                    p.sections[i].align = 1;
+                });
+            }
+        }
+    }
+
     /// Bytes of code and data, those of relocated fields and of padding put aside.
     fn bytes(&self, tally: &mut Tally) {
         for symbol in &self.patch.symbols {
@@ -342,6 +353,7 @@ fn every_fault_that_matters_is_found() {
         case.relocations(&mut tally);
         case.symbols(&mut tally);
         case.records(&mut tally);
+        case.alignments(&mut tally);
         case.bytes(&mut tally);
         case.unwind_rows(&mut tally, folder.path());
         println!("{}: {} found, {} not", case.name, tally.caught, tally.survived.len());
@@ -351,4 +363,46 @@ fn every_fault_that_matters_is_found() {
     println!("{caught} seeded faults found");
     assert!(survived.is_empty(), "{} faults were not found:\n{}", survived.len(), survived.join("\n"));
     assert!(caught >= 500, "only {caught} faults were seeded");
+}
+
+/// The command says the same as the library, as text and as JSON, and an exit code.
+#[test]
+fn the_command_proves_and_refuses() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let case = make(folder.path(), "switch_table_new.c", &["-O2", "-g"]);
+    let [old, new, patch] = ["old", "new", "fix.hpatch"].map(|name| folder.path().join(name));
+    std::fs::write(&old, &case.old).expect("a file");
+    std::fs::write(&new, &case.new).expect("a file");
+    std::fs::write(&patch, hp_pack::write(&case.patch).expect("a patch")).expect("a file");
+    let verify = |old: &Path, new: &Path| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hp"));
+        command.arg("verify").arg(&patch).args(["--json", "--old"]).arg(old).arg("--new").arg(new);
+        let done = command.output().expect("hp runs");
+        let report: serde_json::Value = serde_json::from_slice(&done.stdout).expect("JSON");
+        (done.status.code(), report)
+    };
+    let (code, report) = verify(&old, &new);
+    assert_eq!(code, Some(0), "{report:#}");
+    assert_eq!(report["builds"]["proven"], true);
+    assert_eq!(report["builds"]["proof"]["replaced"], 1);
+    assert!(report["builds"]["proof"]["unchanged"].as_u64() > Some(10), "{report:#}");
+    // The new build in the old one's place is another base.
+    let (code, report) = verify(&new, &old);
+    assert_eq!(code, Some(1), "{report:#}");
+    assert_eq!(report["builds"]["faults"][0]["part"], "identity");
+}
+
+/// A function that changed and is not replaced is found, unless the manifest says why.
+#[test]
+fn what_is_left_out_is_found() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut case = make(folder.path(), "line_only.c", &["-O2", "-g"]);
+    let mut manifest: hp_pack::manifest::Manifest = serde_json::from_slice(&case.patch.manifest).expect("a manifest");
+    let left_out = manifest.left_out.len();
+    assert!(left_out > 0, "the fixture leaves functions out");
+    assert!(case.holds(&case.patch, Scope::Whole));
+    manifest.left_out.pop();
+    case.patch.manifest = serde_json::to_vec(&manifest).expect("JSON");
+    assert!(!case.holds(&case.patch, Scope::Whole));
+    assert!(case.holds(&case.patch, Scope::Patch));
 }

@@ -482,6 +482,14 @@ impl<'p, 'a> Payload<'p, 'a> {
                 return Err(Problem(Code::AmbiguousReference, message));
             }
         };
+        // The old function may have meant a constant that changed: the base has its old content there.
+        let outdated = |&&(p, offset): &&(ObjectId, i64)| {
+            let changed = self.pairs.objects.old_of(p).filter(|o| self.changes.constants.contains(o));
+            changed.is_some_and(|o| old.map.objects[o].address.wrapping_add_signed(offset) == place)
+        };
+        if meanings.iter().any(|m| outdated(&m)) {
+            return Ok(None);
+        }
         // What lies before an object may be a literal of its own: then the old build must have it there too.
         if *target == Target::Literal {
             let size = first.1.unsigned_abs();

@@ -10,7 +10,7 @@ use rustc_hash::FxHashSet;
 use crate::code::{Field, Use};
 use crate::entities::{DataObject, Family, Side};
 use crate::image::{Image, SymbolType, Word};
-use crate::pairs::{Pairs, quiet};
+use crate::pairs::{Pairs, numbered, quiet};
 use crate::report::Kind;
 
 /// Why two places are not known to be the same.
@@ -299,6 +299,7 @@ impl<'g, 'a> Ground<'g, 'a> {
         let name = y.names[0];
         let Some(o) = self.pairs.objects.old_of(p) else {
             return match self.old.object_at(a) {
+                Some((o, there)) if there as i64 == offset && self.same_numbered(o, p) => Ok(Kind::Constant),
                 Some((o, there)) if self.may_pair(o, p) && there as i64 == offset => Err(Doubt::Objects(o, p)),
                 _ => Doubt::no(format!("nothing shows that {a:#x} of the base is {name}")),
             };
@@ -317,6 +318,18 @@ impl<'g, 'a> Ground<'g, 'a> {
         Ok(if x.constant { Kind::Constant } else { Kind::Variable })
     }
 
+    /// What the compiler numbers (`__func__.3`, `CSWTCH.7`) and never writes has no identity but its content.
+    fn same_numbered(&self, o: usize, p: usize) -> bool {
+        let (x, y) = (&self.old.objects[o], &self.new.objects[p]);
+        let stem = numbered(y.names[0]);
+        let alike = stem.is_some() && numbered(x.names[0]) == stem && x.local && y.local && x.file == y.file;
+        alike
+            && x.constant
+            && y.constant
+            && x.size == y.size
+            && self.same_content(x.address, y.address, x.size, DEPTH).is_ok()
+    }
+
     /// Neither has a pair, and they look alike.
     fn may_pair(&self, o: usize, p: usize) -> bool {
         let (x, y) = (&self.old.objects[o], &self.new.objects[p]);
@@ -332,7 +345,9 @@ impl<'g, 'a> Ground<'g, 'a> {
         let stem = quiet(object.names[0]);
         let alike = |(o, x): (usize, &DataObject<'_>)| {
             let named = x.names.iter().any(|n| object.names.contains(n) || x.local && quiet(n) == stem);
-            !x.constant && named && x.file == object.file && self.pairs.objects.new_of(o).is_none()
+            // One that became static or global is in another scope.
+            let scope = x.file == object.file || !x.local || !object.local;
+            !x.constant && named && scope && self.pairs.objects.new_of(o).is_none()
         };
         self.old.objects.iter().enumerate().any(alike) && !self.identified.contains(&p)
     }

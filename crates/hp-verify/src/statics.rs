@@ -1,4 +1,4 @@
-//! Static locals, and whose they are, from debug information (DWARF 5, sections 2.6, 3.3 and 4.1).
+//! Variables and whose they are, from debug information (DWARF 5, sections 2.6, 3.3 and 4.1).
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -10,7 +10,7 @@ use crate::Build;
 
 type Slice<'d> = EndianSlice<'d, LittleEndian>;
 
-/// Address of each static local: its source file, function and name.
+/// Address of each variable: its source file, function (empty for none) and name.
 #[derive(Debug, Default)]
 pub(crate) struct Statics(pub(crate) BTreeMap<u64, (String, String, String)>);
 
@@ -56,11 +56,14 @@ impl Statics {
                 dw::DW_TAG_subprogram => owners.push((depth, Some(entry.offset()))),
                 dw::DW_TAG_namespace => owners.push((depth, None)),
                 dw::DW_TAG_variable => {
-                    let Some(owner) = owners.last().and_then(|o| o.1) else { continue };
                     let Some(address) = place(dwarf, unit, entry) else { continue };
-                    let name = text(dwarf, unit, entry.offset(), &[dw::DW_AT_name]);
                     let names = [dw::DW_AT_linkage_name, dw::DW_AT_name];
-                    if let (Some(name), Some(function)) = (name, text(dwarf, unit, owner, &names)) {
+                    let function = match owners.last() {
+                        None => Some(String::new()),
+                        Some((_, owner)) => owner.and_then(|owner| text(dwarf, unit, owner, &names)),
+                    };
+                    let name = text(dwarf, unit, entry.offset(), &[dw::DW_AT_name]);
+                    if let (Some(name), Some(function)) = (name, function) {
                         self.0.insert(address, (file.clone(), function, name));
                     }
                 }

@@ -156,7 +156,9 @@ impl Ground<'_, '_> {
             known.collect()
         };
         let (old, new) = (keys(statics.0, self.old), keys(statics.1, self.new));
-        self.identified = new.iter().map(|(_, object)| *object).collect();
+        // A file may have a namesake, a function of a file has not.
+        let locals = new.iter().filter(|((_, function, _), _)| !function.is_empty());
+        self.identified = locals.map(|(_, object)| *object).collect();
         self.pairs.objects.join_by(old.into_iter(), new.into_iter());
     }
 

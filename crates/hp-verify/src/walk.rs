@@ -441,6 +441,14 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
                 Kind::Literal
             }
         };
+        let aligned = match (usage, &table) {
+            (_, Some((_, (width, _)))) => *width,
+            (Use::Access(size), _) => size.next_power_of_two().min(64),
+            _ => 16,
+        };
+        if !self.is_aligned(kind, found.value, start, aligned) {
+            return Doubt::no(format!("{} is less aligned than in the new build", found.name));
+        }
         if self.data.get(&symbol).is_some_and(|known| known.contains(&start)) {
             return Ok(result);
         }
@@ -454,6 +462,13 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
         let user = table.and_then(|_| new.range_at(*within.new?.starts.iter().next()?)).map(|r| r.0);
         self.data_todo.push_back((symbol, start, user));
         Ok(result)
+    }
+
+    /// The payload keeps the alignment that data has in the new build, as far as code may rely on it.
+    fn is_aligned(&self, kind: SectionKind, offset: u64, start: u64, most: u64) -> bool {
+        let needed = (1u64 << start.trailing_zeros().min(6)).min(most);
+        let section = self.patch.section(kind).map_or(1, |s| s.align);
+        section >= needed && offset.is_multiple_of(needed)
     }
 
     /// Bytes from a symbol on that symbols cover without a gap.
