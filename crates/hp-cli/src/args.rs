@@ -168,9 +168,12 @@ pub(crate) struct SymbolsArgs {
     /// A patched process
     #[arg(long, value_name = "N", conflicts_with = "core", value_parser = clap::value_parser!(i32).range(1..))]
     pub(crate) pid: Option<i32>,
-    /// The patch file that was applied: it knows every symbol and the source lines
+    /// The patch file that was applied: it knows every symbol
     #[arg(long, value_name = "PATCH")]
     pub(crate) patch: Vec<PathBuf>,
+    /// The build with the fix: it knows the source lines; its debug file is looked for as by `hp diff`
+    #[arg(long, value_name = "FILE", requires = "gdb", requires = "patch")]
+    pub(crate) new: Vec<PathBuf>,
     /// Write a gdb script to FILE, and beside it what the script loads
     #[arg(long, value_name = "FILE", conflicts_with = "output")]
     pub(crate) gdb: Option<PathBuf>,

@@ -1,10 +1,11 @@
 //! `hp symbols`: names for patched code, so that gdb and perf show it, from a process or from its core dump.
 //!
 //! The record in the process names each function; the patch file, where it is at hand, gives every symbol with its
-//! size, and source lines. Nothing is written but what was asked for.
+//! size, and the new build the source lines. Nothing is written but what was asked for.
 
 mod core_dump;
 mod gdb;
+mod lines;
 
 use crate::args::SymbolsArgs;
 use crate::exit::Exit;
@@ -14,6 +15,7 @@ use crate::text::{clean, count, io_reason, print_json};
 use anyhow::anyhow;
 use gimli::{BaseAddresses, CieOrFde, EhFrame, LittleEndian, UnwindSection};
 use hp_apply::LoadedCode;
+use hp_diff::{BuildFile, DebugPlaces};
 use hp_pack::{Place, SectionKind, SymbolKind};
 use serde_json::json;
 use std::io::Write;
@@ -54,7 +56,8 @@ pub(crate) fn run(args: &SymbolsArgs) -> anyhow::Result<Exit> {
     if codes.is_empty() {
         writeln!(anstream::stderr(), "{whose}: not patched")?;
     } else if let Some(script) = &args.gdb {
-        gdb::write(&codes, script)?;
+        let builds = args.new.iter().map(|new| BuildFile::open(new, None, &DebugPlaces::system()));
+        gdb::write(&codes, script, &builds.collect::<Result<Vec<_>, _>>()?)?;
         writeln!(anstream::stderr(), "wrote {0}: in gdb, `source {0}`", clean(&script.display().to_string()))?;
     } else if !args.json || args.output.is_some() {
         put_map(&codes, args.output.as_deref())?;

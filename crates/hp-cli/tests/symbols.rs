@@ -137,7 +137,19 @@ fn gdb_names_the_frames() {
     assert!(frames(&text).ends_with(&["work", "main"]), "{text}");
     let (script, patch) = (patched.path("patch.gdb"), patched.patch.display().to_string());
     hp(["symbols", "--pid", &pid, "--patch", &patch, "--gdb", &script.display().to_string()]).exits(0);
-    assert_named(&gdb(&["-p", &pid], Some(&script)));
+    let text = gdb(&["-p", &pid], Some(&script));
+    assert_named(&text);
+    let new = patched.path("new").display().to_string();
+    let arguments =
+        ["symbols", "--pid", &pid, "--patch", &patch, "--new", &new, "--gdb", &script.display().to_string()];
+    hp(arguments).exits(0);
+    let text = gdb(&["-p", &pid], Some(&script));
+    assert_named(&text);
+    // Where `stay_here` waits, and where `work` calls it.
+    let line = |words: &str| 1 + SOURCE.lines().position(|line| line.contains(words)).expect("it is there");
+    for line in [line("pause()"), line("stay_here(busy)")] {
+        assert!(text.contains(&format!("wait.c:{line}")), "line {line}: {text}");
+    }
 }
 
 fn a_core_dump_too() {

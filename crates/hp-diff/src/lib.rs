@@ -6,6 +6,7 @@ mod arch;
 mod assemble;
 mod build;
 mod check;
+mod code_lines;
 mod compare;
 mod correlate;
 mod detour;
@@ -28,6 +29,7 @@ mod source;
 mod unwind;
 mod values;
 
+pub use code_lines::CodeLines;
 pub use entries::{Entries, entries};
 pub use explain::{Explanation, First, Instruction, Reason, Row, RowKind};
 pub use finding::{Code, Finding, Level};

@@ -76,6 +76,16 @@ impl SourceMap {
         (address < end && line > 0).then(|| Place { file: self.files[file as usize].clone(), line })
     }
 
+    /// The rows of the line table that lie in `range`, cut to it, in order.
+    pub(crate) fn rows(&self, range: Range<u64>) -> impl Iterator<Item = (Range<u64>, Place)> {
+        let first = self.lines.range(..=range.start).next_back().map_or(range.start, |(start, _)| *start);
+        self.lines.range(first..range.end).filter_map(move |(&start, &(end, file, line))| {
+            let (start, end) = (start.max(range.start), end.min(range.end));
+            let place = || Place { file: self.files[file as usize].clone(), line };
+            (start < end && line > 0).then(|| (start..end, place()))
+        })
+    }
+
     /// The innermost inlined function that the instruction at `address` belongs to.
     pub(crate) fn inlined(&self, address: u64) -> Option<&str> {
         let around = self.inlined.iter().filter(|i| i.range.contains(&address));

@@ -1,10 +1,11 @@
-//! A gdb script that loads symbols for patched code. What it loads is the patch file itself where that is at hand (it
-//! is an object file, with source lines if it has them); else an object file made of what the record in the process says.
+//! A gdb script that loads symbols for patched code, and the object files that it loads: the names of the patch or of
+//! the record in the process, the unwind rows in memory, and source lines where the new build is at hand.
 
-use super::{Code, Symbol};
+use super::{Code, Symbol, lines};
 use crate::patch_file::write_file;
 use crate::text::{clean, io_reason};
 use anyhow::anyhow;
+use hp_diff::BuildFile;
 use object::write::{Object, SectionId, Symbol as ObjectSymbol, SymbolSection};
 use object::{Architecture, BinaryFormat, Endianness, SectionFlags, SectionKind, SymbolFlags, SymbolScope, elf};
 use std::ffi::OsString;
@@ -13,13 +14,10 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// Writes the script, and beside it the object files that it needs.
-pub(super) fn write(codes: &[Code], script: &Path) -> anyhow::Result<()> {
+pub(super) fn write(codes: &[Code], script: &Path, builds: &[BuildFile]) -> anyhow::Result<()> {
     let mut text = String::from("# Symbols of patched code. In gdb: source THIS-FILE\nset confirm off\n");
     for code in codes {
-        let object = match &code.file {
-            Some(file) => absolute(&file.path)?,
-            None => write_object(code, script)?,
-        };
+        let object = write_object(code, script, builds)?;
         let loaded = &code.loaded;
         // The file name is quoted as gdb reads it.
         let name = object.display().to_string().replace('\\', "\\\\").replace('"', "\\\"");
@@ -44,16 +42,16 @@ fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
     std::path::absolute(path).map_err(|e| anyhow!("{}: {}", clean(&path.display().to_string()), io_reason(&e)))
 }
 
-/// `SCRIPT.ID.o`: the symbols and the unwind rows of one patch.
-fn write_object(code: &Code, script: &Path) -> anyhow::Result<PathBuf> {
+/// `SCRIPT.ID.o`: the symbols, unwind rows and lines of one patch.
+fn write_object(code: &Code, script: &Path, builds: &[BuildFile]) -> anyhow::Result<PathBuf> {
     let mut name: OsString = script.as_os_str().to_owned();
     name.push(format!(".{}.o", code.loaded.id));
     let path = PathBuf::from(name);
-    put(&path, &object_file(code)?)?;
+    put(&path, &object_file(code, builds)?)?;
     absolute(&path)
 }
 
-fn object_file(code: &Code) -> anyhow::Result<Vec<u8>> {
+fn object_file(code: &Code, builds: &[BuildFile]) -> anyhow::Result<Vec<u8>> {
     let mut object = Object::new(BinaryFormat::Elf, Architecture::X86_64, Endianness::Little);
     let loaded = &code.loaded;
     let symbols = code.symbols();
@@ -68,6 +66,11 @@ fn object_file(code: &Code) -> anyhow::Result<Vec<u8>> {
     if !loaded.unwind_rows.is_empty() {
         let section = object.add_section(Vec::new(), b".eh_frame".to_vec(), SectionKind::ReadOnlyData);
         object.append_section_data(section, &loaded.unwind_rows, 8);
+    }
+    let in_text: Vec<Symbol> = symbols.into_iter().filter(|symbol| loaded.text.contains(&symbol.address)).collect();
+    for (name, content) in lines::sections(&loaded.text, &in_text, builds)? {
+        let section = object.add_section(Vec::new(), name.as_bytes().to_vec(), SectionKind::Debug);
+        object.append_section_data(section, &content, 1);
     }
     Ok(object.write()?)
 }

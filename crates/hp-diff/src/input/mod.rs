@@ -84,7 +84,7 @@ pub fn same_content(a: &Path, b: &Path) -> Result<bool, Error> {
 
 /// A build and its debug file, mapped, for whoever else wants to look at them.
 #[derive(Debug)]
-pub struct BuildFile(Input);
+pub struct BuildFile(pub(crate) Input);
 
 impl BuildFile {
     /// Opens the build at `path`, and its debug file: the `given` one, else the one that is found in `places`.
