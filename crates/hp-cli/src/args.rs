@@ -10,9 +10,38 @@ use std::time::Duration;
 #[derive(Debug, Parser)]
 #[command(name = "hp", version, max_term_width = 100, after_help = EXIT_CODES)]
 pub(crate) struct Cli {
+    /// How to talk.
+    #[command(flatten)]
+    pub(crate) talk: TalkArgs,
     /// What to do.
     #[command(subcommand)]
     pub(crate) verb: Verb,
+}
+
+/// Flags of every verb.
+#[derive(Args, Clone, Copy, Debug)]
+#[command(next_help_heading = "Output")]
+pub(crate) struct TalkArgs {
+    /// When to use colours: on a terminal only, always or never
+    #[arg(long, global = true, value_name = "WHEN", value_enum, default_value_t = Color::Auto, hide_possible_values = true)]
+    pub(crate) color: Color,
+    /// Print errors only; the exit code tells the rest
+    #[arg(short, long, global = true)]
+    pub(crate) quiet: bool,
+    /// Print more where there is more to say
+    #[arg(short, long, global = true, conflicts_with = "quiet")]
+    pub(crate) verbose: bool,
+}
+
+/// When to use colours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Color {
+    /// On a terminal, and not with `NO_COLOR`.
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
 }
 
 const EXIT_CODES: &str = "\
@@ -52,6 +81,10 @@ pub(crate) enum Verb {
     Symbols(SymbolsArgs),
     /// Say what a finding means and what to do about it
     Explain(ExplainArgs),
+    /// Print a script that completes hp's command line in a shell
+    Completions(CompletionsArgs),
+    /// Print the manual page of hp, or of one verb
+    Man(ManArgs),
     /// Build, start, patch and revert a small server, to see it all once
     Demo(crate::demo::Args),
 }
@@ -106,6 +139,15 @@ pub(crate) struct DiffArgs {
 pub(crate) struct InspectArgs {
     /// The patch file
     pub(crate) patch: PathBuf,
+    /// Show the code: new instructions, beside the old ones if OLD is given
+    #[arg(long)]
+    pub(crate) asm: bool,
+    /// The same, with the source lines of OLD above
+    #[arg(long, requires = "old")]
+    pub(crate) source: bool,
+    /// The build that the patch is for
+    #[arg(long, value_name = "OLD")]
+    pub(crate) old: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
@@ -367,6 +409,20 @@ pub(crate) struct ExplainArgs {
     pub(crate) json: bool,
 }
 
+/// `hp completions`
+#[derive(Args, Debug)]
+pub(crate) struct CompletionsArgs {
+    /// For which shell
+    pub(crate) shell: clap_complete::Shell,
+}
+
+/// `hp man`
+#[derive(Args, Debug)]
+pub(crate) struct ManArgs {
+    /// The page of this verb
+    pub(crate) verb: Option<String>,
+}
+
 impl Verb {
     /// True if the user asked for JSON.
     pub(crate) fn json(&self) -> bool {
@@ -382,7 +438,7 @@ impl Verb {
             Verb::Status(args) => args.json,
             Verb::Symbols(args) => args.json,
             Verb::Explain(args) => args.json,
-            Verb::Demo(_) | Verb::Run(_) | Verb::Watch(_) => false,
+            Verb::Demo(_) | Verb::Run(_) | Verb::Completions(_) | Verb::Man(_) | Verb::Watch(_) => false,
         }
     }
 }

@@ -5,11 +5,15 @@ mod tree;
 use crate::args::DiffArgs;
 use crate::exit::Exit;
 use crate::patch_file::write_file;
-use crate::text::{BAD, BOLD, DIM, GOOD, WARN, clean, count, io_reason, print_json};
+use crate::progress::Bar;
+use crate::text::{BAD, BOLD, DIM, GOOD, WARN, clean, count, io_reason, notes, print_json, quiet, verbose};
 use anyhow::{Context, anyhow, bail};
 use hp_diff::{Change, ChangeKind, Code, FileKind, Finding, Level, Options, Report};
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
+
+/// Changes that are listed without `-v`.
+const SHOWN: usize = 500;
 
 /// The written patch, as reports name it.
 #[derive(serde::Serialize)]
@@ -53,11 +57,17 @@ pub(crate) fn run(args: &DiffArgs) -> anyhow::Result<Exit> {
         old_debug: args.old_debug.clone(),
         new_debug: args.new_debug.clone(),
         places,
+        progress: Default::default(),
     };
     if is_tree {
         return tree::run(args, options);
     }
-    let report = judged(&args.old, &args.new, &options)?;
+    let report = {
+        let (bar, progress) = Bar::of_stages();
+        let report = judged(&args.old, &args.new, &Options { progress, ..options });
+        drop(bar);
+        report?
+    };
     let exit = exit_of(&report);
     for name in &args.explain {
         known(name, &report)?;
@@ -157,16 +167,17 @@ fn known(name: &str, report: &Report) -> anyhow::Result<()> {
 }
 
 fn print_explanations(report: &Report) -> io::Result<()> {
-    let mut out = anstream::stdout().lock();
+    let mut out = crate::text::out();
     for explanation in &report.explanations {
-        crate::side_by_side::print(&mut out, explanation)?;
+        crate::side_by_side::print(&mut out, &explanation.name, &explanation.cause, &explanation.rows)?;
         writeln!(out)?;
     }
     out.flush()
 }
 
 fn print_report(name: &str, report: &Report) -> io::Result<()> {
-    let mut err = anstream::stderr().lock();
+    let mut err = notes();
+    report.findings.iter().filter(|f| comes_first(f)).try_for_each(|finding| print_finding(&mut err, finding))?;
     let number = |kind| report.changes.iter().filter(|c| c.kind == kind).count();
     writeln!(
         err,
@@ -181,8 +192,37 @@ fn print_report(name: &str, report: &Report) -> io::Result<()> {
         report.identical
     )?;
     let width = report.changes.iter().map(|c| c.name.chars().count()).max().unwrap_or(0).min(40);
-    report.changes.iter().try_for_each(|change| print_change(&mut err, change, width))?;
-    report.findings.iter().try_for_each(|finding| print_finding(&mut err, finding))
+    let shown = if verbose() { usize::MAX } else { SHOWN };
+    report.changes.iter().take(shown).try_for_each(|change| print_change(&mut err, change, width))?;
+    if report.changes.len() > shown {
+        writeln!(err, "  {DIM}and {} more; -v lists all{DIM:#}", report.changes.len() - shown)?;
+    }
+    if verbose() {
+        print_evidence(&mut err, report)?;
+    }
+    drop(err);
+    let mut err = anstream::stderr().lock();
+    let rest = report.findings.iter().filter(|f| !comes_first(f) && (!quiet() || stands(f)));
+    rest.into_iter().try_for_each(|finding| print_finding(&mut err, finding))
+}
+
+/// What explains thousands of changes, so it is said before them.
+fn comes_first(finding: &Finding) -> bool {
+    finding.level != Level::Error && matches!(finding.code, Code::CompilersDiffer | Code::FlagsDiffer)
+}
+
+/// An error that forbids the patch.
+fn stands(finding: &Finding) -> bool {
+    finding.level == Level::Error && !finding.accepted
+}
+
+/// What says where the functions of both builds lie.
+fn print_evidence(err: &mut impl Write, report: &Report) -> io::Result<()> {
+    for (side, counts) in ["old", "new"].into_iter().zip(&report.evidence) {
+        let counts: Vec<String> = counts.iter().map(|(what, n)| format!("{n} from {what:?}")).collect();
+        writeln!(err, "  {DIM}functions of the {side} build: {}{DIM:#}", counts.join(", "))?;
+    }
+    Ok(())
 }
 
 fn print_change(err: &mut impl Write, change: &Change, width: usize) -> io::Result<()> {
@@ -210,7 +250,7 @@ fn print_finding(err: &mut impl Write, finding: &Finding) -> io::Result<()> {
 }
 
 fn print_verdict(report: &Report, exit: Exit, written: Option<&Written>) -> io::Result<()> {
-    let mut err = anstream::stderr().lock();
+    let mut err = notes();
     if let Some(Written { file, id, size, .. }) = written {
         let file = file.as_ref().map_or("the patch".into(), |f| clean(&f.display().to_string()));
         return writeln!(err, "{GOOD}wrote{GOOD:#} {file}: {size} bytes, id {id}");
@@ -223,6 +263,8 @@ fn print_verdict(report: &Report, exit: Exit, written: Option<&Written>) -> io::
         let why = if lines { "the builds differ only in line numbers" } else { "the builds are equivalent" };
         return writeln!(err, "nothing to do: {why}");
     }
+    drop(err);
+    let mut err = anstream::stderr().lock();
     let open: Vec<&Finding> = report.findings.iter().filter(|f| f.level == Level::Error && !f.accepted).collect();
     let mut codes: Vec<&str> = open.iter().map(|f| f.code.as_str()).collect();
     codes.dedup();

@@ -18,7 +18,7 @@ pub(crate) fn run(args: &ExplainArgs) -> anyhow::Result<Exit> {
         print_json(&serde_json::json!({ "exit": Exit::Done.code(), "codes": all }))?;
         return Ok(Exit::Done);
     }
-    let mut out = anstream::stdout().lock();
+    let mut out = crate::text::out();
     for &code in &codes {
         let (level, style) = level(code);
         writeln!(out, "{BOLD}{code}{BOLD:#}  {style}{level:<7}{style:#}  {}", code.title())?;

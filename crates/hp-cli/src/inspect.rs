@@ -5,7 +5,9 @@
 use crate::args::InspectArgs;
 use crate::exit::Exit;
 use crate::patch_file::PatchFile;
+use crate::side_by_side;
 use crate::text::{BOLD, DIM, WARN, clean, count, hex, print_json};
+use hp_diff::PatchedCode;
 use hp_pack::manifest::{FunctionInfo, Manifest};
 use hp_pack::{Patch, Place, Role};
 use serde_json::{Value, json};
@@ -15,10 +17,17 @@ use std::io::{self, Write};
 pub(crate) fn run(args: &InspectArgs) -> anyhow::Result<Exit> {
     let file = PatchFile::read(&args.patch)?;
     let manifest: Option<Manifest> = serde_json::from_slice(&file.patch.manifest).ok();
+    let code = code(args, &file)?;
     if args.json {
-        print_json(&as_json(&file, manifest.as_ref()))?;
+        let mut value = as_json(&file, manifest.as_ref());
+        if let Some(code) = &code {
+            value["code"] = json!(code);
+        }
+        print_json(&value)?;
+    } else if let Some(code) = &code {
+        print_code(&mut crate::text::out(), code, manifest.as_ref())?;
     } else {
-        print(&mut anstream::stdout().lock(), &file, manifest.as_ref())?;
+        print(&mut crate::text::out(), &file, manifest.as_ref())?;
     }
     Ok(Exit::Done)
 }
@@ -48,6 +57,32 @@ fn print(out: &mut impl Write, file: &PatchFile, manifest: Option<&Manifest>) ->
     print_sizes(out, file)?;
     manifest.map_or(Ok(()), |m| print_findings(out, m))?;
     writeln!(out, "\n{DIM}The code of it: objdump -dr {}{DIM:#}", file.display())
+}
+
+/// The code of the patch, if it was asked for.
+fn code(args: &InspectArgs, file: &PatchFile) -> anyhow::Result<Option<Vec<PatchedCode>>> {
+    if !args.asm && !args.source {
+        return Ok(None);
+    }
+    let options = hp_diff::Options { places: hp_diff::DebugPlaces::system(), ..Default::default() };
+    let mut code = hp_diff::patched_code(&args.patch, &file.patch, args.old.as_deref(), &options)?;
+    if !args.source {
+        let sides = code.iter_mut().flat_map(|c| &mut c.rows).flat_map(|r| [&mut r.old, &mut r.new]);
+        sides.flatten().for_each(|i| i.place = None);
+    }
+    Ok(Some(code))
+}
+
+fn print_code(out: &mut impl Write, code: &[PatchedCode], manifest: Option<&Manifest>) -> io::Result<()> {
+    for (i, function) in code.iter().enumerate() {
+        let known = manifest.and_then(|m| m.functions.iter().find(|f| f.name == function.name));
+        let cause = known.map_or("", |f| f.cause.as_str());
+        if i > 0 {
+            writeln!(out)?;
+        }
+        side_by_side::print(out, &function.name, cause, &function.rows)?;
+    }
+    Ok(())
 }
 
 fn or_none(text: &str) -> String {

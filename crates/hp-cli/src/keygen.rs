@@ -39,7 +39,7 @@ pub(crate) fn run(args: &KeygenArgs) -> anyhow::Result<Exit> {
         }))?;
     } else {
         let name = |path: &Path| clean(&path.display().to_string());
-        let mut err = anstream::stderr().lock();
+        let mut err = crate::text::notes();
         let _ = writeln!(err, "{GOOD}made{GOOD:#} key {id}: {} (keep it secret)", name(&secret_file));
         let _ = writeln!(err, "  hosts trust it with {} in /etc/hp/trusted.d", name(&public_file));
     }

@@ -16,8 +16,10 @@ mod inspect;
 mod keygen;
 mod on_disk;
 mod patch_file;
+mod progress;
 mod revert;
 mod run;
+mod shell;
 mod side_by_side;
 mod sign;
 mod status;
@@ -35,7 +37,8 @@ use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let verb = Cli::parse().verb;
+    let Cli { talk, verb } = Cli::parse();
+    text::talk(talk);
     let json = verb.json();
     let result = match verb {
         Verb::Demo(args) => demo::run(args),
@@ -52,6 +55,8 @@ fn main() -> ExitCode {
         Verb::Revert(args) => revert::run(&args).map(ExitCode::from),
         Verb::Symbols(args) => symbols::run(&args).map(ExitCode::from),
         Verb::Explain(args) => explain::run(&args).map(ExitCode::from),
+        Verb::Completions(args) => shell::completions(&args).map(ExitCode::from),
+        Verb::Man(args) => shell::man(&args).map(ExitCode::from),
     };
     result.unwrap_or_else(|error| failed(&error, json))
 }

@@ -4,7 +4,7 @@
 //! instructions that it made. Text that differs is wrapped, never cut; equal text may be cut.
 
 use crate::text::{BAD, BOLD, DIM, GOOD, Style, WARN, clean};
-use hp_diff::{Explanation, Instruction, Row, RowKind};
+use hp_diff::{Instruction, Row, RowKind};
 use std::io::{self, Write};
 
 /// Equal instructions that are shown before and after a difference.
@@ -13,9 +13,9 @@ const CONTEXT: usize = 4;
 const TEXT: usize = 40;
 
 /// Prints all of a function that is worth looking at.
-pub(crate) fn print(out: &mut impl Write, explanation: &Explanation) -> io::Result<()> {
-    writeln!(out, "{BOLD}{}{BOLD:#}: {}", clean(&explanation.name), clean(&explanation.cause))?;
-    let rows = &explanation.rows;
+pub(crate) fn print(out: &mut impl Write, name: &str, cause: &str, rows: &[Row]) -> io::Result<()> {
+    let colon = if cause.is_empty() { "" } else { ": " };
+    writeln!(out, "{BOLD}{}{BOLD:#}{colon}{}", clean(name), clean(cause))?;
     let mut hidden = 0;
     let mut places = (None, None);
     for (i, row) in rows.iter().enumerate() {
@@ -115,10 +115,8 @@ mod tests {
     }
 
     fn printed(rows: Vec<Row>) -> String {
-        let explanation =
-            Explanation { name: "f".into(), reason: hp_diff::Reason::OwnCode, cause: "own code".into(), rows };
         let mut out = anstream::StripStream::new(Vec::new());
-        print(&mut out, &explanation).unwrap();
+        print(&mut out, "f", "own code", &rows).unwrap();
         String::from_utf8(out.into_inner()).unwrap()
     }
 

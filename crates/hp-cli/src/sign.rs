@@ -36,7 +36,7 @@ pub(crate) fn run(args: &SignArgs) -> anyhow::Result<Exit> {
             "exit": Exit::Done.code(), "file": output, "id": id, "key": key, "counter": counter,
         }))?;
     } else {
-        let mut err = anstream::stderr().lock();
+        let mut err = crate::text::notes();
         let _ = writeln!(err, "{GOOD}signed{GOOD:#} {shown}: by key {key}, counter {counter}, id {id}");
     }
     Ok(Exit::Done)

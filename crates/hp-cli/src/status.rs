@@ -35,7 +35,7 @@ pub(crate) fn run(args: &StatusArgs) -> anyhow::Result<Exit> {
     if args.json {
         print_json(&json!({ "exit": exit.code(), "processes": entries }))?;
     } else if exits.is_empty() {
-        writeln!(anstream::stderr(), "no process is patched{}", unseen())?;
+        writeln!(crate::text::notes(), "no process is patched{}", unseen())?;
     }
     Ok(exit)
 }
@@ -55,9 +55,9 @@ fn print(pid: i32, result: &Result<Vec<LedgerEntry>, Error>, asked: bool) -> io:
         Err(error) => return writeln!(anstream::stderr(), "{target}: {}", clean(&error.to_string())),
     };
     if patches.is_empty() {
-        return if asked { writeln!(anstream::stderr(), "{target}: not patched") } else { Ok(()) };
+        return if asked { writeln!(crate::text::notes(), "{target}: not patched") } else { Ok(()) };
     }
-    let mut out = anstream::stdout().lock();
+    let mut out = crate::text::out();
     let patched = if patches.len() == 1 { "1 patch".into() } else { format!("{} patches", patches.len()) };
     writeln!(out, "{target}: {patched}")?;
     patches.iter().try_for_each(|patch| print_patch(&mut out, pid, patch))

@@ -54,11 +54,11 @@ pub(crate) fn run(args: &SymbolsArgs) -> anyhow::Result<Exit> {
     }
     let exit = if codes.is_empty() { Exit::Nothing } else { Exit::Done };
     if codes.is_empty() {
-        writeln!(anstream::stderr(), "{whose}: not patched")?;
+        writeln!(crate::text::notes(), "{whose}: not patched")?;
     } else if let Some(script) = &args.gdb {
         let builds = args.new.iter().map(|new| BuildFile::open(new, None, &DebugPlaces::system()));
         gdb::write(&codes, script, &builds.collect::<Result<Vec<_>, _>>()?)?;
-        writeln!(anstream::stderr(), "wrote {0}: in gdb, `source {0}`", clean(&script.display().to_string()))?;
+        writeln!(crate::text::notes(), "wrote {0}: in gdb, `source {0}`", clean(&script.display().to_string()))?;
     } else if !args.json || args.output.is_some() {
         put_map(&codes, args.output.as_deref())?;
     }
@@ -81,7 +81,7 @@ fn put_map(codes: &[Code], output: Option<&Path>) -> anyhow::Result<()> {
     };
     let shown = clean(&path.display().to_string());
     write_file(path, map.as_bytes()).map_err(|e| anyhow!("cannot write {shown}: {}", io_reason(&e)))?;
-    writeln!(anstream::stderr(), "wrote {shown}: {}", count(symbols.len(), "symbol"))?;
+    writeln!(crate::text::notes(), "wrote {shown}: {}", count(symbols.len(), "symbol"))?;
     Ok(())
 }
 

@@ -60,7 +60,7 @@ impl Reporter {
         let line = format!("{target}: {}", self.line(subject, &outcome.result));
         // What is done is done, whether somebody reads of it or not.
         let _ = match exit {
-            Exit::Done => writeln!(anstream::stdout(), "{line}"),
+            Exit::Done => writeln!(crate::text::out(), "{line}"),
             _ => writeln!(anstream::stderr(), "{line}"),
         };
     }

@@ -2,10 +2,12 @@
 //!
 //! Colours are written always and taken out by `anstream` where they do not belong: no terminal, `NO_COLOR`.
 
+use crate::args::{Color, TalkArgs};
 use anstyle::AnsiColor;
 pub(crate) use anstyle::Style;
 use std::fmt::Write as _;
 use std::io::{self, Write};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 pub(crate) const BOLD: Style = Style::new().bold();
@@ -13,6 +15,40 @@ pub(crate) const DIM: Style = Style::new().dimmed();
 pub(crate) const GOOD: Style = AnsiColor::Green.on_default().bold();
 pub(crate) const WARN: Style = AnsiColor::Yellow.on_default().bold();
 pub(crate) const BAD: Style = AnsiColor::Red.on_default().bold();
+
+const QUIET: u8 = 1;
+const VERBOSE: u8 = 2;
+static TALK: AtomicU8 = AtomicU8::new(0);
+
+/// Sets what the flags of every verb ask for.
+pub(crate) fn talk(args: TalkArgs) {
+    match args.color {
+        Color::Auto => {}
+        Color::Always => anstream::ColorChoice::Always.write_global(),
+        Color::Never => anstream::ColorChoice::Never.write_global(),
+    }
+    TALK.store(if args.quiet { QUIET } else { u8::from(args.verbose) * VERBOSE }, Ordering::Relaxed);
+}
+
+/// `-q`: only errors are printed.
+pub(crate) fn quiet() -> bool {
+    TALK.load(Ordering::Relaxed) == QUIET
+}
+
+/// `-v`: more is printed.
+pub(crate) fn verbose() -> bool {
+    TALK.load(Ordering::Relaxed) == VERBOSE
+}
+
+/// Where results go, for people: standard output, or nowhere with `-q`.
+pub(crate) fn out() -> Box<dyn Write> {
+    if quiet() { Box::new(io::sink()) } else { Box::new(anstream::stdout().lock()) }
+}
+
+/// Where reports go that are no errors: standard error, or nowhere with `-q`.
+pub(crate) fn notes() -> Box<dyn Write> {
+    if quiet() { Box::new(io::sink()) } else { Box::new(anstream::stderr().lock()) }
+}
 
 /// Text from a file or process without control characters, which could drive the terminal.
 pub(crate) fn clean(text: &str) -> String {

@@ -71,7 +71,7 @@ fn signature(trust: Trust) -> Value {
 }
 
 fn print(file: &PatchFile, trust: Trust) -> io::Result<()> {
-    let mut out = anstream::stdout().lock();
+    let mut out = crate::text::out();
     writeln!(out, "{}: id {}, counter {}, undamaged", file.display(), file.id, file.patch.counter)?;
     match trust {
         Trust::Proven { by, beside } => {
@@ -89,7 +89,7 @@ fn print(file: &PatchFile, trust: Trust) -> io::Result<()> {
 const SHOWN: usize = 20;
 
 fn print_report(report: &Report) -> io::Result<()> {
-    let mut out = anstream::stdout().lock();
+    let mut out = crate::text::out();
     if report.holds() {
         writeln!(out, "  {GOOD}proven{GOOD:#}: the old build with this patch in it is the new build")?;
         return print_proof(&mut out, &report.proof);

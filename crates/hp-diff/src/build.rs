@@ -77,7 +77,7 @@ impl<'a> Build<'a> {
 
     /// The table at `address` that `function` reads.
     pub(crate) fn table(&self, function: FunctionId, address: u64) -> Option<&JumpTable> {
-        self.code[function].tables.iter().find(|t| t.address == address)
+        self.code.get(function)?.tables.iter().find(|t| t.address == address)
     }
 }
 

@@ -75,6 +75,8 @@ codes! {
         "The program brings a runtime that moves or switches stacks by itself (Go, split stacks), so nothing proves that no thread is inside a function. Restart it instead.";
     NotLinked = "HP0107", Error, "the builds are object files",
         "A patch is for a linked program or shared object, which a process can have loaded and which its build ID names. The report of what changed is complete all the same; compare the linked builds for a patch.";
+    FlagsDiffer = "HP0108", Warning, "the builds were made with different flags",
+        "Many functions will differ for no reason in the source, and some options change how functions and data are laid out. Build both with the same flags.";
     BoundaryUnclear = "HP0201", Error, "the extent of a function is unclear",
         "Symbols overlap, so it cannot be said which bytes belong to the function. This happens in hand-written assembly.";
     Undecodable = "HP0202", Error, "the function holds bytes that are no instruction",

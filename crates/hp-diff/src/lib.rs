@@ -21,7 +21,9 @@ mod input;
 mod layout;
 mod lines;
 mod lsda;
+mod made_with;
 mod payload;
+mod progress;
 mod references;
 mod same;
 mod slots;
@@ -31,10 +33,11 @@ mod values;
 
 pub use code_lines::CodeLines;
 pub use entries::{Entries, entries};
-pub use explain::{Explanation, First, Instruction, Reason, Row, RowKind};
+pub use explain::{Explanation, First, Instruction, PatchedCode, Reason, Row, RowKind, patched_code};
 pub use finding::{Code, Finding, Level};
 pub use image::Evidence;
 pub use input::{BuildFile, DebugPlaces, FileKind, file_kind, members, same_content};
+pub use progress::{Progress, Stage};
 pub use references::{EntityKind, Meaning, Reference, references};
 pub use source::Place;
 
@@ -74,6 +77,8 @@ pub struct Options {
     pub new_debug: Option<PathBuf>,
     /// Where debug files are looked for. The default: beside the builds only.
     pub places: DebugPlaces,
+    /// Is told how far the comparison has come.
+    pub progress: Progress,
 }
 
 /// Why two files could not be compared at all (exit code 2).
@@ -168,6 +173,7 @@ impl Report {
 /// [`Error`] where a file cannot be read or is no input for this tool. Everything that
 /// forbids a patch of two readable builds is a [`Finding`] in the report instead.
 pub fn diff(old: &Path, new: &Path, options: &Options) -> Result<Report, Error> {
+    options.progress.tell(Stage::Open);
     if let Some(report) = same::report(old, new, options)? {
         return Ok(report);
     }
@@ -190,6 +196,8 @@ pub fn diff(old: &Path, new: &Path, options: &Options) -> Result<Report, Error> 
             patch: None,
         });
     }
+    findings.extend(made_with::flags(&old_image, &new_image));
+    options.progress.tell(Stage::Types);
     findings.extend(layout::compare(&old_image.debug, &new_image.debug));
     let variables = rayon::join(|| layout::variables(&old_image.debug), || layout::variables(&new_image.debug));
     let absolute = |i: &Image<'_>| i.sections.iter().map(|s| s.address).find(|a| *a != 0).unwrap_or(0)..i.span + 1;
@@ -197,9 +205,12 @@ pub fn diff(old: &Path, new: &Path, options: &Options) -> Result<Report, Error> 
         let (a, b) = (absolute(&old_image), absolute(&new_image));
         a.start.min(b.start)..a.end.max(b.end)
     });
+    options.progress.tell(Stage::Decode);
     let (old, new) = rayon::join(|| Build::new(old_image, numbers.clone()), || Build::new(new_image, numbers.clone()));
     let variables = (&variables.0[..], &variables.1[..]);
+    options.progress.tell(Stage::Pair);
     let pairs = correlate(&old, &new, variables);
+    options.progress.tell(Stage::Compare);
     let mut changes = compare(&old, &new, &pairs);
     let mut line_only = Vec::new();
     if !options.exact_lines {
@@ -212,6 +223,7 @@ pub fn diff(old: &Path, new: &Path, options: &Options) -> Result<Report, Error> 
     }
     findings.extend(values::changed_values(&old, &new, &pairs, &changes));
     findings.extend(correlate::audit(&old, &new, &pairs, &changes));
+    options.progress.tell(Stage::Patch);
     let mut patch = None;
     let mut copied = FxHashSet::default();
     let differs = !changes.functions.is_empty() || !changes.variables.is_empty() || !changes.constants.is_empty();
@@ -227,6 +239,7 @@ pub fn diff(old: &Path, new: &Path, options: &Options) -> Result<Report, Error> 
         copied = made.copied;
         patch = Some(made.patch);
     }
+    options.progress.tell(Stage::Explain);
     let differing: Vec<(FunctionId, FunctionId)> =
         changes.functions.iter().chain(&line_only).map(|c| (c.0, c.1)).collect();
     let alone = Unpaired::new(&old, &new, &pairs);

@@ -1,40 +1,69 @@
-//! Changes that are a line number only: `__LINE__` in an assertion or a log call moves with
-//! the text above it, and so do the functions that contain it.
+//! Changes that are a line number only: `__LINE__` in an assertion or a log call moves with the text above it, and so do
+//! the functions that contain it. In Rust it is the `Location` that a panic is given.
 //!
-//! The evidence for each differing instruction: it is an argument of a call; the line table of
-//! the debug information (DWARF 5, section 6.2) has it, in both builds, at that line or at most
-//! [`REACH`] lines before (a macro's line is where its call ends); and number and line moved by
-//! the same amount. Everything else in the function is equal.
+//! A number alone never tells: a corrected bound may be near a line, and move like one. So each differing number needs
+//! all of this, in both builds:
+//! - it is an argument of a call, and everything else in the function is equal;
+//! - the line table (DWARF 5, section 6.2) has the instruction at that line or at most [`REACH`] lines before (a macro's
+//!   line is where its call ends), and number and line moved by the same amount;
+//! - the call takes lines: it is given the name of the source file too, as assertions and logs are; or *every* call of
+//!   the same function that gives it a constant there gives it its line, in at least [`ENOUGH`] places.
+//!
+//! A `core::panic::Location` is a constant of text, length, line and column, the text being the name of a Rust source file
+//! of just that length. Two that differ in line and column only are the same if the line table has, in the functions
+//! that refer to them, that line of that file.
+//!
+//! Numbers that are stored to memory other than arguments on the stack are never taken for lines.
 
-use gimli::SectionId;
-use rustc_hash::FxHashSet;
+use std::ops::Range;
 
-use crate::arch::{self, DifferingArgument};
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use crate::arch::{self, CallArgument, Site, Use};
 use crate::build::Build;
 use crate::compare::{Changes, Judge, Verdict};
 use crate::correlate::Correlation;
-use crate::dwarf::{Sections, Source};
 use crate::entity::FunctionId;
+use crate::image::Word;
+use crate::source::SourceMap;
 
 /// Lines over which one call may stretch.
 const REACH: u64 = 40;
+/// Calls with different lines that show what a parameter means.
+const ENOUGH: usize = 3;
+/// Size of a `Location`: text, length, line, column.
+const LOCATION: u64 = 24;
 
-const LINES: &[SectionId] = &[
-    SectionId::DebugAbbrev,
-    SectionId::DebugAddr,
-    SectionId::DebugInfo,
-    SectionId::DebugLine,
-    SectionId::DebugLineStr,
-    SectionId::DebugRanges,
-    SectionId::DebugRngLists,
-    SectionId::DebugStr,
-    SectionId::DebugStrOffsets,
-];
-
-/// A changed function that differs in arguments only: where they are, in both builds.
+/// A changed function that differs in arguments and locations only.
 struct Candidate {
     pair: (FunctionId, FunctionId),
-    arguments: Vec<(u64, u64, DifferingArgument)>,
+    arguments: Vec<[Argument; 2]>,
+    locations: Vec<[Location; 2]>,
+}
+
+/// A number that a call is given, in one build.
+#[derive(Clone, Copy)]
+struct Argument {
+    /// Of the instruction.
+    address: u64,
+    call: CallArgument,
+    /// The call is given the name of a source file too, at these addresses.
+    texts: Option<(u64, u64)>,
+}
+
+impl Argument {
+    /// Where the arguments of the same call begin.
+    fn window(&self) -> u64 {
+        self.address - u64::from(self.call.at) + u64::from(self.call.window.0)
+    }
+}
+
+/// A panic's place, in one build.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Location {
+    /// Address and length of the file's name.
+    text: (u64, u64),
+    line: u32,
 }
 
 /// The old functions among the changed ones that differ in line numbers only.
@@ -47,23 +76,28 @@ pub(crate) fn line_only(
     let judge = Judge::new(old, new, pairs).with_changed_constants(changes.constants.clone());
     let candidates: Vec<Candidate> =
         changes.functions.iter().filter_map(|(f, g, _)| candidate(&judge, (*f, *g))).collect();
-    let addresses = |pick: fn(&(u64, u64, DifferingArgument)) -> u64| {
-        let mut all: Vec<u64> = candidates.iter().flat_map(|c| c.arguments.iter().map(pick)).collect();
-        all.sort_unstable();
-        all.dedup();
-        all
-    };
     if candidates.is_empty() {
         return FxHashSet::default();
     }
-    let before = Table::read(&old.image.debug, addresses(|a| a.0));
-    let now = Table::read(&new.image.debug, addresses(|a| a.1));
-    let is_line = |(a, b, argument): &(u64, u64, DifferingArgument)| {
-        let (Some(x), Some(y)) = (before.line(*a), now.line(*b)) else { return false };
-        let (m, n) = (u64::from(argument.old), u64::from(argument.new));
-        (x..=x + REACH).contains(&m) && m - x == n.wrapping_sub(y)
+    let side = |n: usize, build| {
+        let pick = move |c: &Candidate| if n == 0 { c.pair.0 } else { c.pair.1 };
+        Side::new(build, candidates.iter().map(pick), candidates.iter().flat_map(|c| c.arguments.iter().map(|a| &a[n])))
     };
-    let proven = candidates.iter().filter(|c| c.arguments.iter().all(is_line));
+    let (before, now) = (side(0, old), side(1, new));
+    let is_line = |all: &[[Argument; 2]], [a, b]: &[Argument; 2]| {
+        let (Some(x), Some(y)) = (before.line(a.address), now.line(b.address)) else { return false };
+        let (m, n) = (u64::from(a.call.value), u64::from(b.call.value));
+        let moved_alike = (x..=x + REACH).contains(&m) && m - x == n.wrapping_sub(y);
+        // Of two numbers beside the file's name only one is the line, and which one is not known.
+        let alone = all.iter().filter(|other| other[0].window() == a.window()).count() == 1;
+        let named = alone && before.names_file(a) && now.names_file(b);
+        moved_alike && (named || before.takes_lines(a) && now.takes_lines(b))
+    };
+    let is_place =
+        |pair: (FunctionId, FunctionId), [a, b]: &[Location; 2]| before.has_line(pair.0, a) && now.has_line(pair.1, b);
+    let proven = candidates.iter().filter(|c| {
+        c.arguments.iter().all(|a| is_line(&c.arguments, a)) && c.locations.iter().all(|pair| is_place(c.pair, pair))
+    });
     proven.map(|c| c.pair.0).collect()
 }
 
@@ -73,75 +107,152 @@ fn candidate(judge: &Judge<'_, '_>, pair: (FunctionId, FunctionId)) -> Option<Ca
     if f.ranges.len() != g.ranges.len() {
         return None;
     }
-    let mut arguments = Vec::new();
+    let mut found = Candidate { pair, arguments: Vec::new(), locations: Vec::new() };
     let codes = old.code[pair.0].ranges.iter().zip(&new.code[pair.1].ranges);
     for ((a, b), (x, y)) in f.ranges.iter().zip(&g.ranges).zip(codes) {
-        let same = |(s, t): (&arch::Site, &arch::Site)| {
-            (s.offset, s.end, s.width, s.encoding, s.usage) == (t.offset, t.end, t.width, t.encoding, t.usage)
-                && judge.sites(pair, s, t) == Verdict::Same
-        };
-        if x.invalid.is_some() || x.sites.len() != y.sites.len() || !x.sites.iter().zip(&y.sites).all(same) {
+        if x.invalid.is_some() || x.sites.len() != y.sites.len() {
             return None;
+        }
+        for (s, t) in x.sites.iter().zip(&y.sites) {
+            if (s.offset, s.end, s.width, s.encoding, s.usage) != (t.offset, t.end, t.width, t.encoding, t.usage) {
+                return None;
+            }
+            if judge.sites(pair, s, t) != Verdict::Same {
+                found.locations.push(locations(judge, s, t)?);
+            }
         }
         let is_site = |at: usize| {
             let next = x.sites.partition_point(|s| s.offset as usize <= at);
             next.checked_sub(1).is_some_and(|i| at < x.sites[i].offset as usize + usize::from(x.sites[i].width))
         };
-        for argument in arch::differing_arguments(a.bytes, b.bytes, is_site)? {
-            let offset = u64::from(argument.offset);
-            arguments.push((a.address + offset, b.address + offset, argument));
+        let differing = arch::differing_arguments(a.bytes, b.bytes, is_site)?;
+        if differing.is_empty() {
+            continue;
+        }
+        let (p, q) = (arch::call_arguments(a.address, a.bytes), arch::call_arguments(b.address, b.bytes));
+        for difference in differing {
+            let given = |all: &[CallArgument]| all.iter().copied().find(|c| c.at == difference.offset);
+            let one = |build: &Build<'_>, sites: &[Site], address: u64, call: CallArgument| Argument {
+                address: address + u64::from(call.at),
+                texts: file_text(build, sites, &call),
+                call,
+            };
+            found
+                .arguments
+                .push([one(old, &x.sites, a.address, given(&p)?), one(new, &y.sites, b.address, given(&q)?)]);
         }
     }
-    (!arguments.is_empty()).then_some(Candidate { pair, arguments })
+    (!found.arguments.is_empty() || !found.locations.is_empty()).then_some(found)
 }
 
-/// The lines of some addresses.
-struct Table {
-    addresses: Vec<u64>,
-    lines: Vec<Option<u64>>,
+/// The text among a call's arguments that may be the name of a source file: address and length.
+fn file_text(build: &Build<'_>, sites: &[Site], call: &CallArgument) -> Option<(u64, u64)> {
+    let inside = |s: &&Site| (call.window.0..call.window.1).contains(&s.instruction) && s.usage == Use::Address;
+    sites.iter().filter(inside).find_map(|s| {
+        let bytes = build.image.bytes_from(s.target);
+        let length = bytes.iter().position(|b| *b == 0)?;
+        let text = std::str::from_utf8(&bytes[..length]).ok()?;
+        let suffix = text.rsplit('/').next()?.rsplit_once('.')?.1;
+        let is_name = build.image.is_constant(s.target) && (1..=4).contains(&suffix.len()) && !text.contains(' ');
+        is_name.then_some((s.target, length as u64))
+    })
 }
 
-impl Table {
-    /// Reads the line programs of the units that contain `addresses`, which are ordered.
-    fn read(source: &Source<'_>, addresses: Vec<u64>) -> Table {
-        let mut table = Table { lines: vec![None; addresses.len()], addresses };
-        if let Ok(Some(sections)) = Sections::load(source, LINES) {
-            // What cannot be read stays without a line, so nothing is proven by it.
-            let _ = table.fill(&sections);
+/// Two sites that lead to locations which differ in line and column only.
+fn locations(judge: &Judge<'_, '_>, s: &Site, t: &Site) -> Option<[Location; 2]> {
+    let (old, new) = judge.builds();
+    let (x, y) = (location(old, s)?, location(new, t)?);
+    let text = |build: &Build<'_>, l: &Location| build.image.bytes(l.text.0, l.text.1).map(<[u8]>::to_vec);
+    (text(old, &x) == text(new, &y)).then_some([x, y])
+}
+
+/// The location that a site leads to.
+fn location(build: &Build<'_>, site: &Site) -> Option<Location> {
+    let image = &build.image;
+    if site.usage != Use::Address || !image.is_constant(site.target) {
+        return None;
+    }
+    let start = match image.words.range(site.target..site.target + LOCATION).collect::<Vec<_>>().as_slice() {
+        [(at, Word::Address(text))] if **at == site.target => *text,
+        [] if image.fixed_address => image.u64_at(site.target)?,
+        _ => return None,
+    };
+    let length = image.u64_at(site.target + 8)?;
+    let numbers = image.u64_at(site.target + 16)?;
+    let (line, column) = (numbers as u32, (numbers >> 32) as u32);
+    let text = std::str::from_utf8(image.bytes(start, length)?).ok()?;
+    (text.ends_with(".rs") && line > 0 && column > 0).then_some(Location { text: (start, length), line })
+}
+
+/// What is known of one build: lines, and the constants that some functions are called with.
+struct Side<'s, 'a> {
+    build: &'s Build<'a>,
+    sources: SourceMap,
+    /// By target and place of the argument: address of the instruction, number.
+    calls: FxHashMap<(u64, u32, u64), Vec<(u64, u32)>>,
+}
+
+impl<'s, 'a> Side<'s, 'a> {
+    fn new<'c>(
+        build: &'s Build<'a>,
+        functions: impl Iterator<Item = FunctionId>,
+        arguments: impl Iterator<Item = &'c Argument>,
+    ) -> Side<'s, 'a> {
+        let targets: FxHashSet<u64> = arguments.filter(|a| a.texts.is_none()).map(|a| a.call.target).collect();
+        let mut wanted: FxHashSet<FunctionId> = functions.collect();
+        let mut calls: FxHashMap<_, Vec<(u64, u32)>> = FxHashMap::default();
+        for (id, code) in build.code.iter().enumerate() {
+            let calling =
+                |c: &arch::Code| c.sites.iter().any(|s| s.usage == Use::Branch && targets.contains(&s.target));
+            if targets.is_empty() || !code.ranges.iter().any(calling) {
+                continue;
+            }
+            wanted.insert(id);
+            for range in &build.map.functions[id].ranges {
+                for call in arch::call_arguments(range.address, range.bytes) {
+                    if targets.contains(&call.target) {
+                        calls.entry(key(&call)).or_default().push((range.address + u64::from(call.at), call.value));
+                    }
+                }
+            }
         }
-        table
+        let ranges: Vec<Range<u64>> =
+            wanted.iter().flat_map(|f| build.map.functions[*f].ranges.iter().map(|r| r.address..r.end())).collect();
+        Side { build, sources: SourceMap::lines(&build.image.debug, ranges), calls }
     }
 
     fn line(&self, address: u64) -> Option<u64> {
-        self.lines[self.addresses.binary_search(&address).ok()?]
+        self.sources.place(address).map(|p| u64::from(p.line))
     }
 
-    fn fill(&mut self, sections: &Sections<'_>) -> gimli::Result<()> {
-        let dwarf = sections.dwarf();
-        let mut units = dwarf.units();
-        while let Some(header) = units.next()? {
-            let unit = dwarf.unit(header)?;
-            let (mut ranges, mut wanted) = (dwarf.unit_ranges(&unit)?, false);
-            while let Some(range) = ranges.next()? {
-                wanted |= !self.span(range.begin, range.end).is_empty();
-            }
-            let Some(program) = unit.line_program.clone().filter(|_| wanted) else { continue };
-            let (mut rows, mut before) = (program.rows(), None::<(u64, Option<u64>)>);
-            while let Some((_, row)) = rows.next_row()? {
-                if let Some((start, line)) = before {
-                    for i in self.span(start, row.address()) {
-                        self.lines[i] = line;
-                    }
-                }
-                before = (!row.end_sequence()).then(|| (row.address(), row.line().map(|l| l.get())));
-            }
-        }
-        Ok(())
+    /// True if the call is given the name of the file that its instruction comes from.
+    fn names_file(&self, argument: &Argument) -> bool {
+        let base = |path: &str| path.rsplit('/').next().unwrap_or_default().to_owned();
+        let text = argument.texts.and_then(|(at, length)| self.build.image.bytes(at, length));
+        let named = text.and_then(|t| std::str::from_utf8(t).ok()).map(base);
+        named.is_some() && named == self.sources.place(argument.address).map(|p| base(&p.file))
     }
 
-    /// Indices of the addresses from `start` to before `end`.
-    fn span(&self, start: u64, end: u64) -> std::ops::Range<usize> {
-        let first = self.addresses.partition_point(|a| *a < start);
-        first..first.max(self.addresses.partition_point(|a| *a < end))
+    /// True if every call of the same function that has a constant there has its line there.
+    fn takes_lines(&self, argument: &Argument) -> bool {
+        let Some(calls) = self.calls.get(&key(&argument.call)) else { return false };
+        let is_line = |(at, value): &(u64, u32)| {
+            self.line(*at).is_some_and(|line| (line..=line + REACH).contains(&u64::from(*value)))
+        };
+        let different: FxHashSet<u32> = calls.iter().map(|c| c.1).collect();
+        different.len() >= ENOUGH && calls.iter().all(is_line)
     }
+
+    /// True if the line table has the location's line, of its file, in the function.
+    fn has_line(&self, function: FunctionId, location: &Location) -> bool {
+        let Some(text) = self.build.image.bytes(location.text.0, location.text.1) else { return false };
+        let Ok(file) = std::str::from_utf8(text) else { return false };
+        let ranges = self.build.map.functions[function].ranges.iter();
+        ranges.into_iter().any(|r| self.sources.has(r.address..r.end(), file, location.line))
+    }
+}
+
+/// What tells the parameters of functions apart.
+fn key(call: &CallArgument) -> (u64, u32, u64) {
+    (call.target, call.place as u32, call.slot)
 }

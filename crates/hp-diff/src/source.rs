@@ -59,13 +59,22 @@ struct Inlined {
 }
 
 impl SourceMap {
-    /// Reads what the debug information says about `ranges`.
-    pub(crate) fn read(source: &Source<'_>, mut ranges: Vec<Range<u64>>) -> SourceMap {
+    /// Reads what the debug information says about `ranges`, which do not overlap.
+    pub(crate) fn read(source: &Source<'_>, ranges: Vec<Range<u64>>) -> SourceMap {
+        SourceMap::of(source, ranges, true)
+    }
+
+    /// Reads the lines alone.
+    pub(crate) fn lines(source: &Source<'_>, ranges: Vec<Range<u64>>) -> SourceMap {
+        SourceMap::of(source, ranges, false)
+    }
+
+    fn of(source: &Source<'_>, mut ranges: Vec<Range<u64>>, inlined: bool) -> SourceMap {
         let mut map = SourceMap::default();
         ranges.sort_unstable_by_key(|r| (r.start, r.end));
         if let (false, Ok(Some(sections))) = (ranges.is_empty(), Sections::load(source, WANTED)) {
             let dwarf = sections.dwarf();
-            let _ = map.fill(&Dwarf { supplement: sections.supplement(), dwarf: &dwarf }, &ranges);
+            let _ = map.fill(&Dwarf { supplement: sections.supplement(), dwarf: &dwarf }, &ranges, inlined);
         }
         map
     }
@@ -86,13 +95,19 @@ impl SourceMap {
         })
     }
 
+    /// True if an instruction in `range` comes from this line of a file whose path ends in `file`.
+    pub(crate) fn has(&self, range: Range<u64>, file: &str, line: u32) -> bool {
+        let is_file = |n: u32| self.files[n as usize].ends_with(file);
+        self.lines.range(range).any(|(_, row)| row.2 == line && is_file(row.1))
+    }
+
     /// The innermost inlined function that the instruction at `address` belongs to.
     pub(crate) fn inlined(&self, address: u64) -> Option<&str> {
         let around = self.inlined.iter().filter(|i| i.range.contains(&address));
         around.max_by_key(|i| i.depth).map(|i| i.name.as_str())
     }
 
-    fn fill(&mut self, dwarf: &Dwarf<'_, '_>, wanted: &[Range<u64>]) -> gimli::Result<()> {
+    fn fill(&mut self, dwarf: &Dwarf<'_, '_>, wanted: &[Range<u64>], inlined: bool) -> gimli::Result<()> {
         let mut units = dwarf.dwarf.units();
         while let Some(header) = units.next()? {
             let unit = dwarf.dwarf.unit(header)?;
@@ -103,7 +118,9 @@ impl SourceMap {
             }
             if owns {
                 self.read_lines(dwarf.dwarf, &unit, wanted)?;
-                self.read_inlined(dwarf, &unit, wanted)?;
+                if inlined {
+                    self.read_inlined(dwarf, &unit, wanted)?;
+                }
             }
         }
         Ok(())

@@ -7,6 +7,7 @@
 use super::{json, print_report, write};
 use crate::args::DiffArgs;
 use crate::exit::Exit;
+use crate::progress::Bar;
 use crate::text::{BAD, BOLD, DIM, GOOD, WARN, clean, count, io_reason, print_json};
 use anyhow::{anyhow, bail};
 use hp_diff::{ChangeKind, FileKind, Options, Report};
@@ -74,11 +75,17 @@ pub(super) fn run(args: &DiffArgs, mut options: Options) -> anyhow::Result<Exit>
     options.places.directories.splice(0..0, inside);
     let (old, new) = (builds(&args.old)?, builds(&args.new)?);
     let paths: Vec<&PathBuf> = old.union(&new).collect();
-    let outcomes = in_parallel(&paths, |path| match (old.contains(path), new.contains(path)) {
-        (true, true) => compare(args, path, &options),
-        (true, false) => Outcome::OnlyOld,
-        _ => Outcome::OnlyNew,
+    let bar = Bar::new(paths.len() as u64);
+    let outcomes = in_parallel(&paths, |path| {
+        let outcome = match (old.contains(path), new.contains(path)) {
+            (true, true) => compare(args, path, &options),
+            (true, false) => Outcome::OnlyOld,
+            _ => Outcome::OnlyNew,
+        };
+        bar.step();
+        outcome
     });
+    drop(bar);
     let exit = Exit::of_all(outcomes.iter().map(Outcome::exit));
     let files: Vec<(&Path, &Outcome)> = paths.iter().map(|p| p.as_path()).zip(&outcomes).collect();
     if args.json {
@@ -245,7 +252,7 @@ fn print(files: &[(&Path, &Outcome)], written: bool) -> io::Result<()> {
             print_report(&shown(path), report)?;
         }
     }
-    let mut err = anstream::stderr().lock();
+    let mut err = crate::text::notes();
     let notable: Vec<_> = files.iter().filter(|(_, o)| o.is_notable()).collect();
     let width = notable.iter().map(|(p, _)| shown(p).chars().count()).max().unwrap_or(0).clamp(4, 60);
     if !notable.is_empty() {

@@ -8,9 +8,9 @@
 mod x86_64;
 
 pub(crate) use x86_64::{
-    DifferingArgument, Field, JumpTableContext, add_known, compares_address, decode, decode_at, differing_arguments,
-    field, first_difference, is_indexed, memory_numbers, numbers, padding, plt_stubs, shape, tables, texts, thunk,
-    unpadded,
+    CallArgument, Field, JumpTableContext, add_known, call_arguments, compares_address, decode, decode_at,
+    differing_arguments, field, first_difference, is_indexed, memory_numbers, numbers, padding, plt_stubs, shape,
+    tables, texts, thunk, unpadded,
 };
 
 /// How a field in an instruction encodes its target.

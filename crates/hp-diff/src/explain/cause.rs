@@ -84,17 +84,13 @@ impl<'c, 'a> Causes<'c, 'a> {
     pub(crate) fn explain(&self, pair: (FunctionId, FunctionId)) -> Explanation {
         let cause = self.cause(pair);
         let aligned = self.align(pair, usize::MAX, deadline());
-        let side = |tokens: &[Token], at: Option<usize>, source| at.map(|i| instruction(&tokens[i], source));
-        let rows = aligned.rows.iter().enumerate().map(|(n, row)| Row {
-            kind: if aligned.misled.contains(&n) { RowKind::Changed } else { row.kind },
-            old: side(&aligned.old, row.old, &self.sources.0),
-            new: side(&aligned.new, row.new, &self.sources.1),
-        });
+        let rows =
+            rows_of(&aligned.rows, &aligned.misled, (&aligned.old, &self.sources.0), (&aligned.new, &self.sources.1));
         Explanation {
             name: self.old.build.map.functions[pair.0].name().to_owned(),
             reason: cause.reason,
             cause: cause.words,
-            rows: rows.collect(),
+            rows,
         }
     }
 
@@ -208,6 +204,22 @@ fn exceptions() -> Cause {
     Cause { reason: Reason::OwnCode, words: "own code: it catches or cleans up otherwise".into(), ..noise() }
 }
 
+/// Rows of instructions, for people.
+pub(super) fn rows_of(
+    rows: &[Pair],
+    misled: &[usize],
+    (old, before): (&[Token], &SourceMap),
+    (new, now): (&[Token], &SourceMap),
+) -> Vec<Row> {
+    let side = |tokens: &[Token], at: Option<usize>, source| at.map(|i| instruction(&tokens[i], source));
+    let row = |(n, row): (usize, &Pair)| Row {
+        kind: if misled.contains(&n) { RowKind::Changed } else { row.kind },
+        old: side(old, row.old, before),
+        new: side(new, row.new, now),
+    };
+    rows.iter().enumerate().map(row).collect()
+}
+
 fn noise() -> Cause {
     Cause {
         reason: Reason::CompilerNoise,
@@ -217,7 +229,7 @@ fn noise() -> Cause {
     }
 }
 
-fn instruction(token: &Token, source: &SourceMap) -> Instruction {
+pub(super) fn instruction(token: &Token, source: &SourceMap) -> Instruction {
     Instruction {
         offset: token.offset,
         cold: token.cold,

@@ -15,9 +15,11 @@
 
 mod align;
 mod cause;
+mod patched;
 mod tokens;
 
 pub(crate) use cause::{Cause, Causes};
+pub use patched::{PatchedCode, patched_code};
 
 use std::time::{Duration, Instant};
 

@@ -2,7 +2,7 @@
 
 use rustc_hash::FxHashMap;
 
-use crate::arch::{self, Site, Use};
+use crate::arch::{self, Encoding, Site, Use};
 use crate::build::Build;
 use crate::compare::{self, Changes};
 use crate::correlate::Correlation;
@@ -53,15 +53,35 @@ pub(super) struct Side<'s, 'a> {
     pairs: &'s Correlation,
     /// Old constants whose content differs; `None` in the new build.
     changed: Option<&'s Changes>,
+    /// Entities are the same if they have the same name, for want of pairs.
+    by_name: bool,
+    /// For the code of a patch: its base.
+    base: Option<Base<'s, 'a>>,
+}
+
+/// The place of a patch's base, and the base itself if it is at hand.
+pub(super) struct Base<'s, 'a> {
+    pub range: std::ops::Range<u64>,
+    pub side: Option<&'s Side<'s, 'a>>,
 }
 
 impl<'s, 'a> Side<'s, 'a> {
     pub(super) fn old(build: &'s Build<'a>, pairs: &'s Correlation, changes: &'s Changes) -> Self {
-        Side { build, pairs, changed: Some(changes) }
+        Side { build, pairs, changed: Some(changes), by_name: false, base: None }
     }
 
     pub(super) fn new(build: &'s Build<'a>, pairs: &'s Correlation) -> Self {
-        Side { build, pairs, changed: None }
+        Side { build, pairs, changed: None, by_name: false, base: None }
+    }
+
+    /// The base of a patch.
+    pub(super) fn by_name(build: &'s Build<'a>, pairs: &'s Correlation, changes: &'s Changes) -> Self {
+        Side { build, pairs, changed: Some(changes), by_name: true, base: None }
+    }
+
+    /// The code of a patch.
+    pub(super) fn of_patch(build: &'s Build<'a>, pairs: &'s Correlation, base: Option<Base<'s, 'a>>) -> Self {
+        Side { build, pairs, changed: None, by_name: true, base }
     }
 
     /// The tokens of a function, all its ranges one after the other.
@@ -95,6 +115,9 @@ impl<'s, 'a> Side<'s, 'a> {
 
     fn lead(&self, function: FunctionId, site: Site) -> Lead {
         let (map, image) = (&self.build.map, &self.build.image);
+        if let Some(lead) = self.in_base(&site) {
+            return lead;
+        }
         if self.build.table(function, site.target).is_some() {
             return Lead { site, key: "table".into(), name: "its jump table".into(), code: false };
         }
@@ -120,7 +143,37 @@ impl<'s, 'a> Side<'s, 'a> {
             _ => compare::describe(self.build, function, &site),
         };
         let own = |f| f == function;
-        Lead { site, key: self.key(&target, &site, own), name, code }
+        let key = match &target {
+            Target::Literal => self.content(&site),
+            Target::Object(o, 0) if self.is_copied(*o) => self.content(&site),
+            Target::Function(f, 0, 0) if own(*f) => "self".into(),
+            _ if self.by_name => name.clone(),
+            _ => self.key(&target, &site, own),
+        };
+        let name = match target {
+            Target::Object(o, 0) if self.is_copied(o) => self.literal_name(&site),
+            _ => name,
+        };
+        Lead { site, key, name, code }
+    }
+
+    /// A constant that a patch brings along under a name of its own.
+    fn is_copied(&self, o: ObjectId) -> bool {
+        let object = &self.build.map.objects[o];
+        self.base.is_some() && object.constant && object.name().starts_with(".L")
+    }
+
+    /// What a field of a patch leads to in its base.
+    fn in_base(&self, site: &Site) -> Option<Lead> {
+        let base = self.base.as_ref().filter(|b| b.range.contains(&site.target))?;
+        let address = site.target - base.range.start;
+        let Some(side) = base.side else {
+            let named = self.build.image.symbols.iter().find(|s| s.address == site.target);
+            let name = named.map_or_else(|| format!("the base at {address:#x}"), |s| s.name.to_owned());
+            return Some(Lead { site: *site, key: name.clone(), name, code: site.usage == Use::Branch });
+        };
+        let lead = side.lead(FunctionId::MAX, Site { target: address, encoding: Encoding::PcRelative, ..*site });
+        Some(Lead { site: *site, ..lead })
     }
 
     fn key(&self, target: &Target<'_>, site: &Site, own: impl Fn(FunctionId) -> bool) -> String {
@@ -168,6 +221,11 @@ impl<'s, 'a> Side<'s, 'a> {
         let image = &self.build.image;
         match site.usage {
             Use::Access(n) => image.bytes(site.target, u64::from(n)).unwrap_or_default(),
+            _ if self.base.is_some() => {
+                // A patch ends a text where the object ends.
+                let object = self.build.map.object_at(site.target).map(|o| &self.build.map.objects[o]);
+                object.and_then(|o| image.bytes(site.target, o.end() - site.target)).unwrap_or_default()
+            }
             _ => self.build.map.literal(image, site.target),
         }
     }

@@ -13,7 +13,7 @@ mod values;
 
 pub(crate) use decode::{decode, decode_at, first_difference, padding, unpadded};
 pub(crate) use identity::compares_address;
-pub(crate) use immediates::{DifferingArgument, differing_arguments};
+pub(crate) use immediates::{CallArgument, call_arguments, differing_arguments};
 pub(crate) use indexed::{Field, field, is_indexed, numbers};
 pub(crate) use jump_table::{Context as JumpTableContext, tables};
 pub(crate) use known::add_known;

@@ -1,0 +1,141 @@
+//! Which changed numbers are line numbers, and which only look like one.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use hp_diff::{ChangeKind, Options, Report};
+
+struct Builds(tempfile::TempDir);
+
+impl Builds {
+    fn new() -> Builds {
+        Builds(tempfile::tempdir().unwrap())
+    }
+
+    fn build(&self, name: &str, file: &str, compiler: &[&str], source: &str) -> PathBuf {
+        let folder = self.0.path().join(name);
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join(file), source).unwrap();
+        let mut command = Command::new(compiler[0]);
+        command.args(&compiler[1..]).args([file, "-o", "program"]).current_dir(&folder);
+        assert!(command.status().unwrap().success());
+        folder.join("program")
+    }
+
+    fn gcc(&self, name: &str, source: &str) -> PathBuf {
+        self.build(name, "part.c", &["gcc", "-O2", "-g", "-fno-inline"], source)
+    }
+
+    fn rustc(&self, name: &str, source: &str) -> PathBuf {
+        self.build(name, "part.rs", &["rustc", "--edition=2021", "-O", "-g"], source)
+    }
+}
+
+/// How each function of the program differs: its name without mangling, and the kind.
+fn kinds(old: &Path, new: &Path) -> Vec<(String, ChangeKind)> {
+    let report: Report = hp_diff::diff(old, new, &Options::default()).unwrap();
+    report.changes.iter().map(|c| (c.name.clone(), c.kind)).collect()
+}
+
+fn kind_of(all: &[(String, ChangeKind)], name: &str) -> Option<ChangeKind> {
+    all.iter().find(|(n, _)| n.contains(name)).map(|(_, kind)| *kind)
+}
+
+const HEAD: &str = "#include <stdio.h>\n#include <stdlib.h>\n#include <assert.h>\n\
+    __attribute__((noinline)) void limit(int n) { printf(\"%d\\n\", n); }\n\
+    __attribute__((noinline)) void report(const char *file, int line, int more) { printf(\"%s:%d %d\\n\", file, line, more); }\n\
+    __attribute__((noinline)) int corrupt(int line) { fprintf(stderr, \"damaged, line %d\\n\", line); return 11; }\n";
+
+fn at_line(line: usize, text: &str) -> String {
+    let blank = line - HEAD.lines().count() - 1;
+    format!("{HEAD}{}{text}", "\n".repeat(blank))
+}
+
+#[test]
+fn a_corrected_bound_is_no_line_however_near_it_lies() {
+    let builds = Builds::new();
+    for (line, bound) in [(60, 64), (64, 64), (30, 64)] {
+        let program = |line: usize, bound: u32| {
+            at_line(line, &format!("void user(void) {{ limit({bound}); }}\nint main(void) {{ user(); return 0; }}\n"))
+        };
+        let old = builds.gcc(&format!("old{line}"), &program(line, bound));
+        let new = builds.gcc(&format!("new{line}"), &program(line + 1, bound + 1));
+        assert_eq!(kind_of(&kinds(&old, &new), "user"), Some(ChangeKind::Changed), "bound {bound} at line {line}");
+    }
+}
+
+#[test]
+fn a_bound_beside_the_line_is_no_line() {
+    let builds = Builds::new();
+    let program = |line: usize, bound: u32| {
+        at_line(
+            line,
+            &format!(
+                "void user(void) {{ report(__FILE__, __LINE__, {bound}); }}\nint main(void) {{ user(); return 0; }}\n"
+            ),
+        )
+    };
+    let old = builds.gcc("old", &program(60, 64));
+    let moved = builds.gcc("moved", &program(61, 64));
+    let bound = builds.gcc("bound", &program(61, 65));
+    assert_eq!(kind_of(&kinds(&old, &moved), "user"), Some(ChangeKind::LineOnly));
+    assert_eq!(kind_of(&kinds(&old, &bound), "user"), Some(ChangeKind::Changed));
+}
+
+#[test]
+fn assertions_and_logs_move_with_their_lines() {
+    let builds = Builds::new();
+    let program = |line: usize| {
+        at_line(
+            line,
+            "int checked(int x) { assert(x > 3); return x * 2; }\n\
+             int logged(int x) {\n    report(\n        __FILE__, __LINE__,\n        7);\n    return x;\n}\n\
+             int main(int argc, char **argv) { return checked(argc + 9) + logged(argc) + (argv == 0); }\n",
+        )
+    };
+    let all = kinds(&builds.gcc("old", &program(40)), &builds.gcc("new", &program(43)));
+    assert_eq!(kind_of(&all, "checked"), Some(ChangeKind::LineOnly), "{all:?}");
+    assert_eq!(kind_of(&all, "logged"), Some(ChangeKind::LineOnly), "{all:?}");
+}
+
+#[test]
+fn a_function_that_is_always_given_its_line_takes_lines() {
+    let builds = Builds::new();
+    let program = |line: usize, users: usize| {
+        let users: Vec<String> =
+            (0..users).map(|n| format!("int user{n}(int x) {{ return x > {n} ? corrupt(__LINE__) : x; }}\n")).collect();
+        at_line(
+            line,
+            &format!("{}int main(int argc, char **argv) {{ return user0(argc) + (argv == 0); }}\n", users.concat()),
+        )
+    };
+    let all = kinds(&builds.gcc("old", &program(40, 5)), &builds.gcc("new", &program(42, 5)));
+    for n in 0..5 {
+        assert_eq!(kind_of(&all, &format!("user{n}")), Some(ChangeKind::LineOnly), "{all:?}");
+    }
+    let few = kinds(&builds.gcc("few", &program(40, 2)), &builds.gcc("later", &program(42, 2)));
+    assert_eq!(kind_of(&few, "user0"), Some(ChangeKind::Changed), "two calls show nothing: {few:?}");
+}
+
+const RUST: &str = "use std::collections::HashMap;\n\
+    #[inline(never)]\npub fn at(all: &[u32], n: usize) -> u32 {\n    all[n] + 1\n}\n\
+    #[inline(never)]\npub fn first(text: &str) -> u32 {\n    text.chars()\n        .next()\n        .unwrap() as u32\n}\n\
+    #[inline(never)]\npub fn small(n: u32) -> u32 {\n    assert!(n < 77, \"too much\");\n    n * LIMIT\n}\n\
+    fn main() {\n    let n = std::env::args().count();\n    let mut m = HashMap::new();\n    m.insert(n, n);\n    \
+    println!(\"{} {} {} {}\", at(&[1, 2, 3], n), first(&std::env::args().next().unwrap()), small(n as u32), m[&1]);\n}\n";
+
+#[test]
+fn panics_of_rust_move_with_their_lines() {
+    let builds = Builds::new();
+    let source = RUST.replace("LIMIT", "5");
+    let old = builds.rustc("old", &source);
+    let all = kinds(&old, &builds.rustc("moved", &source.replacen("#[inline", "\n\n\n#[inline", 1)));
+    assert!(all.iter().all(|(_, kind)| *kind == ChangeKind::LineOnly), "{all:?}");
+    for name in ["2at", "5first", "5small"] {
+        assert_eq!(kind_of(&all, name), Some(ChangeKind::LineOnly), "{name}: {all:?}");
+    }
+    let edited = RUST.replace("LIMIT", "6").replacen("#[inline", "\n\n\n#[inline", 1);
+    let all = kinds(&old, &builds.rustc("edited", &edited));
+    assert_eq!(kind_of(&all, "5small"), Some(ChangeKind::Changed), "{all:?}");
+    assert_eq!(kind_of(&all, "2at"), Some(ChangeKind::LineOnly), "{all:?}");
+}
