@@ -79,9 +79,15 @@ pub(crate) fn line_only(
     if candidates.is_empty() {
         return FxHashSet::default();
     }
+    let panics = candidates.iter().any(|c| !c.locations.is_empty());
     let side = |n: usize, build| {
         let pick = move |c: &Candidate| if n == 0 { c.pair.0 } else { c.pair.1 };
-        Side::new(build, candidates.iter().map(pick), candidates.iter().flat_map(|c| c.arguments.iter().map(|a| &a[n])))
+        Side::new(
+            build,
+            candidates.iter().map(pick),
+            panics,
+            candidates.iter().flat_map(|c| c.arguments.iter().map(|a| &a[n])),
+        )
     };
     let (before, now) = (side(0, old), side(1, new));
     let is_line = |all: &[[Argument; 2]], [a, b]: &[Argument; 2]| {
@@ -196,6 +202,7 @@ impl<'s, 'a> Side<'s, 'a> {
     fn new<'c>(
         build: &'s Build<'a>,
         functions: impl Iterator<Item = FunctionId>,
+        panics: bool,
         arguments: impl Iterator<Item = &'c Argument>,
     ) -> Side<'s, 'a> {
         let targets: FxHashSet<u64> = arguments.filter(|a| a.texts.is_none()).map(|a| a.call.target).collect();
@@ -218,7 +225,8 @@ impl<'s, 'a> Side<'s, 'a> {
         }
         let ranges: Vec<Range<u64>> =
             wanted.iter().flat_map(|f| build.map.functions[*f].ranges.iter().map(|r| r.address..r.end())).collect();
-        Side { build, sources: SourceMap::lines(&build.image.debug, ranges), calls }
+        let read = if panics { SourceMap::read } else { SourceMap::lines };
+        Side { build, sources: read(&build.image.debug, ranges), calls }
     }
 
     fn line(&self, address: u64) -> Option<u64> {

@@ -56,6 +56,8 @@ struct Inlined {
     range: Range<u64>,
     depth: isize,
     name: String,
+    /// Where it was called.
+    call: Place,
 }
 
 impl SourceMap {
@@ -95,10 +97,13 @@ impl SourceMap {
         })
     }
 
-    /// True if an instruction in `range` comes from this line of a file whose path ends in `file`.
+    /// True if an instruction in `range` comes from this line of a file whose path ends in `file`, or from a function
+    /// that was inlined there.
     pub(crate) fn has(&self, range: Range<u64>, file: &str, line: u32) -> bool {
         let is_file = |n: u32| self.files[n as usize].ends_with(file);
-        self.lines.range(range).any(|(_, row)| row.2 == line && is_file(row.1))
+        let called = |i: &Inlined| i.call.line == line && i.call.file.ends_with(file);
+        self.inlined.iter().any(|i| range.contains(&i.range.start) && called(i))
+            || self.lines.range(range).any(|(_, row)| row.2 == line && is_file(row.1))
     }
 
     /// The innermost inlined function that the instruction at `address` belongs to.
@@ -169,13 +174,26 @@ impl SourceMap {
             let mut ranges = dwarf.dwarf.die_ranges(unit, entry)?;
             while let Some(range) = ranges.next()? {
                 if touches(wanted, range.begin, range.end) {
-                    let name = name.get_or_insert_with(|| dwarf.name(unit, entry)).clone();
-                    self.inlined.push(Inlined { range: range.begin..range.end, depth, name });
+                    let (name, call) = name.get_or_insert_with(|| (dwarf.name(unit, entry), call(dwarf, unit, entry)));
+                    let (name, call) = (name.clone(), call.clone());
+                    self.inlined.push(Inlined { range: range.begin..range.end, depth, name, call });
                 }
             }
         }
         Ok(())
     }
+}
+
+/// Where an inlined function was called; line 0 if that is not said.
+fn call<'d>(dwarf: &Dwarf<'_, 'd>, unit: &gimli::Unit<Reader<'d>>, entry: &Entry<'d>) -> Place {
+    let file = match entry.attr_value(dw::DW_AT_call_file) {
+        Some(AttributeValue::FileIndex(index)) => Some(index),
+        other => other.and_then(|v| v.udata_value()),
+    };
+    let line = entry.attr_value(dw::DW_AT_call_line).and_then(|v| v.udata_value());
+    let header = unit.line_program.as_ref().map(|p| p.header());
+    let name = file.zip(header).map(|(index, header)| file_name(dwarf.dwarf, unit, header, index));
+    Place { file: name.unwrap_or_default(), line: line.and_then(|l| u32::try_from(l).ok()).unwrap_or(0) }
 }
 
 /// True if one of the ordered `ranges` shares an address with `start..end`.

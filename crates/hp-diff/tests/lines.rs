@@ -130,12 +130,20 @@ fn panics_of_rust_move_with_their_lines() {
     let source = RUST.replace("LIMIT", "5");
     let old = builds.rustc("old", &source);
     let all = kinds(&old, &builds.rustc("moved", &source.replacen("#[inline", "\n\n\n#[inline", 1)));
-    assert!(all.iter().all(|(_, kind)| *kind == ChangeKind::LineOnly), "{all:?}");
-    for name in ["2at", "5first", "5small"] {
+    for name in ["2at", "5small", "4main"] {
         assert_eq!(kind_of(&all, name), Some(ChangeKind::LineOnly), "{name}: {all:?}");
     }
     let edited = RUST.replace("LIMIT", "6").replacen("#[inline", "\n\n\n#[inline", 1);
     let all = kinds(&old, &builds.rustc("edited", &edited));
     assert_eq!(kind_of(&all, "5small"), Some(ChangeKind::Changed), "{all:?}");
     assert_eq!(kind_of(&all, "2at"), Some(ChangeKind::LineOnly), "{all:?}");
+}
+
+#[test]
+fn a_panic_in_code_that_was_inlined_has_the_line_of_its_call() {
+    let builds = Builds::new();
+    let source = RUST.replace("LIMIT", "5");
+    let old = builds.rustc("old", &source);
+    let all = kinds(&old, &builds.rustc("moved", &source.replacen("#[inline", "\n\n\n#[inline", 1)));
+    assert_eq!(kind_of(&all, "5first"), Some(ChangeKind::LineOnly), "{all:?}");
 }
