@@ -24,6 +24,7 @@ const MAX_SECTIONS: u16 = 64;
 pub fn read(file: &[u8]) -> Result<Patch, ReadError> {
     let minor = check_start(file)?;
     let layout = Layout::read(file, minor)?;
+    check_digest_form(&layout)?;
     check_signature_form(&layout)?;
     let identity = Identity::read(&layout)?;
     let mut patch = Patch {
@@ -269,6 +270,15 @@ fn check_header(part: Part, header: &SectionHeader) -> Result<(), &'static str> 
 fn string_at(table: &[u8], at: usize) -> Option<&[u8]> {
     let rest = table.get(at..)?;
     rest.get(..rest.iter().position(|&b| b == 0)?)
+}
+
+/// The digest note ends with the digest; a shorter one would hide a byte of it between the sections.
+fn check_digest_form(layout: &Layout<'_>) -> Result<(), ReadError> {
+    let header = layout.header(Part::Digest);
+    if (header.offset, header.size) == (DIGEST_NOTE_AT as u64, (SIGNATURE_NOTE_AT - DIGEST_NOTE_AT) as u64) {
+        return Ok(());
+    }
+    malformed(Part::Digest, header.offset, "has another size than a digest")
 }
 
 /// Only the form; [`verify`](crate::verify) says whether it is a signature of this file.
