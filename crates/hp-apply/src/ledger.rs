@@ -379,7 +379,10 @@ pub(crate) fn claim(mapping: LiveRange) -> [u8; CLAIM_SIZE] {
     claim
 }
 
-/// Mappings that were claimed and hold no ledger: what appliers left that died while loading.
+/// Mappings that were claimed and in which no ledger was even begun: what appliers left that died while loading.
+///
+/// Nothing leads there then. Where a ledger was begun that is not understood, be it damaged or of another version,
+/// or where the place cannot be read, code may be in use: that is left alone.
 pub(crate) fn abandoned(mem: &Mem, maps: &Maps, ledgers: &[Ledger]) -> Vec<LiveRange> {
     let mut found: Vec<LiveRange> = Vec::new();
     let mut budget = MAX_SEARCH;
@@ -395,7 +398,8 @@ pub(crate) fn abandoned(mem: &Mem, maps: &Maps, ledgers: &[Ledger]) -> Vec<LiveR
             let whole = claimed.start == mapping.range.start
                 && claimed.len().is_multiple_of(PAGE)
                 && (PAGE..=2 << 30).contains(&claimed.len());
-            if whole && bytes == claim(claimed) && !ledgers.iter().any(|ledger| ledger.mapping.overlaps(claimed)) {
+            let known = || ledgers.iter().any(|ledger| ledger.mapping.overlaps(claimed));
+            if whole && bytes == claim(claimed) && !known() && mem.array(claimed.start) == Ok([0u8; HEADER]) {
                 found.push(claimed);
             }
             page = page.plus(PAGE);
@@ -405,12 +409,13 @@ pub(crate) fn abandoned(mem: &Mem, maps: &Maps, ledgers: &[Ledger]) -> Vec<LiveR
 }
 
 fn read_at(mem: &Mem, at: LiveAddr, end: LiveAddr) -> Option<Ledger> {
-    let start: [u8; HEADER] = mem.array(at).ok()?;
+    // A read may fail for a moment; a record that was passed over would count as no patch at all.
+    let start: [u8; HEADER] = mem.array(at).or_else(|_| mem.array(at)).ok()?;
     let len = header(&start)?;
     if len as u64 > end.0 - at.0 {
         return None;
     }
-    Ledger::parse(&mem.bytes(at, len).ok()?, at)
+    Ledger::parse(&mem.bytes(at, len).or_else(|_| mem.bytes(at, len)).ok()?, at)
 }
 
 /// The length that a header claims.
