@@ -114,7 +114,7 @@ pub(crate) struct DiffArgs {
     /// Replace functions too that differ only in line numbers, as in assertions and logs
     #[arg(long)]
     pub(crate) exact_lines: bool,
-    /// Values in lasting memory that may have changed their meaning (HP0403, HP0404) are errors
+    /// Numbers in lasting memory that may have changed their meaning (HP0403) are errors
     #[arg(long)]
     pub(crate) strict: bool,
     /// Show the old and new code of this changed function side by side, with the reason; the patch is written only with -o

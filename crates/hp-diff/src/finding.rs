@@ -133,8 +133,8 @@ codes! {
         "At least one build has no debug information, so nothing shows that types kept their layout. Build with -g; if you know that no type changed, accept with --allow HP0402.";
     NumberChanged = "HP0403", Warning, "a number in lasting memory changed its meaning, or a bound was corrected",
         "The new code stores another number into memory that outlives the function, masks it with another one or compares it with another one. If that number is a flag or a state that objects of the running process hold, the new code misreads them; a corrected bound does no harm. Look at the places; --strict makes this an error, which --allow HP0403=FUNCTION accepts.";
-    ReleaseAdded = "HP0404", Warning, "new code releases what the old code left alone",
-        "The new code hands what an object or variable leads to to a function that releases it, where the old code does not. If the fix changed who owns it, objects that the old code made may lead to it twice, and it would be released twice. If the fix only mends a leak, all is well. Look at the places; --strict makes this an error, which --allow HP0404=FUNCTION accepts.";
+    ReleaseAdded = "HP0404", Error, "new code releases what the old code left alone",
+        "The new code hands what an object or variable leads to to a function that releases it, where the old code does not. If the fix changed who owns it, objects that the old code made may lead to it twice, and it would be released twice. If the fix only mends a leak, all is well: look at the places, and accept with --allow HP0404=FUNCTION.";
     EntryTooShort = "HP0501", Error, "the function is too short to be redirected",
         "The 5-byte jump does not fit before the next function.";
     BranchIntoEntry = "HP0502", Error, "something leads into the redirected bytes",

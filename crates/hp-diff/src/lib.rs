@@ -67,7 +67,7 @@ pub struct Options {
     pub counter: u64,
     /// Functions that differ only in line numbers are changed ones too.
     pub exact_lines: bool,
-    /// Values that may have changed their meaning ([`Code::NumberChanged`], [`Code::ReleaseAdded`]) are errors.
+    /// Numbers that may have changed their meaning ([`Code::NumberChanged`]) are errors.
     pub strict: bool,
     /// Changed functions to show side by side, by name.
     pub explain: Vec<String>,
@@ -256,8 +256,7 @@ pub fn diff(old: &Path, new: &Path, options: &Options) -> Result<Report, Error> 
     explanations.sort_by(|a, b| a.name.cmp(&b.name));
     listed.sort_by(|a, b| (&a.name, a.old_address, a.new_address).cmp(&(&b.name, b.old_address, b.new_address)));
     if options.strict {
-        let of_values = |f: &&mut Finding| matches!(f.code, Code::NumberChanged | Code::ReleaseAdded);
-        findings.iter_mut().filter(of_values).for_each(|f| f.level = Level::Error);
+        findings.iter_mut().filter(|f| f.code == Code::NumberChanged).for_each(|f| f.level = Level::Error);
     }
     findings.sort_by(by_weight);
     findings.dedup();
