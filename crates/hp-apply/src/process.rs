@@ -173,7 +173,8 @@ impl Process {
         let pid = self.pid;
         match life(pid) {
             Some(life) if life == self.life => error,
-            Some(life) if life.start_time == self.life.start_time => {
+            // On its way out it has no program any more.
+            Some(life) if life.start_time == self.life.start_time && life.program != [0; 2] => {
                 Error::Unusable(format!("process {pid} has started another program meanwhile"))
             }
             _ => ended(pid),

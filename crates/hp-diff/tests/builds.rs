@@ -259,9 +259,9 @@ fn a_line_number_alone_is_no_change_but_any_other_number_is() {
     let builds = Builds::new();
     let program = |name, blank: &str, number: &str| {
         let source = format!(
-            "__attribute__((noipa)) int report(int line, int n) {{ return line + n; }}\n{blank}\
-             __attribute__((noipa)) int logged(int n) {{\n    return report(__LINE__, n) + 1;\n}}\n\
-             __attribute__((noipa)) int fixed(int n) {{\n    return report({number}, n) + 1;\n}}\n\
+            "__attribute__((noipa)) int report(const char *file, int line, int n) {{ return *file + line + n; }}\n{blank}\
+             __attribute__((noipa)) int logged(int n) {{\n    return report(__FILE__, __LINE__, n) + 1;\n}}\n\
+             __attribute__((noipa)) int fixed(int n) {{\n    return report(__FILE__, {number}, n) + 1;\n}}\n\
              int main(void) {{ return logged(1) + fixed(2); }}\n"
         );
         builds.build(name, &source, &[])

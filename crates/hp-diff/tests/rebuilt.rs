@@ -197,7 +197,7 @@ const ROWS: &[Row] = &[
             }"#],
         old: &["0.c"],
         new: &["0.c"],
-        expected: Refused(&["HP0206 main", "HP0311 tests"]),
+        expected: Refused(&["HP0311 tests"]),
     },
     Row {
         name: "two names of one function that are two functions now",
