@@ -245,6 +245,8 @@ fn build_fixture(fixture: &Path, side: &str, room: &Path) -> PathBuf {
         objects.push(object);
     }
     let mut command = Command::new(compiler);
-    run(command.args(&flags).args(&objects).arg("-o").arg(&program).args(["-lm", "-lpthread", "-ldl"]));
+    // The language is that of the source, not of the objects.
+    let flags = flags.iter().filter(|f| !f.starts_with("-x"));
+    run(command.args(flags).args(&objects).arg("-o").arg(&program).args(["-lm", "-lpthread", "-ldl"]));
     program
 }
