@@ -53,7 +53,10 @@ fn it_does_and_says_what_hp_does() {
     let alike = |arguments: [&[&str]; 2], code| {
         // The same words, but for the process, addresses and times.
         let plain = |answer: Answer, pid: &str| {
-            let all = (answer.out + &answer.err).replace(pid, "PID").replace("hp-apply:", "hp:");
+            let all = (answer.out + &answer.err)
+                .replace(pid, "PID")
+                .replace("hp-apply:", "hp:")
+                .replace("`hp status`", "`status`");
             let digits = all
                 .split(|c: char| !c.is_ascii_alphanumeric())
                 .filter(|word| !word.starts_with(['0', '1', '2', '3', '4', '5', '6', '7', '8', '9']));
