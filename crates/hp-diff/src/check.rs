@@ -28,8 +28,8 @@ pub(crate) fn static_unwinder(old: &Image<'_>) -> Option<Finding> {
     let tables = old.sections.iter().any(|s| s.name == ".gcc_except_table");
     let named = old.symbols.iter().any(|s| s.evidence.has_name());
     let raises = || old.symbols.iter().any(|s| PERSONALITIES.contains(&s.name));
-    // A static program that can lie anywhere still has weak imports that nobody defines.
-    let is_static = old.imported.iter().all(|name| old.weak.contains(name));
+    // A static program that can lie anywhere still has a table of dynamic symbols: its empty first one, and weak ones.
+    let is_static = old.imported.iter().all(|name| name.is_empty() || old.weak.contains(name));
     (tables && is_static && (!named || raises())).then(|| {
         let message = "it is linked statically with a runtime that raises exceptions";
         Finding::new(Code::StaticUnwinder, &old.file_name, message)
