@@ -5,6 +5,8 @@ use common::*;
 use hp_apply::{Error, apply_patch, revert, targets_of};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::time::{Duration, Instant};
 
 /// A sequence that keeps a busy machine busy is cut after so long, but not before so many rounds.
@@ -370,28 +372,30 @@ fn exec_under_way() {
     let patch = program.patch(NEW, &["value"]);
     let mut target = program.spawn(&["quit"]);
     let pid = target.pid();
-    let stop = std::sync::atomic::AtomicBool::new(false);
-    let stop = &stop;
+    let stop = AtomicBool::new(false);
+    let applied = AtomicU32::new(0);
     let began = Instant::now();
     std::thread::scope(|scope| {
-        let applier = scope.spawn(move || {
-            let mut done = 0;
-            while began.elapsed() < Duration::from_secs(40) && !stop.load(std::sync::atomic::Ordering::Relaxed) {
+        scope.spawn(|| {
+            while began.elapsed() < Duration::from_secs(60) && !stop.load(Relaxed) {
                 let outcome = apply_patch(pid, &patch, ID, &options()).result;
-                done += u32::from(outcome.is_ok());
+                applied.fetch_add(u32::from(outcome.is_ok()), Relaxed);
                 let harmless = matches!(outcome, Ok(_) | Err(Error::Unusable(_) | Error::Refused(_)));
                 assert!(harmless, "{outcome:?}");
                 let _ = revert(pid, Some(ID), &options());
             }
-            done
         });
         rounds(60, Duration::from_secs(10), |_| {
             target.send("exec");
             assert_eq!(target.line(), "ready");
         });
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
-        assert!(applier.join().unwrap() > 0);
+        // On a loaded machine no attempt may fit between two of them; the next that meets no exec goes through.
+        while applied.load(Relaxed) == 0 && began.elapsed() < Duration::from_secs(60) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        stop.store(true, Relaxed);
     });
+    assert!(applied.into_inner() > 0);
     let _ = revert(pid, None, &options());
     assert_eq!(ask(&mut target).0, 1);
     target.assert_free();
