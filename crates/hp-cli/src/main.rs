@@ -70,7 +70,7 @@ fn failed(error: &anyhow::Error, json: bool) -> ExitCode {
         return Exit::Done.into();
     }
     let exit = if error.is::<exit::Refusal>() { Exit::Refused } else { Exit::Unusable };
-    let message = format!("{error:#}");
+    let message = text::error_chain(error);
     // If stderr is gone as well, the exit code is all that is left to say.
     let _ = writeln!(anstream::stderr(), "{bad}hp:{bad:#} {message}", bad = text::BAD);
     if json {

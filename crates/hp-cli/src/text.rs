@@ -104,6 +104,15 @@ pub(crate) fn io_reason(error: &io::Error) -> String {
     chars.next().map(|first| first.to_lowercase().chain(chars).collect()).unwrap_or_default()
 }
 
+/// An error and its causes in one line.
+pub(crate) fn error_chain(error: &anyhow::Error) -> String {
+    let words = |e: &(dyn std::error::Error + 'static)| match e.downcast_ref::<io::Error>() {
+        Some(e) => io_reason(e),
+        None => e.to_string(),
+    };
+    error.chain().map(words).collect::<Vec<_>>().join(": ")
+}
+
 /// Prints one JSON object on stdout. If nobody reads it, that does not change how the command ended.
 pub(crate) fn print_json(value: &impl serde::Serialize) -> io::Result<()> {
     let mut text = serde_json::to_string_pretty(value)?;

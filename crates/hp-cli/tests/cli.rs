@@ -214,6 +214,19 @@ fn files_that_are_no_patches() {
     hp(&["inspect", path(folder.path())]).exits(2).says(&["is a directory"]);
 }
 
+/// What is no build is said in one line, and at once: to open a pipe nobody writes to would wait for ever.
+#[test]
+fn inputs_that_are_no_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = folder.path().join("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let new = Builds::get().file("new");
+    hp(&["diff", path(&pipe), &new]).exits(2).says(&["pipe: is no regular file"]);
+    hp(&["diff", &new, "/dev/zero"]).exits(2).says(&["/dev/zero: is no regular file"]);
+    let absent = hp(&["diff", "absent", &new]).exits(2).says(&["cannot read absent: no such file or directory"]);
+    assert_eq!(absent.err.matches("no such file").count(), 1);
+}
+
 /// One bad patch among several: nothing is applied, the good ones neither.
 #[test]
 fn all_patches_are_read_before_the_first_is_applied() {

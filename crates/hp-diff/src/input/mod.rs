@@ -20,6 +20,8 @@ pub use places::DebugPlaces;
 pub(crate) use unlinked::{Field, MODULE, Unlinked};
 pub(crate) use unnamed::Unnamed;
 
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
@@ -49,10 +51,8 @@ pub enum FileKind {
 /// # Errors
 /// If it cannot be read.
 pub fn file_kind(path: &Path) -> Result<FileKind, Error> {
-    use std::io::Read;
-    let failed = |source| Error::Io { path: path.to_owned(), source };
     let mut head = Vec::new();
-    std::fs::File::open(path).map_err(failed)?.take(64).read_to_end(&mut head).map_err(failed)?;
+    open(path)?.take(64).read_to_end(&mut head).map_err(|source| Error::Io { path: path.to_owned(), source })?;
     if head.starts_with(b"!<arch>\n") || head.starts_with(b"!<thin>\n") {
         return Ok(FileKind::Archive);
     }
@@ -230,10 +230,10 @@ fn parse<'d>(path: &Path, data: &'d [u8]) -> Result<ElfFile64<'d, Endianness>, E
     })
 }
 
-pub(crate) fn map(path: &Path) -> Result<Mmap, Error> {
+/// Opens a regular file; to open a pipe could wait for ever.
+fn open(path: &Path) -> Result<File, Error> {
     let failed = |source| Error::Io { path: path.to_owned(), source };
-    let file = std::fs::File::open(path).map_err(failed)?;
-    let kind = file.metadata().map_err(failed)?;
+    let kind = std::fs::metadata(path).map_err(failed)?;
     if !kind.is_file() {
         let what = if kind.is_dir() { "a directory" } else { "no regular file" };
         return Err(Error::Input {
@@ -241,8 +241,13 @@ pub(crate) fn map(path: &Path) -> Result<Mmap, Error> {
             reason: format!("is {what}; give a program, a shared object or an object file"),
         });
     }
+    File::open(path).map_err(failed)
+}
+
+pub(crate) fn map(path: &Path) -> Result<Mmap, Error> {
+    let file = open(path)?;
     // SAFETY: the mapping is private and only read. A file that is changed or truncated
     // while it is compared is outside of what can be defended against here; the patch
     // would be refused by the applier, which checks every old byte.
-    unsafe { Mmap::map(&file) }.map_err(failed)
+    unsafe { Mmap::map(&file) }.map_err(|source| Error::Io { path: path.to_owned(), source })
 }
