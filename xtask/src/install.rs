@@ -3,8 +3,9 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// Programs that tests run, and the package that has each.
+/// Programs that tests run and files that they need, and the package that has each.
 const TOOLS: &[(&str, &str)] = &[
+    ("/usr/lib/x86_64-linux-gnu/libunwind.so.1", "libunwind-19"),
     ("ab", "apache2-utils"),
     ("bash", "bash"),
     ("clang", "clang"),

@@ -62,7 +62,7 @@ fn apply_in(session: &Session, patch: &Patch, id: &str, options: &Options) -> Re
     // A payload that lies unused can be taken up again only if it has the size that is needed now.
     let found = found.filter(|(ledger, standing)| !standing.is_unused() || ledger.mapping.len() == plan.layout.size);
     session.check_relatives(options.timeout)?;
-    let imports = scope::resolve(&session.process, &session.maps, &session.images, patch)?;
+    let imports = scope::resolve(session, patch)?;
     let unwinder = Unwinder::new(&session.process.mem, &session.images, &session.ledgers);
     let mut stops = Stops::new(&session.process, unwinder, options);
     for ledger in &session.ledgers {
@@ -122,6 +122,7 @@ impl<'a> Plan<'a> {
                 "new functions handle exceptions, but no unwinder of the process can be led to them".to_owned(),
             ));
         }
+        finders.check_all_led()?;
         let mut plan = Plan {
             session,
             patch,
@@ -474,7 +475,7 @@ impl Work<'_> {
             for (which, functions) in chunks(ledger) {
                 let watch = self.with_finders(site_watch(functions));
                 stops.at_safe_point(&watch, false, None, |stopped| {
-                    self.plan.finders.lead_to(process, stopped.tid(), ledger)?;
+                    self.plan.finders.lead_to(self.plan.session, stopped.tid(), ledger)?;
                     writer(stopped, process, ledger).arm(which.clone())
                 })?;
             }
@@ -567,7 +568,7 @@ impl Work<'_> {
             if !strangers.is_empty() {
                 return Err(stranger(&strangers));
             }
-            self.plan.finders.lead_to(process, stopped.tid(), ledger)?;
+            self.plan.finders.lead_to(self.plan.session, stopped.tid(), ledger)?;
             let writer = writer(stopped, process, ledger);
             if !standing.active {
                 writer.arm(0..ledger.functions.len())?;
@@ -607,7 +608,7 @@ fn old_functions(ledger: &Ledger) -> Vec<Watched> {
         for (index, old) in function.old.iter().enumerate() {
             let (name, origin) = (function.name.clone(), function.entry());
             let outside = if index == 0 { [function.entry(), function.site] } else { [LiveAddr(0); 2] };
-            list.push(Watched { range: old.range, name, origin, outside, vague: false });
+            list.push(Watched { range: old.range, name, origin, outside, vague: false, running: false });
         }
     }
     list

@@ -23,6 +23,8 @@ const DT_VERDEFNUM: u64 = 0x6fff_fffd;
 const DT_VERNEED: u64 = 0x6fff_fffe;
 const DT_VERNEEDNUM: u64 = 0x6fff_ffff;
 
+/// `STT_FUNC`
+pub(crate) const STT_FUNC: u8 = 2;
 /// `STT_TLS`
 pub(crate) const STT_TLS: u8 = 6;
 /// `STT_GNU_IFUNC`
@@ -59,6 +61,10 @@ pub(crate) struct Definition {
     pub(crate) address: LiveAddr,
     /// Link-time value.
     pub(crate) value: u64,
+    /// Where that value is kept.
+    pub(crate) value_at: LiveAddr,
+    /// Bias of its module.
+    pub(crate) bias: Bias,
     /// `STT_…`
     pub(crate) kind: u8,
 }
@@ -234,7 +240,8 @@ impl Module {
     }
 
     fn matching(&self, mem: &Mem, symbol: u32, name: Name<'_>, as_address: bool) -> Option<Definition> {
-        let entry: [u8; 24] = mem.array(self.symbols.plus(u64::from(symbol) * 24)).ok()?;
+        let entry_at = self.symbols.plus(u64::from(symbol) * 24);
+        let entry: [u8; 24] = mem.array(entry_at).ok()?;
         let (info, section, value) = (entry[4], u16_at(&entry, 6)?, u64_at(&entry, 8)?);
         let (binding, kind) = (info >> 4, info & 15);
         if binding == 0 || section == SHN_UNDEF && !(as_address && value != 0) {
@@ -247,7 +254,8 @@ impl Module {
             return None;
         }
         let address = if section == SHN_ABS { LiveAddr(value) } else { self.bias.live(LinkAddr(value)) };
-        Some(Definition { address, value, kind: if section == SHN_UNDEF { 2 } else { kind } })
+        let kind = if section == SHN_UNDEF { 2 } else { kind };
+        Some(Definition { address, value, value_at: entry_at.plus(8), bias: self.bias, kind })
     }
 
     /// The dynamic linker's rule (`check_match` in glibc's `dl-lookup.c`).

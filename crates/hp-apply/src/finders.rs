@@ -15,22 +15,31 @@
 //! ones release memory when it is taken back. LLVM's does nothing. And an unwinder that is
 //! linked into a stripped module is found by its slots only.)
 //!
+//! An unwinder that is opened later (by `dlopen`, or by the first `pthread_exit` or
+//! `backtrace()`) is bound by the symbol tables of the C library. So the values of the two
+//! symbols count as slots, too: a word each, relative to the module's bias. Who binds them
+//! while a patch is loaded gets the finder, and is led back when it goes.
+//!
 //! Several patches form a chain: slot → finder of the newest → … → the C library. The
 //! words by which it goes on (*next*) lie behind the state byte.
 //!
-//! Limits: an unwinder that is opened later does not see payloads that are loaded already:
-//! for it the stack ends there. A static program has no such slots.
+//! Limits: where the dynamic linker is the C library itself (musl), symbols are left alone,
+//! for a thread is never seen outside of it: an unwinder that is opened later does not see
+//! payloads that are loaded already. The same holds for namespaces of `dlmopen`, and for a
+//! static program, which has no slots.
 
 use crate::Error;
-use crate::addr::{LiveAddr, LiveRange};
+use crate::addr::{Bias, LinkAddr, LiveAddr, LiveRange};
 use crate::dynamic::{Module, Name};
-use crate::image::Image;
-use crate::ledger::Ledger;
+use crate::image::{Image, images};
+use crate::ledger::{self, Ledger};
+use crate::maps::Maps;
 use crate::prelude::*;
 use crate::process::Process;
 use crate::safe_point::Watched;
 use crate::scope;
-use crate::session::Session;
+use crate::session::{Session, read_maps};
+use crate::sys::{Errno, Mem};
 
 mod content;
 
@@ -52,10 +61,34 @@ const QUESTIONS: [&[u8]; 2] = [FIND_OBJECT, ITERATE];
 /// What every unwinder defines, and whoever uses another module's unwinder does not.
 const UNWINDER: &[u8] = b"_Unwind_RaiseException";
 
-/// A pointer slot by which a module asks.
+/// A word that leads to code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Holder {
+    at: LiveAddr,
+    /// What is added to the word: the bias of its module for a symbol's value, else zero.
+    bias: Bias,
+}
+
+impl Holder {
+    fn pointer(at: LiveAddr) -> Holder {
+        Holder { at, bias: Bias(0) }
+    }
+
+    fn read(self, mem: &Mem) -> Result<LiveAddr, Errno> {
+        mem.u64(self.at).map(|word| self.bias.live(LinkAddr(word)))
+    }
+
+    fn write(self, process: &Process, tid: i32, value: LiveAddr) -> Result<(), Error> {
+        let word = value.0.wrapping_sub(self.bias.0);
+        let written = process.mem.write(tid, self.at, &word.to_le_bytes());
+        written.map_err(|error| process.io_error("cannot lead its unwinder to the patch", &error))
+    }
+}
+
+/// A pointer slot by which a module asks, or a symbol by which it will be bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Slot {
-    at: LiveAddr,
+    holder: Holder,
     /// Index in [`QUESTIONS`].
     question: usize,
     /// What it holds.
@@ -72,6 +105,12 @@ pub(crate) struct Slots {
     list: Vec<Slot>,
     /// The dynamic linker may be about to write a slot while a thread is in these.
     binders: Vec<LiveRange>,
+    /// The code of the dynamic linker, where symbols are led.
+    loader: Vec<LiveRange>,
+    /// What was linked when this was read.
+    linked: Vec<LiveAddr>,
+    /// A module that unwinds and has no slot.
+    unled: Option<String>,
     /// The `struct link_map` of the base, for whoever asks.
     pub(crate) link_map: LiveAddr,
 }
@@ -79,24 +118,43 @@ pub(crate) struct Slots {
 impl Slots {
     /// Looks for the slots. `base` is asked too if it is no client of another unwinder.
     pub(crate) fn find(session: &Session, base: &Image) -> Slots {
+        let process = &session.process;
+        let linked = scope::linked(process);
+        let mut slots = Slots { link_map: scope::link_map(process, base), linked, ..Slots::default() };
+        slots.look(session, &session.images);
+        slots
+    }
+
+    fn look(&mut self, session: &Session, images: &[Image]) {
         let mem = &session.process.mem;
-        let mut slots = Slots { link_map: scope::link_map(&session.process, base), ..Slots::default() };
-        for image in session.images.iter().filter(|image| image.path != "[vdso]") {
-            let Some(module) = image.dynamic.and_then(|at| Module::read(mem, image.bias, at.start)) else { continue };
-            let references = module.references(mem, &QUESTIONS);
-            if references.is_empty() {
-                continue;
-            }
-            let is_unwinder = module.find(mem, Name { name: UNWINDER, version: None }, false).is_some()
-                || core::ptr::eq(image, base) && !module.names(mem, UNWINDER);
-            for (question, rela) in references {
-                let asks = QUESTIONS.get(question) == Some(&FIND_OBJECT) || is_unwinder;
+        for (image, module) in modules(mem, images) {
+            let raises = defines(mem, &module, UNWINDER);
+            let before = self.list.len();
+            // Who uses another module's unwinder may ask for other reasons.
+            let is_client = !raises && module.names(mem, UNWINDER);
+            for (question, rela) in module.references(mem, &QUESTIONS) {
+                let asks = QUESTIONS.get(question) == Some(&FIND_OBJECT) || !is_client;
                 if asks && matches!(rela.kind, R_X86_64_GLOB_DAT | R_X86_64_JUMP_SLOT) {
-                    slots.add(session, image, &module, question, (rela.place, rela.kind));
+                    self.add(session, image, &module, question, (rela.place, rela.kind));
                 }
             }
+            if raises && self.list.len() == before {
+                self.unled = Some(image.path.clone());
+            }
         }
-        slots
+        self.loader = loader(mem, images);
+        if !self.loader.is_empty() {
+            self.add_symbols(session);
+        }
+    }
+
+    fn add_symbols(&mut self, session: &Session) {
+        for (question, name) in QUESTIONS.iter().enumerate() {
+            let Some(found) = scope::symbol(session, Name { name, version: None }) else { continue };
+            let holder = Holder { at: found.value_at, bias: found.bias };
+            let leads = found.address;
+            self.list.push(Slot { holder, question, value: leads, leads, copied: false });
+        }
     }
 
     fn add(&mut self, session: &Session, image: &Image, module: &Module, question: usize, slot: (LiveAddr, u32)) {
@@ -111,11 +169,25 @@ impl Slots {
             self.binders.extend(image.segments.iter().filter(|s| s.execute).map(|s| s.memory));
             self.binders.extend(module.resolver(mem).map(|at| at.range(RESOLVER_SIZE)));
         }
-        self.list.push(Slot { at: slot.0, question, value, leads, copied: slot.1 == R_X86_64_GLOB_DAT });
+        let holder = Holder::pointer(slot.0);
+        self.list.push(Slot { holder, question, value, leads, copied: slot.1 == R_X86_64_GLOB_DAT });
     }
 
+    /// No unwinder that is there, or that comes, can be led to a payload.
     pub(crate) fn is_empty(&self) -> bool {
         self.list.is_empty()
+    }
+
+    /// Refuses a process with an unwinder that would not see new code: for an exception
+    /// that passes through it, the stack would end there.
+    pub(crate) fn check_all_led(&self) -> Result<(), Error> {
+        match &self.unled {
+            None => Ok(()),
+            Some(path) => Err(Error::Refused(format!(
+                "{path} unwinds stacks and nothing shows how it finds unwind rows: an exception that passes through \
+                 new code would end the program"
+            ))),
+        }
     }
 
     /// Whether an address of a finder may be left where no search of memory finds it.
@@ -125,7 +197,9 @@ impl Slots {
 
     /// Where nobody may be while slots are written that are not bound yet.
     pub(crate) fn watched(&self) -> impl Iterator<Item = Watched> + '_ {
-        self.binders.iter().map(|range| Watched::plain(*range, "the dynamic linker's binding of an unwinder"))
+        let what = "the dynamic linker's binding of an unwinder";
+        let binders = self.binders.iter().map(move |range| Watched::plain(*range, what));
+        binders.chain(self.loader.iter().map(move |range| Watched::running(*range, what)))
     }
 
     /// Where each finder passes on to; zero for one that is not needed. `own`: the ledger of
@@ -145,20 +219,60 @@ impl Slots {
     }
 
     /// Leads the slots to the finders of a payload. Everything stands.
-    pub(crate) fn lead_to(&self, process: &Process, tid: i32, ledger: &Ledger) -> Result<(), Error> {
+    pub(crate) fn lead_to(&self, session: &Session, tid: i32, ledger: &Ledger) -> Result<(), Error> {
+        let process = &session.process;
+        if scope::linked(process) != self.linked {
+            // An unwinder may have come. What led to it before is led by its slots.
+            let mut anew = Slots { linked: scope::linked(process), ..Slots::default() };
+            anew.look(session, &images(&process.mem, &read_maps(process)?));
+            anew.check_all_led()?;
+            return anew.lead_to(session, tid, ledger);
+        }
         for slot in &self.list {
-            let now = process.mem.u64(slot.at).map(LiveAddr).map_err(|e| unreadable(process, &e))?;
+            let now = slot.holder.read(&process.mem).map_err(|e| unreadable(process, &e))?;
             if ledger.finder_at(now).is_some() {
                 continue;
             }
             let finder = ledger.finder_of(process, slot.question * EACH..(slot.question + 1) * EACH, slot.leads)?;
             let (Some(finder), true) = (finder, now == slot.value || now == slot.leads) else {
-                return Err(Error::Busy(vec!["an unwinder was bound anew meanwhile".to_owned()]));
+                return Err(Error::Refused("an unwinder was bound anew meanwhile; try again".to_owned()));
             };
-            write(process, tid, slot.at, finder)?;
+            slot.holder.write(process, tid, finder)?;
         }
         Ok(())
     }
+}
+
+/// The modules that may ask or answer.
+fn modules<'i>(mem: &'i Mem, images: &'i [Image]) -> impl Iterator<Item = (&'i Image, Module)> {
+    let known = images.iter().filter(|image| image.path != "[vdso]");
+    known.filter_map(move |image| Some((image, Module::read(mem, image.bias, image.dynamic?.start)?)))
+}
+
+fn defines(mem: &Mem, module: &Module, name: &[u8]) -> bool {
+    module.find(mem, Name { name, version: None }, false).is_some()
+}
+
+/// The code of the dynamic linker, if it is a module of its own.
+pub(crate) fn loader(mem: &Mem, images: &[Image]) -> Vec<LiveRange> {
+    let is = |module: &Module| defines(mem, module, b"__tls_get_addr") && !defines(mem, module, b"printf");
+    let found = modules(mem, images).find(|(_, module)| is(module));
+    found.map_or_else(Vec::new, |(image, _)| image.segments.iter().filter(|s| s.execute).map(|s| s.memory).collect())
+}
+
+/// Every word that can lead to the finders of a payload with this ledger, as things are now: modules may have come
+/// since the session began, and a payload that takes this one's place.
+fn holders(mem: &Mem, maps: &Maps, ledger: &Ledger) -> Vec<Holder> {
+    let mut all = Vec::new();
+    for (_, module) in modules(mem, &images(mem, maps)) {
+        all.extend(module.references(mem, &QUESTIONS).into_iter().map(|(_, rela)| Holder::pointer(rela.place)));
+        let symbols = QUESTIONS.iter().filter_map(|name| module.find(mem, Name { name, version: None }, false));
+        all.extend(symbols.map(|found| Holder { at: found.value_at, bias: module.bias }));
+    }
+    let others = ledger::find(mem, maps).into_iter();
+    let others = others.filter(|other| other.mapping != ledger.mapping && !other.finders.is_empty());
+    all.extend(others.flat_map(|other| (0..COUNT).map(move |index| Holder::pointer(other.next(index)))));
+    all
 }
 
 /// Takes the finders of a payload out of all slots and chains. Everything stands, and nobody
@@ -168,24 +282,16 @@ pub(crate) fn take_out(session: &Session, tid: i32, ledger: &Ledger) -> Result<(
     if ledger.finders.is_empty() {
         return Ok(());
     }
-    let mut holders: Vec<LiveAddr> = Vec::new();
-    for image in &session.images {
-        let Some(module) = image.dynamic.and_then(|at| Module::read(&process.mem, image.bias, at.start)) else {
-            continue;
-        };
-        holders.extend(module.references(&process.mem, &QUESTIONS).into_iter().map(|(_, rela)| rela.place));
-    }
-    let others = session.ledgers.iter().filter(|other| other.mapping != ledger.mapping);
-    holders.extend(others.flat_map(|other| (0..COUNT).map(|index| other.next(index))));
-    for holder in holders {
-        let Ok(value) = process.mem.u64(holder) else { continue };
-        if let Some((_, next)) = ledger.finder_at(LiveAddr(value)) {
+    let maps = read_maps(process)?;
+    for holder in holders(&process.mem, &maps, ledger) {
+        let Ok(value) = holder.read(&process.mem) else { continue };
+        if let Some((_, next)) = ledger.finder_at(value) {
             let next = process.mem.u64(next).map(LiveAddr).map_err(|e| unreadable(process, &e))?;
-            let code = session.maps.at(next).is_some_and(|map| map.execute);
+            let code = maps.at(next).is_some_and(|map| map.execute);
             if !code {
                 return Err(Error::Refused(format!("the patch's memory is damaged: {next} is no code")));
             }
-            write(process, tid, holder, next)?;
+            holder.write(process, tid, next)?;
         }
     }
     Ok(())
@@ -194,14 +300,19 @@ pub(crate) fn take_out(session: &Session, tid: i32, ledger: &Ledger) -> Result<(
 /// Whether any slot or chain leads to the finders of a payload.
 pub(crate) fn is_led_to(session: &Session, ledger: &Ledger) -> bool {
     let mem = &session.process.mem;
-    let leads = |at: LiveAddr| mem.u64(at).is_ok_and(|value| ledger.finders.contains(LiveAddr(value)));
-    let others = session.ledgers.iter().filter(|other| other.mapping != ledger.mapping && !other.finders.is_empty());
-    !ledger.finders.is_empty()
-        && (others.into_iter().any(|other| (0..COUNT).any(|index| leads(other.next(index))))
-            || session.images.iter().any(|image| {
-                let module = image.dynamic.and_then(|at| Module::read(mem, image.bias, at.start));
-                module.is_some_and(|m| m.references(mem, &QUESTIONS).into_iter().any(|(_, rela)| leads(rela.place)))
-            }))
+    let Ok(maps) = read_maps(&session.process) else { return false };
+    let leads = |holder: Holder| holder.read(mem).is_ok_and(|value| ledger.finders.contains(value));
+    !ledger.finders.is_empty() && holders(mem, &maps, ledger).into_iter().any(leads)
+}
+
+/// Where an address leads that may be a finder of one of the patches in a process.
+pub(crate) fn behind(process: &Process, ledgers: &[Ledger], mut at: LiveAddr) -> LiveAddr {
+    for _ in 0..=ledgers.len() {
+        let next = ledgers.iter().find_map(|ledger| ledger.finder_at(at));
+        let Some(word) = next.and_then(|(_, next)| process.mem.u64(next).ok()) else { break };
+        at = LiveAddr(word);
+    }
+    at
 }
 
 impl Ledger {
@@ -234,12 +345,7 @@ impl Ledger {
     }
 }
 
-fn write(process: &Process, tid: i32, at: LiveAddr, value: LiveAddr) -> Result<(), Error> {
-    let written = process.mem.write(tid, at, &value.0.to_le_bytes());
-    written.map_err(|error| process.io_error("cannot lead its unwinder to the patch", &error))
-}
-
-fn unreadable(process: &Process, error: &crate::sys::Errno) -> Error {
+fn unreadable(process: &Process, error: &Errno) -> Error {
     process.io_error("cannot read where its unwinder looks", error)
 }
 

@@ -154,7 +154,7 @@ fn flip_back(session: &Session, stops: &mut Stops<'_>, ledger: &Ledger, active: 
 pub(crate) fn undo(session: &Session, stops: &mut Stops<'_>, helpers: &[i32], ledger: &Ledger) -> Result<(), Error> {
     let process = &session.process;
     let slots = Slots::find(&process.mem, &session.images);
-    let watch = Watch::new(vec![Watched::plain(ledger.code, "the payload")]);
+    let watch = unmap_watch(session, Watched::plain(ledger.code, "the payload"));
     for _ in 0..UNDO_TRIES {
         if let Ok(mut stopped) = stops.tracer.stop_all()? {
             let standing = Standing::read(process, ledger)?;
@@ -193,6 +193,13 @@ pub(crate) fn new_code(ledger: &Ledger) -> Watch {
     Watch::new(list)
 }
 
+/// Where nobody may be when a payload goes: in it, or where an address of its finders may just be looked up.
+fn unmap_watch(session: &Session, payload: Watched) -> Watch {
+    let loader = finders::loader(&session.process.mem, &session.images);
+    let looking = loader.into_iter().map(|range| Watched::running(range, "the dynamic linker"));
+    Watch::new(vec![payload]).and(looking)
+}
+
 /// Makes unwinders pass a payload over that was never in effect, if nobody is in it.
 fn take_out(session: &Session, stops: &mut Stops<'_>, ledger: &Ledger, watch: &Watch) -> Result<(), Error> {
     if !finders::is_led_to(session, ledger) {
@@ -228,7 +235,7 @@ pub(crate) fn reclaim(
     }
     let deadline = |limit: Duration| sys::now_ns().saturating_add(limit.as_nanos() as u64);
     let slots = Slots::find(&process.mem, &session.images);
-    let watch = Watch::new(vec![Watched::plain(ledger.mapping, "the payload")]);
+    let watch = unmap_watch(session, Watched::plain(ledger.mapping, "the payload"));
     let limit = options.max_pause.unwrap_or(UNMAP_PAUSE).min(UNMAP_PAUSE);
     let mut why = String::new();
     for attempt in 0..RECLAIM_TRIES {

@@ -39,11 +39,19 @@ pub(crate) struct Watched {
     pub(crate) outside: [LiveAddr; 2],
     /// The name is only that of a larger whole; a better one in an outer frame is preferred.
     pub(crate) vague: bool,
+    /// Only code that is just being executed counts, not what is returned to.
+    pub(crate) running: bool,
 }
 
 impl Watched {
     pub(crate) fn plain(range: LiveRange, name: &str) -> Watched {
-        Watched { range, name: name.to_owned(), origin: range.start, outside: [LiveAddr(0); 2], vague: true }
+        let outside = [LiveAddr(0); 2];
+        Watched { range, name: name.to_owned(), origin: range.start, outside, vague: true, running: false }
+    }
+
+    /// Code that nobody may just be executing.
+    pub(crate) fn running(range: LiveRange, name: &str) -> Watched {
+        Watched { running: true, ..Watched::plain(range, name) }
     }
 
     fn holds(&self, frame: Frame) -> bool {
@@ -51,7 +59,7 @@ impl Watched {
         match frame.exact {
             true => self.range.contains(frame.pc) && !self.outside.contains(&frame.pc),
             // A call at a function's very end returns to its end.
-            false => start < frame.pc && frame.pc <= end,
+            false => !self.running && start < frame.pc && frame.pc <= end,
         }
     }
 }
@@ -93,7 +101,9 @@ impl Watch {
         if word < self.low || word > self.high {
             return false;
         }
-        self.at_or_below(word).any(|watched| word <= watched.range.end.0 && !watched.outside.contains(&LiveAddr(word)))
+        self.at_or_below(word).any(|watched| {
+            !watched.running && word <= watched.range.end.0 && !watched.outside.contains(&LiveAddr(word))
+        })
     }
 
     /// All ranges that start at or below a word and may reach it.

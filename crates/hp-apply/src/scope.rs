@@ -11,7 +11,8 @@
 use crate::Error;
 use crate::addr::{Bias, LinkAddr, LiveAddr};
 use crate::bytes::{u32_at, u64_at};
-use crate::dynamic::{Module, Name, STT_GNU_IFUNC, STT_TLS};
+use crate::dynamic::{Definition, Module, Name, STT_FUNC, STT_GNU_IFUNC, STT_TLS};
+use crate::finders;
 use crate::image::Image;
 use crate::maps::Maps;
 use crate::prelude::*;
@@ -41,7 +42,8 @@ pub(crate) struct Scope<'a> {
 }
 
 /// Resolves every import of the patch.
-pub(crate) fn resolve(process: &Process, maps: &Maps, images: &[Image], patch: &Patch) -> Result<Imports, Error> {
+pub(crate) fn resolve(session: &Session, patch: &Patch) -> Result<Imports, Error> {
+    let Session { process, maps, images, ledgers, .. } = session;
     let mut imports = Imports::default();
     let wanted = wanted(patch);
     if wanted.is_empty() {
@@ -62,7 +64,8 @@ pub(crate) fn resolve(process: &Process, maps: &Maps, images: &[Image], patch: &
             missing.push(format!("{}: no module of the process defines it", symbol.name));
         }
         let table = if as_address { &mut imports.addresses } else { &mut imports.calls };
-        table.insert(index, found.unwrap_or(LiveAddr(0)));
+        // Another patch may have led a symbol to its finders, and may go before this one.
+        table.insert(index, found.map_or(LiveAddr(0), |found| finders::behind(process, ledgers, found)));
     }
     if missing.is_empty() { Ok(imports) } else { Err(Error::Refused(format!("imports: {}", missing.join("; ")))) }
 }
@@ -85,6 +88,18 @@ fn wanted(patch: &Patch) -> Vec<(u32, bool)> {
 /// Where a name leads that is not a variable of threads nor an indirect function.
 pub(crate) fn definition(session: &Session, name: Name<'_>) -> Option<LiveAddr> {
     Scope::read(&session.process, &session.maps, &session.images).find(name, false).ok().flatten()
+}
+
+/// The first definition of a function's name.
+pub(crate) fn symbol(session: &Session, name: Name<'_>) -> Option<Definition> {
+    let scope = Scope::read(&session.process, &session.maps, &session.images);
+    let found = scope.modules.iter().find_map(|module| module.find(scope.mem, name, false))?;
+    (found.kind == STT_FUNC).then_some(found)
+}
+
+/// The addresses of all entries of the dynamic linker's list.
+pub(crate) fn linked(process: &Process) -> Vec<LiveAddr> {
+    links(process).unwrap_or_default().into_iter().map(|(at, _)| at).collect()
 }
 
 /// The dynamic linker's `struct link_map` of an image; zero if it has none.

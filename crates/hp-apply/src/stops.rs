@@ -219,6 +219,7 @@ pub(crate) fn site_bytes(function: &Replaced) -> Watched {
         origin: function.entry(),
         outside: [LiveAddr(0); 2],
         vague: false,
+        running: false,
     }
 }
 

@@ -20,6 +20,7 @@ impl Case {
         let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let has = |need: &str| match need.strip_prefix("cpu-") {
             Some(feature) => cpu.split_whitespace().any(|word| word == feature),
+            None if need.starts_with('/') => Path::new(need).exists(),
             None => on_path(need),
         };
         let lacking = |need: &&str| !has(need);

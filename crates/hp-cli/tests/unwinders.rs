@@ -1,0 +1,260 @@
+//! Unwinders of all kinds meet new code: several patches at once, a plugin that throws and was opened after the
+//! patch, other libraries between an unwinder and the C library, and one that nothing shows the way.
+
+mod support;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{ChildStdin, ChildStdout, Command, ExitCode, Stdio};
+use support::hp::{apply, hp, revert};
+use support::process::Running;
+use support::{lacks, trial};
+
+fn main() -> ExitCode {
+    let gxx = || lacks("g++");
+    let trials = vec![
+        trial("a_plugin_opened_later_throws_through_new_code", gxx(), a_plugin_opened_later_throws_through_new_code),
+        trial("through_the_code_of_two_patches", gxx(), through_the_code_of_two_patches),
+        trial("another_library_answers_for_the_loader", gxx(), another_library_answers_for_the_loader),
+        trial("an_unwinder_that_asks_nobody_is_refused", gxx(), an_unwinder_that_asks_nobody_is_refused),
+    ];
+    libtest_mimic::run(&libtest_mimic::Arguments::from_args(), trials).exit_code()
+}
+
+/// A C program that knows nothing of exceptions: `outer` and `inner` lie between a plugin's two functions. VERSION 1
+/// changes `outer`, VERSION 2 changes `inner`.
+const PROGRAM: &str = r#"
+#include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static int (*back)(int);
+
+__attribute__((noipa)) int inner(int n)
+{
+#if VERSION & 2
+    n += 100;
+#endif
+    return back(n) + 1;
+}
+
+__attribute__((noipa)) int outer(int n)
+{
+#if VERSION & 1
+    n += 1000;
+#endif
+    return inner(n) + 1;
+}
+
+int main(int argc, char **argv)
+{
+    static int (*enter)(int (*)(int), int);
+    char line[256];
+    setvbuf(stdout, NULL, _IONBF, 0);
+    puts("ready");
+    while (fgets(line, sizeof line, stdin)) {
+        line[strcspn(line, "\n")] = 0;
+        if (strchr(line, '/')) {
+            void *plugin = dlopen(line, RTLD_NOW);
+            enter = plugin ? (int (*)(int (*)(int), int))dlsym(plugin, "enter") : NULL;
+            back = plugin ? (int (*)(int))dlsym(plugin, "back") : NULL;
+            puts(enter && back ? "open" : dlerror());
+        } else {
+            printf("%d\n", enter(outer, atoi(line)));
+        }
+    }
+    return 0;
+}
+"#;
+
+/// Catches what it throws itself, with the program's functions in between.
+const PLUGIN: &str = r#"
+extern "C" int back(int n)
+{
+    if (n % 10)
+        throw n;
+    return n;
+}
+
+extern "C" int enter(int (*through)(int), int n)
+{
+    try {
+        return through(n);
+    } catch (int thrown) {
+        return -thrown;
+    }
+}
+"#;
+
+/// Stands between the unwinder and the C library, as libraries that watch programs do.
+const BETWEEN: &str = r#"
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdlib.h>
+struct dl_find_object;
+int _dl_find_object(void *pc, struct dl_find_object *result)
+{
+    static int (*real)(void *, struct dl_find_object *);
+    if (!real)
+        real = (int (*)(void *, struct dl_find_object *))dlsym(RTLD_NEXT, "_dl_find_object");
+    return real(pc, result);
+}
+"#;
+
+/// Has the name of an unwinder, and no slot by which it could be led to anything.
+const MUTE: &str = "int _Unwind_RaiseException(void *object) { return object ? 5 : 9; }";
+
+struct Room {
+    folder: tempfile::TempDir,
+    base: PathBuf,
+    plugin: PathBuf,
+}
+
+impl Room {
+    fn new() -> Room {
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        let plugin = compile(folder.path(), "plugin.cc", PLUGIN, "plugin.so", &["-shared", "-fPIC"]);
+        let base = program(folder.path(), 0);
+        Room { folder, base, plugin }
+    }
+
+    /// A patch from the base to a version.
+    fn patch(&self, version: u32) -> PathBuf {
+        let new = program(self.folder.path(), version);
+        let patch = self.folder.path().join(format!("{version}.hpatch"));
+        let [base, new, file] = [&self.base, &new, &patch].map(|path| path.display().to_string());
+        hp(["diff", &base, &new, "-o", &file]).exits(0);
+        patch
+    }
+
+    fn library(&self, name: &str, source: &str) -> PathBuf {
+        let file = format!("{name}.so");
+        compile(self.folder.path(), &format!("{name}.c"), source, &file, &["-shared", "-fPIC"])
+    }
+
+    fn start(&self, preload: Option<&Path>) -> Target {
+        let mut command = Command::new(&self.base);
+        if let Some(library) = preload {
+            command.env("LD_PRELOAD", library);
+        }
+        Target::start(&mut command)
+    }
+}
+
+fn program(folder: &Path, version: u32) -> PathBuf {
+    let define = format!("-DVERSION={version}");
+    compile(folder, "program.c", PROGRAM, &format!("program{version}"), &[&define])
+}
+
+fn compile(folder: &Path, source: &str, text: &str, to: &str, flags: &[&str]) -> PathBuf {
+    let (from, to) = (folder.join(source), folder.join(to));
+    fs::write(&from, text).expect("the source can be written");
+    let compiler = if source.ends_with(".cc") { "g++" } else { "gcc" };
+    let status = Command::new(compiler).args(["-O2", "-g"]).args(flags).arg("-o").args([&to, &from]).status();
+    assert!(status.expect("the compiler can be run").success(), "{source} compiles");
+    to
+}
+
+struct Target {
+    process: Running,
+    questions: ChildStdin,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Target {
+    fn start(command: &mut Command) -> Target {
+        let mut process = Running::start(command.stdin(Stdio::piped()).stdout(Stdio::piped()));
+        let questions = process.child.stdin.take().expect("stdin is a pipe");
+        let answers = BufReader::new(process.child.stdout.take().expect("stdout is a pipe"));
+        let mut target = Target { process, questions, answers };
+        assert_eq!(target.line(), "ready");
+        target
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.answers.read_line(&mut line).expect("the target answers");
+        line.trim_end().to_owned()
+    }
+
+    fn ask(&mut self, question: &str) -> String {
+        writeln!(self.questions, "{question}").expect("the target reads");
+        self.line()
+    }
+
+    fn open(&mut self, plugin: &Path) {
+        assert_eq!(self.ask(&plugin.display().to_string()), "open");
+    }
+
+    fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+}
+
+/// The C++ runtime and its unwinder come after the patch: they are bound to the finder by the symbol tables.
+fn a_plugin_opened_later_throws_through_new_code() {
+    let room = Room::new();
+    let patch = room.patch(3);
+    let mut target = room.start(None);
+    apply(&patch, target.pid()).exits(0);
+    target.open(&room.plugin);
+    assert_eq!(target.ask("10"), "1112");
+    assert_eq!(target.ask("7"), "-1107");
+    revert(&patch, target.pid()).exits(0);
+    assert_eq!(target.ask("10"), "12");
+    assert_eq!(target.ask("7"), "-7");
+    // And again, with an unwinder that is there.
+    apply(&patch, target.pid()).exits(0);
+    assert_eq!(target.ask("7"), "-1107");
+}
+
+/// Each patch has finders of its own, in a chain. The first may go before the second.
+fn through_the_code_of_two_patches() {
+    let room = Room::new();
+    let (outer, inner) = (room.patch(1), room.patch(2));
+    let mut target = room.start(None);
+    apply(&outer, target.pid()).exits(0);
+    target.open(&room.plugin);
+    apply(&inner, target.pid()).exits(0);
+    assert_eq!(target.ask("10"), "1112");
+    assert_eq!(target.ask("7"), "-1107");
+    revert(&outer, target.pid()).exits(0);
+    assert_eq!(target.ask("7"), "-107");
+    apply(&outer, target.pid()).exits(0);
+    revert(&inner, target.pid()).exits(0);
+    assert_eq!(target.ask("7"), "-1007");
+    revert(&outer, target.pid()).exits(0);
+    assert_eq!(target.ask("7"), "-7");
+}
+
+fn another_library_answers_for_the_loader() {
+    let room = Room::new();
+    let patch = room.patch(3);
+    let between = room.library("between", BETWEEN);
+    for open_first in [true, false] {
+        let mut target = room.start(Some(&between));
+        if open_first {
+            target.open(&room.plugin);
+            assert_eq!(target.ask("7"), "-7");
+        }
+        apply(&patch, target.pid()).exits(0);
+        if !open_first {
+            target.open(&room.plugin);
+        }
+        assert_eq!(target.ask("7"), "-1107");
+        revert(&patch, target.pid()).exits(0);
+        assert_eq!(target.ask("7"), "-7");
+    }
+}
+
+fn an_unwinder_that_asks_nobody_is_refused() {
+    let room = Room::new();
+    let patch = room.patch(1);
+    let mute = room.library("mute", MUTE);
+    let mut target = room.start(Some(&mute));
+    apply(&patch, target.pid()).exits(1).says(&["mute.so unwinds stacks", "exception"]);
+    target.open(&room.plugin);
+    assert_eq!(target.ask("10"), "12");
+}
