@@ -94,24 +94,6 @@ impl<'data> Sections<'data> {
     pub(crate) fn relocatable(&self) -> bool {
         self.relocatable
     }
-
-    /// True if both builds describe their types with the very same bytes.
-    pub(crate) fn same_descriptions(&self, other: &Sections<'_>) -> bool {
-        let (old, new) = (self.dwarf(), other.dwarf());
-        let same = |a: Reader<'_>, b: Reader<'_>| a.slice() == b.slice();
-        use gimli::Section;
-        !self.relocatable
-            && self.supplement.is_none()
-            && other.supplement.is_none()
-            && !other.relocatable
-            && self.endian == other.endian
-            && same(*old.debug_info.reader(), *new.debug_info.reader())
-            && same(*old.debug_types.reader(), *new.debug_types.reader())
-            && same(*old.debug_abbrev.reader(), *new.debug_abbrev.reader())
-            && same(*old.debug_str.reader(), *new.debug_str.reader())
-            && same(*old.debug_line_str.reader(), *new.debug_line_str.reader())
-            && same(*old.debug_str_offsets.reader(), *new.debug_str_offsets.reader())
-    }
 }
 
 /// One section's bytes as the linker would have left them; empty if the file has no such section.

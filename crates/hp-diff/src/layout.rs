@@ -2,7 +2,8 @@
 //!
 //! Every definition of a structure, union, class, enumeration, base type or named alias in either build's DWARF is
 //! written down as a short canonical text (`define`): its size, and for each member the bit it starts at and the
-//! type *by name*. Definitions of one qualified name are then compared as sets of texts (`diff`), because C allows each
+//! type *by name*. Only units that differ between the builds are written down, and of the others what has the same names
+//! (`alike`). Definitions of one qualified name are then compared as sets of texts (`diff`), because C allows each
 //! file its own `struct ctx`. Comparing by name keeps texts short and finite: if `struct a` holds a `struct b *`
 //! and `b` changed, `b` is found under its own name. The whole text is compared, never a hash of it.
 //!
@@ -18,6 +19,7 @@
 //! Limits: all types are compared, not only those that a patched function can reach; what a value means is out of reach.
 //! Code without debug information in a build that otherwise has some is found by `coverage`.
 
+mod alike;
 mod coverage;
 mod define;
 mod diff;
@@ -28,28 +30,67 @@ mod tests;
 
 use crate::dwarf::{DESCRIPTIONS, Sections, Source};
 use crate::finding::{Code, Finding};
-use define::Definitions;
+use define::{Definer, Definitions};
 use parse::Tree;
 
 pub(crate) use coverage::{contains, described_code};
 pub(crate) use diff::keeps_values;
-pub(crate) use statics::{Variable, variables};
+pub(crate) use statics::Variable;
 
-/// Compares all type layouts of two builds. The findings are sorted.
-pub(crate) fn compare(old: &Source<'_>, new: &Source<'_>) -> Vec<Finding> {
-    let sections = (Sections::load(old, DESCRIPTIONS), Sections::load(new, DESCRIPTIONS));
-    if let (Ok(Some(old)), Ok(Some(new))) = &sections
-        && old.same_descriptions(new)
-        && matches!(definitions(old), Ok(Some(_)))
-    {
-        return Vec::new();
-    }
-    let read = |sections: Result<Option<Sections<'_>>, String>| match sections {
-        Ok(Some(sections)) => definitions(&sections),
-        Ok(None) => Ok(None),
-        Err(why) => Err(why),
+/// What the debug information of two builds says.
+pub(crate) struct Described {
+    /// All type layouts that differ, sorted.
+    pub(crate) findings: Vec<Finding>,
+    /// The variables of the old and of the new build, by address; none where the debug information is missing or cannot be used.
+    pub(crate) variables: (Vec<Variable>, Vec<Variable>),
+}
+
+type Read<T> = Result<Option<T>, String>;
+
+/// Reads the descriptions of two builds, and compares all type layouts.
+pub(crate) fn read(old: &Source<'_>, new: &Source<'_>) -> Described {
+    let sections = rayon::join(|| Sections::load(old, DESCRIPTIONS), || Sections::load(new, DESCRIPTIONS));
+    let trees = rayon::join(|| tree(&sections.0), || tree(&sections.1));
+    let (old, new) = rayon::join(|| definer(&trees.0), || definer(&trees.1));
+    let variables = |definer: &Option<Definer<'_, '_>>| definer.as_ref().map_or_else(Vec::new, statics::variables);
+    let variables = rayon::join(|| variables(&old), || variables(&new));
+    let findings = match (typed(old), typed(new)) {
+        (Some(old), Some(new)) => {
+            let differing = alike::differing(old.tree, new.tree);
+            let (old, new) = define::definitions((&old, &new), &differing);
+            findings(old.map(Some), new.map(Some))
+        }
+        (old, new) => findings(alone(&trees.0, old), alone(&trees.1, new)),
     };
-    match rayon::join(|| read(sections.0), || read(sections.1)) {
+    Described { findings, variables }
+}
+
+fn tree<'d>(sections: &'d Read<Sections<'_>>) -> Read<Tree<'d>> {
+    match sections {
+        Ok(Some(sections)) => Tree::parse(sections).map(Some),
+        Ok(None) => Ok(None),
+        Err(why) => Err(why.clone()),
+    }
+}
+
+fn definer<'t, 'd>(tree: &'t Read<Tree<'d>>) -> Option<Definer<'t, 'd>> {
+    tree.as_ref().ok()?.as_ref().map(Definer::new)
+}
+
+fn typed<'t, 'd>(definer: Option<Definer<'t, 'd>>) -> Option<Definer<'t, 'd>> {
+    definer.filter(|d| d.tree.describes_types())
+}
+
+/// The definitions of a build whose counterpart has none.
+fn alone(tree: &Read<Tree<'_>>, definer: Option<Definer<'_, '_>>) -> Read<Definitions> {
+    match (tree, definer) {
+        (Err(why), _) => Err(why.clone()),
+        (Ok(_), definer) => definer.map(|d| define::all_definitions(&d)).transpose(),
+    }
+}
+
+fn findings(old: Read<Definitions>, new: Read<Definitions>) -> Vec<Finding> {
+    match (old, new) {
         (Ok(Some(old)), Ok(Some(new))) => diff::findings(&old, &new),
         (Ok(None), Ok(None)) => vec![missing("both")],
         (old, new) => {
@@ -58,16 +99,7 @@ pub(crate) fn compare(old: &Source<'_>, new: &Source<'_>) -> Vec<Finding> {
     }
 }
 
-/// All definitions of a build; `None` if its DWARF describes no types at all (line tables only).
-fn definitions(sections: &Sections<'_>) -> Result<Option<Definitions>, String> {
-    let tree = Tree::parse(sections)?;
-    if !tree.describes_types() {
-        return Ok(None);
-    }
-    define::definitions(&tree).map(Some)
-}
-
-fn unproven(side: &str, read: Result<Option<Definitions>, String>) -> Option<Finding> {
+fn unproven(side: &str, read: Read<Definitions>) -> Option<Finding> {
     match read {
         Ok(Some(_)) => None,
         Ok(None) => Some(missing(side)),

@@ -198,8 +198,9 @@ pub fn diff(old: &Path, new: &Path, options: &Options) -> Result<Report, Error> 
     }
     findings.extend(made_with::flags(&old_image, &new_image));
     options.progress.tell(Stage::Types);
-    findings.extend(layout::compare(&old_image.debug, &new_image.debug));
-    let variables = rayon::join(|| layout::variables(&old_image.debug), || layout::variables(&new_image.debug));
+    let described = layout::read(&old_image.debug, &new_image.debug);
+    findings.extend(described.findings);
+    let variables = described.variables;
     let absolute = |i: &Image<'_>| i.sections.iter().map(|s| s.address).find(|a| *a != 0).unwrap_or(0)..i.span + 1;
     let numbers = (old_image.fixed_address && new_image.fixed_address).then(|| {
         let (a, b) = (absolute(&old_image), absolute(&new_image));

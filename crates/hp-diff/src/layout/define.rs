@@ -6,7 +6,7 @@
 use super::parse::{Id, NONE, Node, Tree, flag, is_aggregate};
 use gimli::constants as dw;
 use rayon::prelude::*;
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 use std::collections::BTreeMap;
 
 /// The kinds of line in a definition, as its first field.
@@ -57,60 +57,49 @@ pub(super) struct Definitions {
 }
 
 type Shard = FxHashMap<Space, FxHashMap<Box<[u8]>, Vec<Definition>>>;
+type Names = FxHashMap<Space, FxHashSet<Box<[u8]>>>;
+type Types = BTreeMap<Key, Vec<Definition>>;
 
-/// Writes down every definition of a build.
-pub(super) fn definitions(tree: &Tree<'_>) -> Result<Definitions, String> {
-    let definer = Definer::new(tree);
-    let shards: Vec<Result<Shard, (usize, String)>> = (0..tree.units.len())
-        .into_par_iter()
-        .fold(
-            || Ok(Shard::default()),
-            |shard, unit| {
-                let mut shard = shard?;
-                definer.unit(unit as u32, &mut shard).map_err(|what| (unit, what))?;
-                Ok(shard)
-            },
-        )
-        .collect();
-    let mut types: BTreeMap<Key, Vec<Definition>> = BTreeMap::new();
-    let mut failed: Option<(usize, String)> = None;
-    for shard in shards {
-        match shard {
-            Ok(shard) => merge(&mut types, shard),
-            Err(error) => failed = Some(failed.map_or_else(|| error.clone(), |first| first.min(error.clone()))),
-        }
+/// Writes down the definitions of both builds: of each name that a unit defines which is among the `differing` ones. Of all
+/// other names both builds have the same definitions.
+pub(super) fn definitions(
+    (old, new): (&Definer<'_, '_>, &Definer<'_, '_>),
+    differing: &[Vec<bool>; 2],
+) -> (Result<Definitions, String>, Result<Definitions, String>) {
+    let units = |side: usize, differs: bool| -> Vec<u32> {
+        let units = differing[side].iter().enumerate().filter(|(_, d)| **d == differs);
+        units.map(|(unit, _)| unit as u32).collect()
+    };
+    let (before, now) = rayon::join(|| old.types(units(0, true), None), || new.types(units(1, true), None));
+    let mut names = Names::default();
+    for (space, name) in [&before, &now].into_iter().flatten().flat_map(BTreeMap::keys) {
+        names.entry(*space).or_default().insert(name.clone());
     }
-    if let Some((unit, what)) = failed {
-        return Err(format!("unit {}: {what}", String::from_utf8_lossy(tree.units[unit].file())));
-    }
-    let importers = tree.importers();
-    for definitions in types.values_mut() {
-        definitions.sort_by(|a, b| a.text.cmp(&b.text));
-        for definition in definitions {
-            // A part that no unit imports stays itself.
-            let owners = |unit: u32| match importers[unit as usize].as_slice() {
-                [] => vec![unit],
-                owners => owners.to_vec(),
-            };
-            definition.units = definition.units.iter().flat_map(|unit| owners(*unit)).collect();
-            definition.units.sort_unstable();
-            definition.units.dedup();
-        }
-    }
-    let files = tree.units.iter().map(|unit| String::from_utf8_lossy(unit.file()).into_owned()).collect();
-    Ok(Definitions { types, files, is_c: tree.units.iter().map(|unit| unit.is_c).collect() })
+    let finished = |definer: &Definer<'_, '_>, types: Result<Types, String>, side| {
+        types.and_then(|types| definer.finished(types, units(side, false), &names))
+    };
+    rayon::join(|| finished(old, before, 0), || finished(new, now, 1))
 }
 
-fn merge(types: &mut BTreeMap<Key, Vec<Definition>>, shard: Shard) {
+/// Writes down all definitions of a build.
+pub(super) fn all_definitions(definer: &Definer<'_, '_>) -> Result<Definitions, String> {
+    let types = definer.types((0..definer.tree.units.len() as u32).collect(), None)?;
+    definer.finished(types, Vec::new(), &Names::default())
+}
+
+fn merge(types: &mut Types, shard: Shard) {
     for (space, names) in shard {
         for (name, definitions) in names {
-            let known = types.entry((space, name)).or_default();
-            for definition in definitions {
-                match known.iter_mut().find(|k| k.text == definition.text) {
-                    Some(same) => same.units.extend(definition.units),
-                    None => known.push(definition),
-                }
-            }
+            join(types.entry((space, name)).or_default(), definitions);
+        }
+    }
+}
+
+fn join(known: &mut Vec<Definition>, definitions: Vec<Definition>) {
+    for definition in definitions {
+        match known.iter_mut().find(|k| k.text == definition.text) {
+            Some(same) => same.units.extend(definition.units),
+            None => known.push(definition),
         }
     }
 }
@@ -203,7 +192,65 @@ impl<'t, 'd> Definer<'t, 'd> {
         Definer { tree, names: names(tree) }
     }
 
-    fn unit(&self, unit: u32, shard: &mut Shard) -> Result<(), String> {
+    /// The definitions of some units, or those of them that have one of the names.
+    fn types(&self, units: Vec<u32>, only: Option<&Names>) -> Result<Types, String> {
+        let shards: Vec<Result<Shard, (u32, String)>> = units
+            .into_par_iter()
+            .fold(
+                || Ok(Shard::default()),
+                |shard, unit| {
+                    let mut shard = shard?;
+                    self.unit(unit, only, &mut shard).map_err(|what| (unit, what))?;
+                    Ok(shard)
+                },
+            )
+            .collect();
+        let mut types = Types::new();
+        let mut failed: Option<(u32, String)> = None;
+        for shard in shards {
+            match shard {
+                Ok(shard) => merge(&mut types, shard),
+                Err(error) => failed = Some(failed.map_or_else(|| error.clone(), |first| first.min(error.clone()))),
+            }
+        }
+        match failed {
+            Some((unit, what)) => {
+                Err(format!("unit {}: {what}", String::from_utf8_lossy(self.tree.units[unit as usize].file())))
+            }
+            None => Ok(types),
+        }
+    }
+
+    /// Adds what `others` have of the same names, and says which source files have each definition.
+    fn finished(&self, mut types: Types, others: Vec<u32>, names: &Names) -> Result<Definitions, String> {
+        if !names.is_empty() {
+            for (key, definitions) in self.types(others, Some(names))? {
+                join(types.entry(key).or_default(), definitions);
+            }
+        }
+        let tree = self.tree;
+        let importers = tree.importers();
+        for definitions in types.values_mut() {
+            definitions.sort_by(|a, b| a.text.cmp(&b.text));
+            for definition in definitions {
+                // A part that no unit imports stays itself.
+                let owners = |unit: u32| match importers[unit as usize].as_slice() {
+                    [] => vec![unit],
+                    owners => owners.to_vec(),
+                };
+                definition.units = definition.units.iter().flat_map(|unit| owners(*unit)).collect();
+                definition.units.sort_unstable();
+                definition.units.dedup();
+            }
+        }
+        let files = tree.units.iter().map(|unit| String::from_utf8_lossy(unit.file()).into_owned()).collect();
+        Ok(Definitions { types, files, is_c: tree.units.iter().map(|unit| unit.is_c).collect() })
+    }
+
+    fn unit(&self, unit: u32, only: Option<&Names>, shard: &mut Shard) -> Result<(), String> {
+        let wanted = |space, name: &Text| {
+            only.is_none_or(|only| only.get(&space).is_some_and(|names| names.contains(name.as_slice())))
+        };
         let (mut name, mut text) = (Text::new(), Text::new());
         for (i, node) in self.tree.units[unit as usize].nodes.iter().enumerate() {
             let id = (unit, i as u32);
@@ -214,6 +261,9 @@ impl<'t, 'd> Definer<'t, 'd> {
                     text.clear();
                     self.scoped(id, &mut name, 0)?;
                     name.extend_from_slice(enumerator.name);
+                    if !wanted(space, &name) {
+                        continue;
+                    }
                     text.extend_from_slice(b"enumerator\t\t\t");
                     self.enumerator(child, enumerator, &mut text);
                     add(shard, space, &name, &text, unit);
@@ -223,6 +273,9 @@ impl<'t, 'd> Definer<'t, 'd> {
             name.clear();
             text.clear();
             self.qualified(id, &mut name, 0)?;
+            if !wanted(space, &name) {
+                continue;
+            }
             self.define(id, node, space, &mut text)?;
             // `typedef struct s s;` says nothing.
             if !(space == Space::Alias && text.ends_with(&name)) {

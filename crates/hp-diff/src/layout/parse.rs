@@ -66,17 +66,27 @@ pub(super) struct Unit<'d> {
     length: u64,
     pub(super) nodes: Vec<Node<'d>>,
     /// By node, ascending: a linkage name, a location expression or a value wider than eight bytes.
-    side: Vec<(u32, &'d [u8])>,
+    pub(super) side: Vec<(u32, &'d [u8])>,
     pub(super) die: gimli::Unit<Reader<'d>>,
     /// Written in C, where each file may have its own type of a name.
     pub(super) is_c: bool,
     /// A part that `dwz` made of what several units had in common.
     partial: bool,
     /// References to the units that it imports.
-    imports: Vec<u64>,
+    pub(super) imports: Vec<u64>,
 }
 
 impl<'d> Unit<'d> {
+    /// True if `reference` leads into this unit.
+    pub(super) fn contains(&self, reference: u64) -> bool {
+        reference.checked_sub(self.base).is_some_and(|offset| offset < self.length)
+    }
+
+    /// What tells units of one file apart: their section, and what they say of themselves.
+    pub(super) fn kind(&self) -> (u64, bool, bool) {
+        (self.base & (IN_TYPES | IN_SUPPLEMENT), self.is_c, self.partial)
+    }
+
     pub(super) fn reference(&self, node: u32) -> u64 {
         self.base + u64::from(self.nodes[node as usize].offset)
     }
@@ -107,6 +117,8 @@ impl<'d> Unit<'d> {
 pub(super) struct Tree<'d> {
     dwarf: gimli::Dwarf<Reader<'d>>,
     supplement: Option<gimli::Dwarf<Reader<'d>>>,
+    /// False for an object file whose sections have no place: no variable has an address.
+    pub(super) placed: bool,
     /// Ascending by `base`.
     pub(super) units: Vec<Unit<'d>>,
 }
@@ -146,7 +158,7 @@ impl<'d> Tree<'d> {
                 parse_unit(dwarf, header, base, &signatures, linked).map_err(|what| format!("unit at {at:#x}: {what}"))
             })
             .collect();
-        Ok(Tree { dwarf, supplement, units: parsed.into_iter().collect::<Result<_, _>>()? })
+        Ok(Tree { dwarf, supplement, placed: linked, units: parsed.into_iter().collect::<Result<_, _>>()? })
     }
 
     /// For each unit the units of source files that it is part of: itself, or all that import it.
@@ -208,7 +220,7 @@ impl<'d> Tree<'d> {
         Some((unit, gimli::UnitOffset((reference - unit.base) as usize)))
     }
 
-    fn unit_index(&self, reference: u64) -> Option<usize> {
+    pub(super) fn unit_index(&self, reference: u64) -> Option<usize> {
         let index = self.units.partition_point(|u| u.base <= reference).checked_sub(1)?;
         (reference - self.units[index].base < self.units[index].length).then_some(index)
     }

@@ -6,7 +6,6 @@
 
 use super::define::Definer;
 use super::parse::{Id, NONE, Tree};
-use crate::dwarf::{DESCRIPTIONS, Sections, Source};
 use gimli::constants as dw;
 
 /// A variable with static storage.
@@ -33,19 +32,17 @@ impl Variable {
     }
 }
 
-/// All of them, by address; empty where the DWARF is missing or malformed ([`super::compare`] reports that).
-pub(crate) fn variables(file: &Source<'_>) -> Vec<Variable> {
-    let Ok(Some(sections)) = Sections::load(file, DESCRIPTIONS) else { return Vec::new() };
-    let Ok(tree) = Tree::parse(&sections) else { return Vec::new() };
-    if sections.relocatable() {
-        return Vec::new(); // nothing has an address yet
-    }
-    let definer = Definer::new(&tree);
+/// All of them, by address.
+pub(super) fn variables(definer: &Definer<'_, '_>) -> Vec<Variable> {
+    let tree = definer.tree;
     let mut found = Vec::new();
+    if !tree.placed {
+        return found;
+    }
     for unit in 0..tree.units.len() {
         for (i, node) in tree.units[unit].nodes.iter().enumerate() {
             if node.tag == dw::DW_TAG_variable {
-                found.extend(variable(&definer, (unit as u32, i as u32)));
+                found.extend(variable(definer, (unit as u32, i as u32)));
             }
         }
     }

@@ -1,6 +1,6 @@
 //! Pairs of small sources, compiled by the real compilers, and what must or must not be found between them.
 
-use super::{Definitions, Variable, compare, definitions, variables};
+use super::{Definer, Definitions, Tree, Variable, define, read};
 use crate::dwarf::{DESCRIPTIONS, Sections, Source};
 use crate::finding::{Code, Finding};
 use std::process::Command;
@@ -39,7 +39,50 @@ fn opened(build: &[u8]) -> Source<'_> {
 }
 
 fn findings(old: &[u8], new: &[u8]) -> Vec<Finding> {
-    compare(&opened(old), &opened(new))
+    let found = read(&opened(old), &opened(new)).findings;
+    let all = |build: &[u8]| {
+        let sections = Sections::load(&opened(build), DESCRIPTIONS).ok()??;
+        let tree = Tree::parse(&sections).ok()?;
+        tree.describes_types().then(|| define::all_definitions(&Definer::new(&tree)).ok())?
+    };
+    if let (Some(old), Some(new)) = (all(old), all(new)) {
+        assert_eq!(found, super::diff::findings(&old, &new), "units that were taken for alike matter");
+    }
+    found
+}
+
+/// Many files that share a header, built in some way; `two` is the second of them.
+fn project(way: &str, header: &str, two: &str) -> Vec<u8> {
+    let with = |text: &str| format!("{header}\n{text}");
+    let texts =
+        [with("struct s *one(struct s *p) { return p; } t seen;"), with(two), with("int three(t *p) { return p->a; }")];
+    let files: Vec<(&str, &str)> = ["one", "two", "three"].into_iter().zip(texts.iter().map(String::as_str)).collect();
+    build_files("c", way, &files)
+}
+
+#[test]
+fn a_unit_that_is_alike_does_not_hide_what_its_neighbour_makes_of_a_name() {
+    let header = "struct s { int x; }; typedef struct { int a; } t; extern t seen;";
+    let own = "struct own { char c; }; struct own here; t *two(struct s *p) { return p->x ? &seen : 0; }";
+    for way in ["-g -O1", "-g -O1 -flto", "-gdwarf-4 -fdebug-types-section", "-g -gz"] {
+        let old = project(way, header, own);
+        let expected = [
+            (own.replace("char c", "char b, c"), "own"),
+            (own.replace("p->x", "p->x + 1"), ""),
+            (format!("{own}\nvoid inner(void) {{ struct s {{ long y; }} z; __asm__(\"\" :: \"r\"(&z)); }}"), ""),
+        ];
+        for (two, subject) in expected {
+            let found = findings(&old, &project(way, header, &two));
+            assert!(found.iter().all(|f| f.subject == subject), "{way}: {found:?}");
+            assert_eq!(found.is_empty(), subject.is_empty(), "{way}: {two}");
+        }
+        let found = findings(&old, &project(way, &header.replace("int a", "int b, a"), own));
+        assert_eq!(found.iter().map(|f| f.subject.as_str()).collect::<Vec<_>>(), ["t"], "{way}");
+    }
+}
+
+fn variables(build: &[u8]) -> Vec<Variable> {
+    read(&opened(build), &opened(build)).variables.0
 }
 
 fn messages(old: &[u8], new: &[u8]) -> Vec<String> {
@@ -70,7 +113,8 @@ fn rust(old: &str, new: &str) -> Vec<String> {
 }
 
 fn all(build: &[u8]) -> Definitions {
-    definitions(&Sections::load(&opened(build), DESCRIPTIONS).unwrap().unwrap()).unwrap().unwrap()
+    let sections = Sections::load(&opened(build), DESCRIPTIONS).unwrap().unwrap();
+    define::all_definitions(&Definer::new(&Tree::parse(&sections).unwrap())).unwrap()
 }
 
 const NOTHING: &[String] = &[];
@@ -420,7 +464,7 @@ fn malformed_dwarf_is_a_finding() {
                 bad[at] = value;
                 let found = findings(&good, &bad);
                 unproven += usize::from(found.iter().any(|f| f.code == Code::LayoutUnproven));
-                variables(&opened(&bad));
+                variables(&bad);
             }
         }
     }
@@ -454,7 +498,7 @@ fn the_same_answer_each_time() {
 
 fn locals(language: &str, flags: &str, source: &str) -> Vec<Variable> {
     let build = build(language, flags, source);
-    let mut locals = variables(&opened(&build));
+    let mut locals = variables(&build);
     locals.retain(Variable::is_local);
     assert!(locals.is_sorted() && locals.iter().all(|l| l.address != 0));
     locals.sort_by(|a, b| (&a.function, &a.name, a.size).cmp(&(&b.function, &b.name, b.size)));
