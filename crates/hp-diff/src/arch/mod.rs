@@ -8,7 +8,7 @@
 mod x86_64;
 
 pub(crate) use x86_64::{
-    CallArgument, Field, JumpTableContext, add_known, call_arguments, compares_address, decode, decode_at,
+    CallArgument, Field, JumpTableContext, Jumps, add_known, call_arguments, compares_address, decode, decode_at,
     differing_arguments, field, first_difference, is_indexed, memory_numbers, numbers, padding, plt_stubs, shape,
     tables, texts, thunk, unpadded,
 };
@@ -65,6 +65,8 @@ pub(crate) struct Code {
     pub computed_jumps: bool,
     /// Reads 32-bit distances from a table.
     pub distances: bool,
+    /// Where it does either: what it says about its tables.
+    pub jumps: Option<Box<Jumps>>,
     /// Reads or writes thread-local storage other than the stack protector's word.
     pub thread_local: bool,
 }

@@ -7,6 +7,7 @@
 
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Formatter, Instruction, NasmFormatter, OpKind, Register};
 
+use super::jump_table::Window;
 use crate::arch::{Code, Encoding, Site, Use};
 
 /// The stack protector's word, `%fs:0x28` (glibc's `tcbhead_t.stack_guard`).
@@ -16,66 +17,79 @@ const STACK_GUARD: u64 = 0x28;
 pub(crate) fn decode(address: u64, bytes: &[u8], absolute: Option<std::ops::Range<u64>>) -> Code {
     let mut code = Code::default();
     let mut decoder = Decoder::with_ip(64, bytes, address, DecoderOptions::NONE);
-    let mut instruction = Instruction::default();
+    let mut window = Window::new(bytes.len());
     while decoder.can_decode() {
         let start = decoder.position() as u32;
-        decoder.decode_out(&mut instruction);
-        if instruction.is_invalid() {
-            code.invalid = Some(start);
-            return code;
+        let instruction = window.next(start);
+        decoder.decode_out(instruction);
+        // Behind the first byte that is no instruction nothing counts; but a table may be said to lead there.
+        let valid = code.invalid.is_none() && !instruction.is_invalid();
+        if valid {
+            note(&mut code, &decoder, instruction, start, absolute.as_ref());
+        } else {
+            code.invalid.get_or_insert(start);
         }
-        let end = decoder.position() as u32;
-        match instruction.flow_control() {
-            FlowControl::IndirectBranch => {
-                let slot = instruction.op0_kind() == OpKind::Memory && instruction.is_ip_rel_memory_operand();
-                code.computed_jumps |= !slot;
-            }
-            FlowControl::UnconditionalBranch
-            | FlowControl::ConditionalBranch
-            | FlowControl::Call
-            | FlowControl::XbeginXabortXend
-                if is_near_branch(&instruction) =>
-            {
-                let width = if has_short_field(&instruction) { 1 } else { 4 };
-                code.sites.push(Site {
-                    instruction: start,
-                    offset: end - u32::from(width),
-                    end,
-                    width,
-                    encoding: Encoding::PcRelative,
-                    usage: Use::Branch,
-                    target: instruction.near_branch_target(),
-                });
-                continue;
-            }
-            _ => {}
-        }
-        let has_memory = (0..instruction.op_count()).any(|i| instruction.op_kind(i) == OpKind::Memory);
-        code.distances |= is_distance_load(&instruction);
-        if has_memory && instruction.segment_prefix() == Register::FS {
-            let plain = instruction.memory_base() == Register::None
-                && instruction.memory_index() == Register::None
-                && instruction.memory_displacement64() == STACK_GUARD;
-            code.thread_local |= !plain;
-            continue;
-        }
-        if has_memory && instruction.is_ip_rel_memory_operand() {
-            let offsets = decoder.get_constant_offsets(&instruction);
-            code.sites.push(Site {
-                instruction: start,
-                offset: start + offsets.displacement_offset() as u32,
-                end,
-                width: offsets.displacement_size() as u8,
-                encoding: Encoding::PcRelative,
-                usage: memory_use(&instruction),
-                target: instruction.ip_rel_memory_address(),
-            });
-        }
-        if let Some(image) = &absolute {
-            absolute_sites(&decoder, &instruction, start, end, has_memory, image, &mut code.sites);
+        if instruction.flow_control() == FlowControl::IndirectBranch {
+            let slot = instruction.op0_kind() == OpKind::Memory && instruction.is_ip_rel_memory_operand();
+            code.computed_jumps |= valid && !slot;
+            window.note_jump();
         }
     }
+    if code.computed_jumps || code.distances {
+        code.jumps = Some(Box::new(window.into_jumps()));
+    }
     code
+}
+
+/// Notes what one instruction does.
+fn note(
+    code: &mut Code,
+    decoder: &Decoder<'_>,
+    instruction: &Instruction,
+    start: u32,
+    absolute: Option<&std::ops::Range<u64>>,
+) {
+    let end = decoder.position() as u32;
+    if is_near_branch(instruction) {
+        let width = if has_short_field(instruction) { 1 } else { 4 };
+        code.sites.push(Site {
+            instruction: start,
+            offset: end - u32::from(width),
+            end,
+            width,
+            encoding: Encoding::PcRelative,
+            usage: Use::Branch,
+            target: instruction.near_branch_target(),
+        });
+        return;
+    }
+    code.distances |= is_distance_load(instruction);
+    if instruction.segment_prefix() == Register::FS && has_memory(instruction) {
+        let plain = instruction.memory_base() == Register::None
+            && instruction.memory_index() == Register::None
+            && instruction.memory_displacement64() == STACK_GUARD;
+        code.thread_local |= !plain;
+        return;
+    }
+    if instruction.is_ip_rel_memory_operand() {
+        let offsets = decoder.get_constant_offsets(instruction);
+        code.sites.push(Site {
+            instruction: start,
+            offset: start + offsets.displacement_offset() as u32,
+            end,
+            width: offsets.displacement_size() as u8,
+            encoding: Encoding::PcRelative,
+            usage: memory_use(instruction),
+            target: instruction.ip_rel_memory_address(),
+        });
+    }
+    if let Some(image) = absolute {
+        absolute_sites(decoder, instruction, start, end, has_memory(instruction), image, &mut code.sites);
+    }
+}
+
+fn has_memory(instruction: &Instruction) -> bool {
+    (0..instruction.op_count()).any(|i| instruction.op_kind(i) == OpKind::Memory)
 }
 
 /// Length of the instruction at the start of `bytes` and its text.

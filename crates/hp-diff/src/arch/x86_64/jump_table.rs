@@ -11,7 +11,7 @@
 //! that lies before `a`, in whatever precedes it. (A bound from a `cmp` would have to be
 //! proven to belong to the same jump; too short would be fatal, too long is not.)
 
-use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
 
 use crate::arch::{Code, Encoding, JumpTable, Tables, Use};
 
@@ -25,14 +25,16 @@ pub(crate) struct Context<'c> {
 
 /// Finds the tables that a function reads: those of its computed jumps, and where such may begin that lead to data.
 pub(crate) fn tables(codes: &[&Code], context: &Context<'_>) -> Tables {
-    let mut boundaries = rustc_hash::FxHashSet::default();
-    let mut shapes = Vec::new();
-    for (address, bytes) in context.ranges {
-        let instructions: Vec<Instruction> =
-            Decoder::with_ip(64, bytes, *address, DecoderOptions::NONE).into_iter().collect();
-        boundaries.extend(instructions.iter().map(Instruction::ip));
-        shapes.extend((0..instructions.len()).filter_map(|i| shape_of(&instructions, i)));
-    }
+    let ranges = || context.ranges.iter().zip(codes);
+    // A fragment may have no jumps of its own, and be where those of the body lead.
+    let silent: Vec<Option<Jumps>> =
+        ranges().map(|((at, bytes), code)| code.jumps.is_none().then(|| Jumps::read(*at, bytes))).collect();
+    let jumps: Vec<(u64, &Jumps)> = ranges()
+        .zip(&silent)
+        .filter_map(|((range, code), silent)| Some((range.0, code.jumps.as_deref().or(silent.as_ref())?)))
+        .collect();
+    let is_boundary = |address: u64| jumps.iter().any(|(start, jumps)| jumps.is_boundary(address.wrapping_sub(*start)));
+    let shapes: Vec<&Shape> = jumps.iter().flat_map(|(_, jumps)| &jumps.shapes).collect();
     let any_relative = shapes.iter().any(|s| matches!(s, Shape::Relative(_)));
     let sites = codes.iter().flat_map(|c| &c.sites);
     let made: Vec<u64> =
@@ -53,13 +55,13 @@ pub(crate) fn tables(codes: &[&Code], context: &Context<'_>) -> Tables {
     // From the last one down, so that each knows where the next one begins.
     for (address, relative) in starts.into_iter().rev() {
         let end = tables.last().map_or(u64::MAX, |t| t.address);
-        let targets = run(address, relative, end, context, &boundaries);
+        let targets = run(address, relative, end, context, &is_boundary);
         if !targets.is_empty() && end > address {
             tables.push(JumpTable { address, relative, targets });
         }
     }
     tables.reverse();
-    let known = |shape: &&Shape| match shape {
+    let known = |shape: &Shape| match shape {
         Shape::Relative(_) => tables.iter().any(|t| t.relative),
         Shape::Absolute(_, table) => tables.iter().any(|t| t.address == *table),
     };
@@ -74,13 +76,7 @@ pub(crate) fn tables(codes: &[&Code], context: &Context<'_>) -> Tables {
 }
 
 /// The entries from `address` on that lead into the function.
-fn run(
-    address: u64,
-    relative: bool,
-    end: u64,
-    context: &Context<'_>,
-    boundaries: &rustc_hash::FxHashSet<u64>,
-) -> Vec<u64> {
+fn run(address: u64, relative: bool, end: u64, context: &Context<'_>, is_boundary: &dyn Fn(u64) -> bool) -> Vec<u64> {
     let width = if relative { 4 } else { 8 };
     let target = |entry: &[u8]| match entry.try_into().map(i32::from_le_bytes) {
         Ok(distance) if relative => address.wrapping_add_signed(i64::from(distance)),
@@ -90,12 +86,13 @@ fn run(
         .chunks_exact(width)
         .take(((end - address) / width as u64).try_into().unwrap_or(usize::MAX))
         .map(target)
-        .take_while(|t| boundaries.contains(t))
+        .take_while(|t| is_boundary(*t))
         .collect()
 }
 
 /// A computed jump that reads a table: its own address, and the table's where the
 /// instruction itself names it.
+#[derive(Debug)]
 enum Shape {
     Relative(u64),
     Absolute(u64, u64),
@@ -104,8 +101,69 @@ enum Shape {
 /// How far back the load of a table entry may be from its jump, in instructions.
 const WINDOW: usize = 16;
 
-fn shape_of(instructions: &[Instruction], i: usize) -> Option<Shape> {
-    let jump = &instructions[i];
+/// What a range of code says about its tables.
+#[derive(Debug)]
+pub(crate) struct Jumps {
+    shapes: Vec<Shape>,
+    /// One bit for each byte: an instruction begins there.
+    boundaries: Box<[u64]>,
+}
+
+impl Jumps {
+    fn read(address: u64, bytes: &[u8]) -> Jumps {
+        let mut decoder = Decoder::with_ip(64, bytes, address, DecoderOptions::NONE);
+        let mut window = Window::new(bytes.len());
+        while decoder.can_decode() {
+            let instruction = window.next(decoder.position() as u32);
+            decoder.decode_out(instruction);
+            if instruction.flow_control() == FlowControl::IndirectBranch {
+                window.note_jump();
+            }
+        }
+        window.into_jumps()
+    }
+
+    fn is_boundary(&self, offset: u64) -> bool {
+        let word = usize::try_from(offset / 64).ok().and_then(|i| self.boundaries.get(i));
+        word.is_some_and(|word| word >> (offset % 64) & 1 == 1)
+    }
+}
+
+/// The last instructions of a range that is being decoded.
+pub(super) struct Window {
+    last: [Instruction; WINDOW + 1],
+    /// How many there have been.
+    count: usize,
+    jumps: Jumps,
+}
+
+impl Window {
+    /// For a range of so many bytes.
+    pub(super) fn new(size: usize) -> Window {
+        let jumps = Jumps { shapes: Vec::new(), boundaries: vec![0; size.div_ceil(64)].into() };
+        Window { last: [Instruction::default(); WINDOW + 1], count: 0, jumps }
+    }
+
+    /// Room for the instruction at this offset.
+    pub(super) fn next(&mut self, offset: u32) -> &mut Instruction {
+        self.jumps.boundaries[offset as usize / 64] |= 1 << (offset % 64);
+        self.count += 1;
+        &mut self.last[(self.count - 1) % (WINDOW + 1)]
+    }
+
+    /// To be called when the last instruction is an indirect jump.
+    pub(super) fn note_jump(&mut self) {
+        let before = (2..=self.count.min(WINDOW + 1)).map(|n| &self.last[(self.count - n) % (WINDOW + 1)]);
+        self.jumps.shapes.extend(shape_of(&self.last[(self.count - 1) % (WINDOW + 1)], before));
+    }
+
+    pub(super) fn into_jumps(self) -> Jumps {
+        self.jumps
+    }
+}
+
+/// The table that a jump reads, seen from what comes `before` it, last first.
+fn shape_of<'i>(jump: &Instruction, before: impl Iterator<Item = &'i Instruction>) -> Option<Shape> {
     if jump.mnemonic() != Mnemonic::Jmp {
         return None;
     }
@@ -116,7 +174,7 @@ fn shape_of(instructions: &[Instruction], i: usize) -> Option<Shape> {
         return None;
     }
     let register = jump.op0_register();
-    for before in instructions[..i].iter().rev().take(WINDOW) {
+    for before in before {
         if before.op_count() == 0 || before.op0_kind() != OpKind::Register {
             continue;
         }

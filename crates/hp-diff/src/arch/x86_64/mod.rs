@@ -15,7 +15,7 @@ pub(crate) use decode::{decode, decode_at, first_difference, padding, unpadded};
 pub(crate) use identity::compares_address;
 pub(crate) use immediates::{CallArgument, call_arguments, differing_arguments};
 pub(crate) use indexed::{Field, field, is_indexed, numbers};
-pub(crate) use jump_table::{Context as JumpTableContext, tables};
+pub(crate) use jump_table::{Context as JumpTableContext, Jumps, tables};
 pub(crate) use known::add_known;
 pub(crate) use plt::plt_stubs;
 pub(crate) use text::{shape, texts};
