@@ -5,6 +5,7 @@ mod adjoin;
 mod arch;
 mod assemble;
 mod build;
+mod by_address;
 mod check;
 mod code_lines;
 mod compare;

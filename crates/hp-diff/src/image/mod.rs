@@ -21,6 +21,7 @@ use object::{Endianness, Object, ObjectSection, ObjectSymbol};
 
 use crate::Error;
 use crate::arch;
+use crate::by_address::ByAddress;
 use crate::dwarf::Source;
 use crate::input::{Field, Input, has_types};
 
@@ -98,9 +99,9 @@ pub(crate) struct Image<'a> {
     /// Those of them that may stay unresolved.
     pub weak: rustc_hash::FxHashSet<String>,
     /// Every dynamic relocation, by address.
-    pub words: BTreeMap<u64, Word>,
+    pub words: ByAddress<Word>,
     /// PLT stub address to GOT slot address.
-    pub stubs: BTreeMap<u64, u64>,
+    pub stubs: ByAddress<u64>,
     /// The fields in code that hold addresses, not distances, where relocations say.
     pub fields: Option<&'a BTreeMap<u64, Field>>,
     /// The code itself is relocated at load time.
@@ -163,22 +164,24 @@ impl<'a> Image<'a> {
             exported: elf.dynamic_symbols().filter(|s| s.is_definition()).filter_map(|s| s.name().ok()).collect(),
             imported: Vec::new(),
             weak: Default::default(),
-            words: BTreeMap::new(),
-            stubs: BTreeMap::new(),
+            words: ByAddress::default(),
+            stubs: ByAddress::default(),
             fields: None,
             text_relocations: false,
             tls,
             compilers: Vec::new(),
         };
-        image.read_relocations(&elf).map_err(malformed)?;
-        image.fill_static_slots();
-        image.stubs = image
+        let mut words = BTreeMap::new();
+        image.read_relocations(&elf, &mut words).map_err(malformed)?;
+        image.fill_static_slots(&mut words);
+        let mut stubs: BTreeMap<u64, u64> = image
             .sections
             .iter()
             .filter(|s| s.executable && (s.name.starts_with(".plt") || s.name == ".iplt"))
             .flat_map(|s| arch::plt_stubs(s.address, s.data))
             .collect();
-        image.mark_dead_stubs();
+        image.mark_dead_stubs(&mut stubs, &mut words);
+        (image.words, image.stubs) = (words.into(), stubs.into());
         if let Some(comment) = elf.section_by_name(".comment") {
             let text = comment.data().map_err(malformed)?;
             image.compilers = text

@@ -1,12 +1,21 @@
 //! What the dynamic linker and the static linker put into the words of an image.
 
+use std::collections::BTreeMap;
+
 use object::read::elf::{ElfFile64, Rela, SectionHeader, Sym};
 use object::{Endianness, Object, ObjectSection, elf};
 
 use super::{Image, Word};
 
+/// What has been found so far, by address.
+type Words = BTreeMap<u64, Word>;
+
 impl<'a> Image<'a> {
-    pub(super) fn read_relocations(&mut self, elf: &ElfFile64<'a, Endianness>) -> object::Result<()> {
+    pub(super) fn read_relocations(
+        &mut self,
+        elf: &ElfFile64<'a, Endianness>,
+        words: &mut Words,
+    ) -> object::Result<()> {
         let (endian, data) = (elf.endian(), elf.data());
         let table = elf.elf_section_table();
         let versions = table.versions(endian, data)?;
@@ -58,22 +67,19 @@ impl<'a> Image<'a> {
                         | elf::R_X86_64_TLSDESC => Word::Tls(kind.0, symbol()?, addend),
                         other => Word::Other(other.0, symbol()?, addend),
                     };
-                    self.words.insert(address, word);
+                    words.insert(address, word);
                 }
             }
         }
-        self.read_relr(elf)?;
-        self.text_relocations = self
-            .sections
-            .iter()
-            .filter(|s| s.executable)
-            .any(|s| self.words.range(s.address..s.end()).next().is_some());
+        self.read_relr(elf, words)?;
+        self.text_relocations =
+            self.sections.iter().filter(|s| s.executable).any(|s| words.range(s.address..s.end()).next().is_some());
         Ok(())
     }
 
     /// Some GOT slots the linker itself fills in, without a dynamic relocation: with a thread-local offset, with 0 for
     /// a weak symbol that nothing defines, and in a position-dependent image with an address.
-    pub(super) fn fill_static_slots(&mut self) {
+    pub(super) fn fill_static_slots(&self, words: &mut Words) {
         for section in self.sections.iter().filter(|s| s.name.starts_with(".got")) {
             for (i, word) in section.data.chunks_exact(8).enumerate() {
                 let value = u64::from_le_bytes(word.try_into().unwrap_or_default());
@@ -82,24 +88,23 @@ impl<'a> Image<'a> {
                 } else {
                     Word::Other(elf::R_X86_64_NONE.0, String::new(), value as i64)
                 };
-                self.words.entry(section.address + 8 * i as u64).or_insert(word);
+                words.entry(section.address + 8 * i as u64).or_insert(word);
             }
         }
     }
 
     /// For a weak symbol that nothing defines, GNU ld gives a static-PIE a stub that jumps through no slot: the
     /// program tests the symbol, so nothing ever gets there. All such stubs are the same. Other stubs need a slot.
-    pub(super) fn mark_dead_stubs(&mut self) {
-        for slot in self.stubs.values().filter(|slot| **slot % 8 != 0) {
-            self.words.entry(*slot).or_insert_with(|| Word::Other(elf::R_X86_64_NONE.0, String::new(), 0));
+    pub(super) fn mark_dead_stubs(&self, stubs: &mut BTreeMap<u64, u64>, words: &mut Words) {
+        for slot in stubs.values().filter(|slot| **slot % 8 != 0) {
+            words.entry(*slot).or_insert_with(|| Word::Other(elf::R_X86_64_NONE.0, String::new(), 0));
         }
-        let words = &self.words;
-        self.stubs.retain(|_, slot| words.contains_key(slot));
+        stubs.retain(|_, slot| words.contains_key(slot));
     }
 
     /// `DT_RELR`: relative relocations packed as addresses and bitmaps (gABI, "Relative
     /// relocation table"). The addend is the word itself.
-    fn read_relr(&mut self, elf: &ElfFile64<'a, Endianness>) -> object::Result<()> {
+    fn read_relr(&self, elf: &ElfFile64<'a, Endianness>, words: &mut Words) -> object::Result<()> {
         let Some(section) = elf.section_by_name(".relr.dyn") else { return Ok(()) };
         let mut next = 0u64;
         let mut found = Vec::new();
@@ -115,7 +120,7 @@ impl<'a> Image<'a> {
         }
         for address in found {
             if let Some(value) = self.u64_at(address) {
-                self.words.insert(address, Word::Address(value));
+                words.insert(address, Word::Address(value));
             }
         }
         Ok(())

@@ -1,5 +1,7 @@
 //! The image of a relocatable object that was laid out.
 
+use std::collections::BTreeMap;
+
 use object::read::elf::ElfFile64;
 use object::{Endianness, SymbolKind, elf};
 
@@ -21,6 +23,8 @@ impl<'a> Image<'a> {
             address => Word::Address(address),
         };
         let slots = layout.slots.iter().map(|(at, value)| (*at, word(value)));
+        let words = layout.words.iter().map(|(at, value)| (*at, Word::Address(*value)));
+        let words: BTreeMap<u64, Word> = words.chain(slots).collect();
         let imported = layout.outside.iter().filter(|o| o.imported);
         Ok(Image {
             debug,
@@ -35,7 +39,7 @@ impl<'a> Image<'a> {
             exported: Default::default(),
             imported: imported.clone().map(|o| o.name.clone()).collect(),
             weak: imported.filter(|o| o.weak).map(|o| o.name.clone()).collect(),
-            words: layout.words.iter().map(|(at, value)| (*at, Word::Address(*value))).chain(slots).collect(),
+            words: words.into(),
             stubs: Default::default(),
             fields: Some(&layout.fields),
             text_relocations: false,

@@ -1,0 +1,140 @@
+//! Ordered addresses that are looked up far more often than they change.
+//!
+//! Beside the ordered list stands a table over equal steps of the address range, about one or two addresses to a step: a
+//! lookup reads two neighbours in the table and searches between them. What follows one another in memory is
+//! packed evenly enough for that; where it is not, the search within a step is still a binary one.
+
+use std::collections::BTreeMap;
+use std::ops::{Bound, RangeBounds};
+
+/// Ordered addresses.
+#[derive(Debug, Default)]
+pub(crate) struct Starts {
+    addresses: Vec<u64>,
+    /// The step that an address belongs to: its distance from the first one, shifted right by this.
+    shift: u32,
+    /// For each step how many addresses lie before it; one more at the end.
+    steps: Vec<u32>,
+}
+
+impl Starts {
+    /// `addresses` are ordered; they may repeat.
+    pub(crate) fn new(addresses: Vec<u64>) -> Starts {
+        let (Some(first), Some(last)) = (addresses.first(), addresses.last()) else { return Starts::default() };
+        let shift = ((last - first) / addresses.len() as u64).checked_ilog2().unwrap_or(0);
+        let mut steps = Vec::with_capacity(((last - first) >> shift) as usize + 2);
+        for (before, address) in addresses.iter().enumerate() {
+            steps.resize(((address - first) >> shift) as usize + 1, before as u32);
+        }
+        steps.push(addresses.len() as u32);
+        Starts { addresses, shift, steps }
+    }
+
+    /// How many are at most `address`.
+    pub(crate) fn up_to(&self, address: u64) -> usize {
+        let Some(distance) = self.addresses.first().and_then(|first| address.checked_sub(*first)) else { return 0 };
+        let step = distance >> self.shift;
+        if step >= self.steps.len() as u64 - 1 {
+            return self.addresses.len();
+        }
+        let (from, to) = (self.steps[step as usize] as usize, self.steps[step as usize + 1] as usize);
+        from + self.addresses[from..to].partition_point(|a| *a <= address)
+    }
+
+    /// How many are below `address`.
+    pub(crate) fn below(&self, address: u64) -> usize {
+        address.checked_sub(1).map_or(0, |before| self.up_to(before))
+    }
+}
+
+/// What lies at which address.
+#[derive(Debug)]
+pub(crate) struct ByAddress<V> {
+    starts: Starts,
+    values: Vec<V>,
+}
+
+impl<V> From<BTreeMap<u64, V>> for ByAddress<V> {
+    fn from(map: BTreeMap<u64, V>) -> Self {
+        let (addresses, values) = map.into_iter().unzip();
+        ByAddress { starts: Starts::new(addresses), values }
+    }
+}
+
+impl<V> Default for ByAddress<V> {
+    fn default() -> Self {
+        ByAddress::from(BTreeMap::new())
+    }
+}
+
+impl<V> ByAddress<V> {
+    pub(crate) fn get(&self, address: &u64) -> Option<&V> {
+        let i = self.starts.up_to(*address).checked_sub(1)?;
+        (self.starts.addresses[i] == *address).then(|| &self.values[i])
+    }
+
+    pub(crate) fn contains_key(&self, address: &u64) -> bool {
+        self.get(address).is_some()
+    }
+
+    /// All of a range of addresses, ordered.
+    pub(crate) fn range(&self, range: impl RangeBounds<u64>) -> impl Iterator<Item = (&u64, &V)> + Clone {
+        let from = match range.start_bound() {
+            Bound::Included(start) => self.starts.below(*start),
+            Bound::Excluded(start) => self.starts.up_to(*start),
+            Bound::Unbounded => 0,
+        };
+        let to = match range.end_bound() {
+            Bound::Included(end) => self.starts.up_to(*end),
+            Bound::Excluded(end) => self.starts.below(*end),
+            Bound::Unbounded => self.values.len(),
+        };
+        let to = to.max(from);
+        self.starts.addresses[from..to].iter().zip(&self.values[from..to])
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&u64, &V)> {
+        self.starts.addresses.iter().zip(&self.values)
+    }
+
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &u64> {
+        self.starts.addresses.iter()
+    }
+
+    pub(crate) fn values(&self) -> impl Iterator<Item = &V> {
+        self.values.iter()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{ByAddress, Starts};
+    use std::collections::BTreeMap;
+
+    #[test]
+    fn starts_answer_as_a_search_does() {
+        let clusters = (0..50u64).map(|n| 7 * n).chain([5000, 5000, 5001]).chain((0..9).map(|n| (1 << 40) + (n << 33)));
+        for addresses in [vec![], vec![3], vec![u64::MAX - 1, u64::MAX], clusters.collect::<Vec<u64>>()] {
+            let starts = Starts::new(addresses.clone());
+            let near = addresses.iter().flat_map(|a| [a.saturating_sub(1), *a, a.saturating_add(1)]);
+            for address in near.chain([0, 1 << 35, u64::MAX]) {
+                assert_eq!(starts.up_to(address), addresses.partition_point(|a| *a <= address), "{address:#x}");
+                assert_eq!(starts.below(address), addresses.partition_point(|a| *a < address), "{address:#x}");
+            }
+        }
+    }
+
+    #[test]
+    fn ranges_are_those_of_a_tree() {
+        let tree: BTreeMap<u64, u64> = (0..200u64).map(|n| (n * n, n)).collect();
+        let map = ByAddress::from(tree.clone());
+        for start in 0..400 {
+            assert_eq!(map.get(&start), tree.get(&start));
+            let (end, open) = (start + start % 70, ..start);
+            assert!(map.range(start..end).eq(tree.range(start..end)));
+            assert!(map.range(start..=end).eq(tree.range(start..=end)));
+            assert!(map.range(open).eq(tree.range(open)));
+            assert!(map.range(start..).eq(tree.range(start..)));
+        }
+    }
+}
