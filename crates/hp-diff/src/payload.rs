@@ -437,14 +437,19 @@ impl<'p, 'a> Payload<'p, 'a> {
         if site.encoding != Encoding::PcRelative {
             return false;
         }
-        let numbers = || map.functions[id].ranges.iter().flat_map(|r| arch::numbers(r.bytes));
-        let explains = |start: u64, end: u64| {
-            let mut places =
-                numbers().flat_map(|n| [1, 2, 4, 8].map(|scale| site.target.wrapping_add_signed(n * scale)));
-            places.any(|place| (start..end).contains(&place))
-        };
         let others = map.within_reach(site.target).into_iter().filter(|m| m.1 != 0);
-        !others.map(|(p, _)| &map.objects[p]).any(|o| explains(o.address, o.end()))
+        let others: Vec<_> = others.map(|(p, _)| &map.objects[p]).collect();
+        if others.is_empty() {
+            return true;
+        }
+        let numbers = map.functions[id].ranges.iter().flat_map(|r| arch::numbers(r.bytes));
+        let mut places: Vec<u64> =
+            numbers.flat_map(|n| [1, 2, 4, 8].map(|scale| site.target.wrapping_add_signed(n * scale))).collect();
+        places.sort_unstable();
+        let explained = |start: u64, end: u64| {
+            places.get(places.partition_point(|place| *place < start)).is_some_and(|place| *place < end)
+        };
+        !others.iter().any(|o| explained(o.address, o.end()))
     }
 
     /// Binds an address that code calculates with and that is the start of nothing: of all that it may reach, the
