@@ -545,12 +545,15 @@ pub fn counts(target: &mut Process) -> [i64; 4] {
 }
 
 /// Two functions that must be of one version: `work` gives the thousands, `inner` the rest. Threads call them
-/// without pause. A line asks for the wrong results so far and for a result of now; the base is version 1.
+/// without pause. A line asks for the wrong results so far and for a result of now; the base is version 1. Arguments: such threads, threads that make short-lived ones, and microseconds
+/// that each of the first rests after a call.
 pub const VERSIONED: &str = r#"
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <stdatomic.h>
+#include <unistd.h>
+static int nap;
 #define NOP __asm__ volatile(".byte 0x0f,0x1f,0x44,0,0")
 static atomic_long wrong;
 __attribute__((noinline,noclone)) long inner(long x) { NOP; return x + 1; }
@@ -564,13 +567,28 @@ static void *hammer(void *arg) {
     for (;;) {
         long result = work((long)arg);
         if (result / 1000 != result % 1000) wrong++;
+        if (nap > 0) usleep(nap);
+    }
+    return 0;
+}
+static void *once(void *arg) {
+    long result = work((long)arg);
+    if (result / 1000 != result % 1000) wrong++;
+    return 0;
+}
+static void *breeder(void *arg) {
+    for (;;) {
+        pthread_t thread;
+        if (pthread_create(&thread, 0, once, arg) == 0) pthread_join(thread, 0);
     }
     return 0;
 }
 int main(int argc, char **argv) {
-    for (int i = 0; i < atoi(argv[1]); i++) {
+    int count = argc > 1 ? atoi(argv[1]) : 0, breeders = argc > 2 ? atoi(argv[2]) : 0;
+    nap = argc > 3 ? atoi(argv[3]) : 0;
+    for (int i = 0; i < count + breeders; i++) {
         pthread_t thread;
-        pthread_create(&thread, 0, hammer, 0);
+        pthread_create(&thread, 0, i < count ? hammer : breeder, 0);
     }
     puts("ready"); fflush(stdout);
     char line[100];
