@@ -449,21 +449,32 @@ impl Work<'_> {
             let _ = revert::undo(self.plan.session, &mut stops, &self.helpers, seen);
         })?;
         // The patch is in effect whatever comes of this.
-        for older in &self.plan.older {
-            measured.replaced.push(older.id.clone());
-            if inherit::uses(&ledger, older) {
-                continue;
-            }
-            let left = revert::reclaim(self.plan.session, &mut stops, &self.helpers, older, self.options);
-            if let Ok(Err(why)) = left {
-                measured.kept.push(why);
-            }
-        }
+        measured.replaced = self.plan.older.iter().map(|older| older.id.clone()).collect();
+        measured.kept = self.leave_older(&mut stops, &ledger);
         let _ = cleanup::clean(self.plan.session, &mut stops, &self.helpers);
         measured.functions = ledger.functions.len() as u32;
         measured.stops = stops.tracer.stops;
         measured.longest_other_pause_ns = stops.tracer.longest_ns;
         Ok(Done::Applied(measured))
+    }
+
+    /// Takes away what is left of the patches that this one has taken the place of; why some of it has to stay.
+    fn leave_older(&self, stops: &mut Stops<'_>, ledger: &Ledger) -> Vec<String> {
+        let mut kept = Vec::new();
+        if self.plan.older.is_empty() {
+            return kept;
+        }
+        // Read anew: the new payload uses variables of the older ones, and its finders pass on to theirs.
+        let Ok(session) = Session::open(self.plan.session.process.pid) else { return kept };
+        for older in &self.plan.older {
+            let left = revert::reclaim(&session, stops, &self.helpers, older, self.options);
+            if let Ok(Err(why)) = left
+                && !inherit::uses(ledger, older)
+            {
+                kept.push(why);
+            }
+        }
+        kept
     }
 
     /// Arm, flip, tidy.

@@ -227,7 +227,11 @@ pub(crate) fn reclaim(
         let standing = Standing::read(process, other);
         standing.is_ok_and(|standing| !session.is_unused(other, &standing))
     };
+    let watch = unmap_watch(session, Watched::plain(ledger.mapping, "the payload"));
     if let Some(user) = inherit::user(ledger, &session.ledgers, in_use) {
+        if !ledger.hands_out.code {
+            take_out(session, stops, ledger, &watch)?;
+        }
         return Ok(Err(format!("patch {} uses its variables", user.name)));
     }
     if let Some(why) = hidden_holder(process, ledger) {
@@ -235,7 +239,6 @@ pub(crate) fn reclaim(
     }
     let deadline = |limit: Duration| sys::now_ns().saturating_add(limit.as_nanos() as u64);
     let slots = Slots::find(&process.mem, &session.images);
-    let watch = unmap_watch(session, Watched::plain(ledger.mapping, "the payload"));
     let limit = options.max_pause.unwrap_or(UNMAP_PAUSE).min(UNMAP_PAUSE);
     let mut why = String::new();
     for attempt in 0..RECLAIM_TRIES {

@@ -185,3 +185,86 @@ fn values_of_added_variables_are_kept() {
     reverted(revert(target.pid(), None, &options()));
     assert_eq!(target.maps(), before);
 }
+
+/// Each function says how many frames an unwinder sees from it.
+const UNWINDING: &str = r#"
+#include <execinfo.h>
+#include <stdio.h>
+#include <stdlib.h>
+__attribute__((noinline,noclone)) int depth(void) { void *frames[50]; return backtrace(frames, 50); }
+__attribute__((noinline,noclone)) int one(int x) { __asm__ volatile(".byte 0x0f,0x1f,0x44,0,0"); return depth() * 10 + x; }
+int main(void) {
+    depth();
+    puts("ready"); fflush(stdout);
+    char line[100];
+    while (fgets(line, sizeof line, stdin)) { printf("%d\n", one(atoi(line))); fflush(stdout); }
+}
+"#;
+
+/// Start, end and rights of each mapping.
+fn mappings(maps: &str) -> Vec<(u64, u64, String)> {
+    let line = |line: &str| {
+        let mut words = line.split(' ');
+        let (start, end) = words.next()?.split_once('-')?;
+        let number = |text| u64::from_str_radix(text, 16).ok();
+        Some((number(start)?, number(end)?, words.next()?.to_owned()))
+    };
+    maps.lines().filter_map(line).collect()
+}
+
+/// Words in memory that can be read but not run, which lead into one of these ranges.
+fn words_into(target: &Process, ranges: &[(u64, u64, String)]) -> usize {
+    let searched = mappings(&target.maps()).into_iter().filter(|(start, end, rights)| {
+        rights.starts_with('r') && !rights.contains('x') && *start < 1 << 47 && end - start < 1 << 24
+    });
+    let mut found = 0;
+    for (start, end, _) in searched.filter(|own| !ranges.contains(own)) {
+        let stack =
+            target.maps().lines().any(|line| line.starts_with(&format!("{start:x}-")) && line.contains("[stack]"));
+        if stack || target.maps().lines().any(|line| line.starts_with(&format!("{start:x}-")) && line.contains("[vvar"))
+        {
+            continue;
+        }
+        let memory = target.memory(start, (end - start) as usize);
+        let words = memory.chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().unwrap()));
+        found += words.filter(|word| ranges.iter().any(|(start, end, _)| start <= word && word < end)).count();
+    }
+    found
+}
+
+/// Unwinders do not ask code that is dead: the older patch's memory goes, or, where its variables are used, nothing
+/// leads into its code any more.
+#[test]
+fn unwinders_forget_the_older_patch() {
+    let program = Program::build(UNWINDING, &[]);
+    for keeps in [false, true] {
+        let mut target = program.spawn(&[]);
+        let before = target.ask("1");
+        let at_first = mappings(&target.maps());
+        let make = |add: u32, counter: u64| {
+            let source = format!(
+                "int depth(void); int calls = 5; int one(int x) {{ calls++; return depth() * 10 + x + {add}; }}"
+            );
+            let patch = Patch { counter, ..program.patch(&source, &["one"]) };
+            if keeps { identified(patch, "calls", "calls int") } else { patch }
+        };
+        let source = "int depth(void); int one(int x) { return depth() * 10 + x + 1; }";
+        let older = if keeps { make(1, 1) } else { program.patch(source, &["one"]) };
+        applied(apply_patch(target.pid(), &older, "aa", &options()));
+        let expected = |add: i32| (before.parse::<i32>().unwrap() + add).to_string();
+        assert_eq!(target.ask("1"), expected(1));
+        let code: Vec<_> = mappings(&target.maps())
+            .into_iter()
+            .filter(|mapping| mapping.2.contains('x') && !at_first.contains(mapping))
+            .collect();
+        assert!(!code.is_empty() && words_into(&target, &code) > 0, "no unwinder was led to the patch");
+        let measured = applied(apply_patch(target.pid(), &make(2, 2), "bb", &options()));
+        assert_eq!((measured.kept.clone(), target.ask("1")), (Vec::new(), expected(2)));
+        assert_eq!(mappings(&target.maps()).contains(&code[0]), keeps);
+        if keeps {
+            assert_eq!(words_into(&target, &code), 0, "something leads into dead code");
+        }
+        reverted(revert(target.pid(), Some("bb"), &options()));
+        assert_eq!((target.ask("1"), mappings(&target.maps())), (before, at_first));
+    }
+}
