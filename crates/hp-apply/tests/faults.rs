@@ -5,9 +5,12 @@
 
 mod common;
 use common::*;
-use hp_apply::{Done, Error, Fault, Outcome, Phase, apply, failed_call, fault_at, revert, status};
+use hp_apply::{Done, Error, Fault, Options, Outcome, Phase, apply, failed_call, fault_at, revert, status};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+/// How long a command with a fault looks for a safe point: a failure may leave it without what it needs to find one.
+const PATIENCE: Duration = Duration::from_millis(300);
 
 /// Time for the failures of one command; with `HP_FAULTS=all` there is no end but that of the calls.
 const LIMIT: Duration = Duration::from_secs(40);
@@ -99,12 +102,9 @@ impl Trial {
         Trial { target: program.spawn(&[threads, "0"]), id: hp_pack::id(&file), file, tried: 0 }
     }
 
-    fn apply(&self) -> Outcome {
-        apply(self.target.pid(), &self.file, &options())
-    }
-
-    fn revert(&self) -> Outcome {
-        revert(self.target.pid(), None, &options())
+    fn run(&self, new: bool, options: &Options) -> Outcome {
+        let pid = self.target.pid();
+        if new { apply(pid, &self.file, options) } else { revert(pid, None, options) }
     }
 
     /// The target lives and nothing in it is wrong; whether the patch is in effect.
@@ -117,7 +117,7 @@ impl Trial {
     }
 
     fn settle(&mut self, new: bool, when: &str) {
-        let outcome = if new { self.apply() } else { self.revert() };
+        let outcome = self.run(new, &options());
         let fine = matches!(
             outcome.result,
             Ok(Done::Applied(_) | Done::AlreadyApplied | Done::Reverted(_) | Done::NotApplied)
@@ -130,7 +130,7 @@ impl Trial {
     fn one(&mut self, new: bool, call: u64, choose: fn(u32, u64) -> Option<u16>) -> Option<bool> {
         self.settle(!new, "before");
         fault_at(call, Fault::Fail(choose));
-        let outcome = if new { self.apply() } else { self.revert() };
+        let outcome = self.run(new, &Options { timeout: PATIENCE, ..options() });
         let (made, fired) = (hp_apply::calls(), failed_call());
         fault_at(0, Fault::DieBefore);
         let Some((number, first, errno)) = fired else { return (made >= call).then_some(false) };

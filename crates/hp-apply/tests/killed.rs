@@ -166,6 +166,9 @@ impl Trial {
                     return tried;
                 }
                 tried += 1;
+                if tried.is_multiple_of(500) {
+                    eprintln!("{job:?}: {tried} moments so far");
+                }
             }
         }
         tried
