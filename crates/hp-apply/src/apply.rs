@@ -116,7 +116,7 @@ impl<'a> Plan<'a> {
         }
         // The size of a ledger does not depend on the addresses in it.
         let empty = Layout::of(patch, 0, 0)?;
-        let finders = finders::Slots::find(session, base);
+        let finders = finders::Slots::find(session, base, patch)?;
         if finders.is_empty() && patch.section(SectionKind::ExceptTable).is_some() {
             return Err(Error::Refused(
                 "new functions handle exceptions, but no unwinder of the process can be led to them".to_owned(),
@@ -244,6 +244,7 @@ impl<'a> Plan<'a> {
             eh_frame: rows(part(layout.finder_rows), layout.live(at, SectionKind::EhFrame)),
             finders: part(layout.finders),
             nexts: part(layout.nexts),
+            calls: self.finders.calls.clone(),
             state: at.plus(layout.state),
             hands_out: HandsOut { code: out.code || self.finders.hands_out(), ..out },
             functions,

@@ -23,10 +23,12 @@
 //! Several patches form a chain: slot → finder of the newest → … → the C library. The
 //! words by which it goes on (*next*) lie behind the state byte.
 //!
+//! A static program has no slots: its unwinder calls these functions directly. The diff names
+//! each such call in the patch, and its four bytes of distance are led like a slot.
+//!
 //! Limits: where the dynamic linker is the C library itself (musl), symbols are left alone,
 //! for a thread is never seen outside of it: an unwinder that is opened later does not see
-//! payloads that are loaded already. The same holds for namespaces of `dlmopen`, and for a
-//! static program, which has no slots.
+//! payloads that are loaded already. The same holds for namespaces of `dlmopen`.
 
 use crate::Error;
 use crate::addr::{Bias, LinkAddr, LiveAddr, LiveRange};
@@ -40,6 +42,7 @@ use crate::safe_point::Watched;
 use crate::scope;
 use crate::session::{Session, read_maps};
 use crate::sys::{Errno, Mem};
+use hp_pack::{Patch, Place};
 
 mod content;
 
@@ -58,29 +61,43 @@ const RESOLVER_SIZE: u64 = 1024;
 const FIND_OBJECT: &[u8] = b"_dl_find_object";
 const ITERATE: &[u8] = b"dl_iterate_phdr";
 const QUESTIONS: [&[u8]; 2] = [FIND_OBJECT, ITERATE];
+/// Most calls of a static program that are led.
+pub(crate) const MAX_CALLS: u32 = 64;
+/// What a patch names such a call by: this, and the question.
+const CALL: &str = "hpatch.asks.";
 /// What every unwinder defines, and whoever uses another module's unwinder does not.
 const UNWINDER: &[u8] = b"_Unwind_RaiseException";
 
-/// A word that leads to code.
+/// What leads to code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Holder {
-    at: LiveAddr,
-    /// What is added to the word: the bias of its module for a symbol's value, else zero.
-    bias: Bias,
+enum Holder {
+    /// A word, and what is added to it: the bias of its module for a symbol's value, else zero.
+    Word(LiveAddr, Bias),
+    /// The four bytes of distance in a call of a static program.
+    Call(LiveAddr),
 }
 
 impl Holder {
     fn pointer(at: LiveAddr) -> Holder {
-        Holder { at, bias: Bias(0) }
+        Holder::Word(at, Bias(0))
     }
 
     fn read(self, mem: &Mem) -> Result<LiveAddr, Errno> {
-        mem.u64(self.at).map(|word| self.bias.live(LinkAddr(word)))
+        match self {
+            Holder::Word(at, bias) => mem.u64(at).map(|word| bias.live(LinkAddr(word))),
+            Holder::Call(at) => mem.u32(at).map(|word| at.plus(4).plus(i64::from(word as i32) as u64)),
+        }
     }
 
     fn write(self, process: &Process, tid: i32, value: LiveAddr) -> Result<(), Error> {
-        let word = value.0.wrapping_sub(self.bias.0);
-        let written = process.mem.write(tid, self.at, &word.to_le_bytes());
+        let written = match self {
+            Holder::Word(at, bias) => process.mem.write(tid, at, &value.0.wrapping_sub(bias.0).to_le_bytes()),
+            Holder::Call(at) => {
+                let distance = i32::try_from(value.0.wrapping_sub(at.plus(4).0) as i64);
+                let far = |_| Error::Refused("its unwinder lies too far from the patch".to_owned());
+                process.mem.write(tid, at, &distance.map_err(far)?.to_le_bytes())
+            }
+        };
         written.map_err(|error| process.io_error("cannot lead its unwinder to the patch", &error))
     }
 }
@@ -109,6 +126,8 @@ pub(crate) struct Slots {
     loader: Vec<LiveRange>,
     /// What was linked when this was read.
     linked: Vec<LiveAddr>,
+    /// The calls among the slots.
+    pub(crate) calls: Vec<LiveAddr>,
     /// A module that unwinds and has no slot.
     unled: Option<String>,
     /// The `struct link_map` of the base, for whoever asks.
@@ -117,12 +136,32 @@ pub(crate) struct Slots {
 
 impl Slots {
     /// Looks for the slots. `base` is asked too if it is no client of another unwinder.
-    pub(crate) fn find(session: &Session, base: &Image) -> Slots {
+    pub(crate) fn find(session: &Session, base: &Image, patch: &Patch) -> Result<Slots, Error> {
         let process = &session.process;
         let linked = scope::linked(process);
         let mut slots = Slots { link_map: scope::link_map(process, base), linked, ..Slots::default() };
         slots.look(session, &session.images);
-        slots
+        for symbol in patch.symbols.iter().filter(|symbol| symbol.place == Place::Base) {
+            let asked = symbol.name.strip_prefix(CALL);
+            if let Some(question) = asked.and_then(|name| QUESTIONS.iter().position(|q| *q == name.as_bytes())) {
+                slots.add_call(process, base, base.bias.live(LinkAddr(symbol.value)), question)?;
+            }
+        }
+        Ok(slots)
+    }
+
+    /// A call in the base, which must be one, and lead into the base or to another patch's finder.
+    fn add_call(&mut self, process: &Process, base: &Image, at: LiveAddr, question: usize) -> Result<(), Error> {
+        let holder = Holder::Call(at);
+        let opcode = process.mem.array::<1>(LiveAddr(at.0.wrapping_sub(1))).map_err(|e| unreadable(process, &e))?;
+        let leads = holder.read(&process.mem).map_err(|e| unreadable(process, &e))?;
+        if !base.span.covers(at.range(4)) || !matches!(opcode, [0xe8 | 0xe9]) || self.calls.len() >= MAX_CALLS as usize
+        {
+            return Err(Error::Refused("its unwinder is not what the patch was made for".to_owned()));
+        }
+        self.calls.push(at);
+        self.list.push(Slot { holder, question, value: leads, leads, copied: false });
+        Ok(())
     }
 
     fn look(&mut self, session: &Session, images: &[Image]) {
@@ -151,7 +190,7 @@ impl Slots {
     fn add_symbols(&mut self, session: &Session) {
         for (question, name) in QUESTIONS.iter().enumerate() {
             let Some(found) = scope::symbol(session, Name { name, version: None }) else { continue };
-            let holder = Holder { at: found.value_at, bias: found.bias };
+            let holder = Holder::Word(found.value_at, found.bias);
             let leads = found.address;
             self.list.push(Slot { holder, question, value: leads, leads, copied: false });
         }
@@ -267,10 +306,11 @@ fn holders(mem: &Mem, maps: &Maps, ledger: &Ledger) -> Vec<Holder> {
     for (_, module) in modules(mem, &images(mem, maps)) {
         all.extend(module.references(mem, &QUESTIONS).into_iter().map(|(_, rela)| Holder::pointer(rela.place)));
         let symbols = QUESTIONS.iter().filter_map(|name| module.find(mem, Name { name, version: None }, false));
-        all.extend(symbols.map(|found| Holder { at: found.value_at, bias: module.bias }));
+        all.extend(symbols.map(|found| Holder::Word(found.value_at, module.bias)));
     }
     let others = ledger::find(mem, maps).into_iter();
     let others = others.filter(|other| other.mapping != ledger.mapping && !other.finders.is_empty());
+    all.extend(ledger.calls.iter().map(|&at| Holder::Call(at)));
     all.extend(others.flat_map(|other| (0..COUNT).map(move |index| Holder::pointer(other.next(index)))));
     all
 }

@@ -134,6 +134,8 @@ pub(crate) struct Ledger {
     /// The finders, in the code; and the words by which they pass on.
     pub(crate) finders: LiveRange,
     pub(crate) nexts: LiveRange,
+    /// Distances of calls in the base that are led to the finders.
+    pub(crate) calls: Vec<LiveAddr>,
     pub(crate) state: LiveAddr,
     pub(crate) hands_out: HandsOut,
     pub(crate) functions: Vec<Replaced>,
@@ -202,6 +204,10 @@ impl Ledger {
         out.extend(self.constants_digest);
         out.extend(self.code_digest);
         out.push(self.hands_out.byte());
+        out.extend((self.calls.len() as u32).to_le_bytes());
+        for call in &self.calls {
+            out.extend(call.0.to_le_bytes());
+        }
         out.extend((self.functions.len() as u32).to_le_bytes());
         for function in &self.functions {
             put_bytes(&mut out, function.name.as_bytes());
@@ -289,6 +295,7 @@ impl Ledger {
             && self.takeover.len() == takeover::size(self.functions.iter().map(|f| f.site), &self.bridged)
             && self.bridged.iter().all(|bridged| self.is_sound_bridge(bridged, &sites))
             && finders::is_sound(self.code, self.finders, self.nexts)
+            && self.calls.iter().all(|call| self.base.covers(call.range(4)))
             && self.gates.len() == self.functions.len() as u64 * GATE_SIZE
             && inner.contains(self.state)
             && !self.code.contains(self.state)
@@ -504,6 +511,7 @@ impl<'a> Reader<'a> {
             constants_digest: self.array()?,
             code_digest: self.array()?,
             hands_out: HandsOut::from_byte(self.take(1)?.first().copied()?)?,
+            calls: self.calls()?,
             functions: Vec::new(),
             bridged: Vec::new(),
             named: Vec::new(),
@@ -522,6 +530,11 @@ impl<'a> Reader<'a> {
             ledger.named.push(Variable { name, range, identity: self.text()? });
         }
         Some(ledger)
+    }
+
+    fn calls(&mut self) -> Option<Vec<LiveAddr>> {
+        let count = self.u32().filter(|&count| count <= finders::MAX_CALLS)?;
+        (0..count).map(|_| self.address()).collect()
     }
 
     fn bridged(&mut self) -> Option<Bridged> {
@@ -575,6 +588,7 @@ mod tests {
             variables: at.plus(0x3000).range(8),
             eh_frame: LiveRange::default(),
             state: at.plus(0x1080),
+            calls: vec![LiveAddr(0x40_1801)],
             functions: vec![Replaced {
                 name: "f".to_owned(),
                 old: vec![OldRange { range: LiveAddr(0x40_1000).range(32), digest: [1; 32] }],

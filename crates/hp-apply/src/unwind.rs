@@ -9,7 +9,9 @@
 //! Rows are found through each module's `.eh_frame_hdr` by binary search in the target's
 //! memory; the pages read are kept, since unwind tables do not change, so the second
 //! thread in the same functions costs almost nothing. Payloads of patches have no such
-//! index; their few rows are listed from the ledger.
+//! index; their few rows are listed from the ledger. Neither has a program that `gcc -static`
+//! links: there the section itself is searched for, and counts only if every entry of it is
+//! whole and covers code of that image.
 
 use crate::addr::{LiveAddr, LiveRange, page_floor};
 use crate::bytes::{u32_at, u64_at};
@@ -31,6 +33,9 @@ const PAGE: usize = 4096;
 const MAX_FRAMES: usize = 4096;
 /// Largest unwind entry.
 const MAX_ENTRY: u32 = 1 << 20;
+/// Largest segment that is searched for rows, and most places that are tried as their start.
+const MAX_SEARCHED: u64 = 256 << 20;
+const MAX_STARTS: usize = 64;
 /// Number of DWARF registers that matter: the 16 general ones and the return address.
 const REGISTERS: usize = 17;
 const RSP: usize = 7;
@@ -77,7 +82,7 @@ impl<'p> Unwinder<'p> {
     /// Prepares for these images and the payloads of these patches.
     pub(crate) fn new(mem: &'p Mem, images: &[Image], ledgers: &[Ledger]) -> Unwinder<'p> {
         let mut unwinder = Unwinder { mem, tables: Vec::new(), pages: RefCell::default() };
-        let modules = images.iter().filter_map(|image| indexed(mem, image));
+        let modules = images.iter().filter_map(|image| indexed(mem, image).or_else(|| searched(mem, image)));
         let mut tables: Vec<Table> = modules.collect();
         tables.extend(ledgers.iter().filter_map(|ledger| unwinder.listed(ledger)));
         unwinder.tables = tables;
@@ -93,19 +98,7 @@ impl<'p> Unwinder<'p> {
 
     fn listed(&self, ledger: &Ledger) -> Option<Table> {
         let bytes = self.mem.bytes(ledger.eh_frame.start, ledger.eh_frame.len() as usize).ok()?;
-        let bases = BaseAddresses::default().set_eh_frame(ledger.eh_frame.start.0);
-        let section = EhFrame::new(&bytes, LittleEndian);
-        let mut rows = Vec::new();
-        let mut entries = section.entries(&bases);
-        while let Ok(Some(entry)) = entries.next() {
-            if let gimli::CieOrFde::Fde(partial) = entry
-                && let Ok(fde) = partial.parse(EhFrame::cie_from_offset)
-            {
-                let code = LiveAddr(fde.initial_address()).range(fde.len());
-                rows.push((code, ledger.eh_frame.start.plus(fde.offset() as u64)));
-            }
-        }
-        Some(Table { code: ledger.code, rows: Rows::Listed(rows) })
+        Some(Table { code: ledger.code, rows: Rows::Listed(entries(&bytes, ledger.eh_frame.start).0) })
     }
 
     /// Walks the stack of a thread that stands with these registers.
@@ -253,6 +246,48 @@ impl<'p> Unwinder<'p> {
         }
         Some(())
     }
+}
+
+/// Code and place of each entry in rows that lie at `at`; and whether all of them could be read.
+fn entries(bytes: &[u8], at: LiveAddr) -> (Vec<(LiveRange, LiveAddr)>, bool) {
+    let bases = BaseAddresses::default().set_eh_frame(at.0);
+    let section = EhFrame::new(bytes, LittleEndian);
+    let mut rows = Vec::new();
+    let mut entries = section.entries(&bases);
+    loop {
+        match entries.next() {
+            Ok(Some(gimli::CieOrFde::Fde(partial))) => match partial.parse(EhFrame::cie_from_offset) {
+                Ok(fde) => rows.push((LiveAddr(fde.initial_address()).range(fde.len()), at.plus(fde.offset() as u64))),
+                Err(_) => return (rows, false),
+            },
+            Ok(Some(gimli::CieOrFde::Cie(_))) => {}
+            end => return (rows, end.is_ok()),
+        }
+    }
+}
+
+/// The rows of a static program that has no index of them.
+fn searched(mem: &Mem, image: &Image) -> Option<Table> {
+    if image.dynamic.is_some() || image.eh_frame_hdr.is_some() {
+        return None;
+    }
+    let segments = image.segments.iter().filter(|segment| !segment.execute && segment.memory.len() <= MAX_SEARCHED);
+    let rows = segments.into_iter().find_map(|segment| {
+        let bytes = mem.bytes(segment.memory.start, segment.memory.len() as usize).ok()?;
+        let starts = (0..bytes.len().saturating_sub(16)).step_by(4).filter(|&at| starts_with_common(&bytes[at..]));
+        starts.into_iter().take(MAX_STARTS).find_map(|at| {
+            let (rows, whole) = entries(&bytes[at..], segment.memory.start.plus(at as u64));
+            let known = |code: LiveRange| image.segments.iter().any(|s| s.execute && s.memory.covers(code));
+            (whole && !rows.is_empty() && rows.iter().all(|(code, _)| known(*code))).then_some(rows)
+        })
+    })?;
+    Some(Table { code: image.span, rows: Rows::Listed(rows) })
+}
+
+/// A common entry of version 1 whose augmentation has a size: length, zero, version, `z`.
+fn starts_with_common(bytes: &[u8]) -> bool {
+    let length = u32_at(bytes, 0).unwrap_or(0);
+    (12..256).contains(&length) && length.is_multiple_of(4) && bytes.get(4..10) == Some(&[0, 0, 0, 0, 1, b'z'])
 }
 
 /// The binary search table of a module (LSB, "Exception Frames"), if it has the usual form.

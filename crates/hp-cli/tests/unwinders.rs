@@ -17,6 +17,8 @@ fn main() -> ExitCode {
         trial("a_plugin_opened_later_throws_through_new_code", gxx(), a_plugin_opened_later_throws_through_new_code),
         trial("through_the_code_of_two_patches", gxx(), through_the_code_of_two_patches),
         trial("another_library_answers_for_the_loader", gxx(), another_library_answers_for_the_loader),
+        trial("a_stripped_static_program_is_refused", gxx(), a_stripped_static_program_is_refused),
+        trial("a_wrong_call_is_no_call", gxx(), a_wrong_call_is_no_call),
         trial("an_unwinder_that_asks_nobody_is_refused", gxx(), an_unwinder_that_asks_nobody_is_refused),
     ];
     libtest_mimic::run(&libtest_mimic::Arguments::from_args(), trials).exit_code()
@@ -257,4 +259,55 @@ fn an_unwinder_that_asks_nobody_is_refused() {
     apply(&patch, target.pid()).exits(1).says(&["mute.so unwinds stacks", "exception"]);
     target.open(&room.plugin);
     assert_eq!(target.ask("10"), "12");
+}
+
+/// A static C++ program in two versions.
+const STATIC: &str = r#"
+__attribute__((noipa)) static int thrower(int n)
+{
+    if (n > STEP)
+        throw n;
+    return n + STEP;
+}
+
+int main(int argc, char **)
+{
+    try {
+        return thrower(argc);
+    } catch (int thrown) {
+        return thrown;
+    }
+}
+"#;
+
+fn static_pair(folder: &Path, flags: &[&str]) -> [String; 2] {
+    [1, 2].map(|step| {
+        let define = format!("-DSTEP={step}");
+        let flags = [&["-static", define.as_str()], flags].concat();
+        compile(folder, "static.cc", STATIC, &format!("static{step}"), &flags).display().to_string()
+    })
+}
+
+/// Without names nothing says which calls of it look for unwind rows.
+fn a_stripped_static_program_is_refused() {
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let [old, new] = static_pair(folder.path(), &["-s"]);
+    let refused = hp(["diff", &old, &new, "-o", "/dev/null", "--allow", "HP0402"]).exits(1);
+    assert!(format!("{refused}").contains("HP0313"), "{refused}");
+}
+
+fn a_wrong_call_is_no_call() {
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let [old, new] = static_pair(folder.path(), &[]);
+    let file = folder.path().join("fix.hpatch");
+    let name = file.display().to_string();
+    hp(["diff", &old, &new, "-o", &name]).exits(0);
+    let verify = || hp(["verify", &name, "--old", &old, "--new", &new]);
+    verify().exits(0);
+    let mut patch = hp_pack::read(&fs::read(&file).expect("the patch is there")).expect("it is one");
+    let call = patch.symbols.iter_mut().find(|symbol| symbol.name.starts_with("hpatch.asks.")).expect("it is named");
+    call.value += 1;
+    fs::write(&file, hp_pack::write(&patch).expect("it can be written")).expect("it is written");
+    let judged = verify().exits(1);
+    assert!(judged.out.contains("no call of the base"), "{judged}");
 }

@@ -5,6 +5,7 @@ use hp_pack::{Base, Patch, Place, SectionKind, Symbol, SymbolKind};
 use rustc_hash::FxHashSet;
 
 use crate::adjoin::{self, Twins};
+use crate::asks;
 use crate::build::Build;
 use crate::check;
 use crate::compare::{Changes, Judge};
@@ -63,6 +64,7 @@ pub(crate) fn patch(
     payload.place(SectionKind::EhFrame, 8, &writer.finish());
 
     identity::mark(&mut payload, new, variables);
+    asks::name_calls(&mut payload, old, changes);
 
     let copied: FxHashSet<FunctionId> = payload.functions.iter().map(|f| f.0).collect();
     let users: Vec<String> = payload

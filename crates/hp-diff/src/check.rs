@@ -20,22 +20,6 @@ pub(crate) fn is_fatal(finding: &Finding) -> bool {
     matches!(finding.code, Code::NoSymbols | Code::KindDiffers | Code::ForeignRuntime)
 }
 
-/// What raises exceptions in C++ and Rust.
-const PERSONALITIES: [&str; 2] = ["__gxx_personality_v0", "rust_eh_personality"];
-
-/// A program that imports nothing has its own unwinder, whose calls for rows go through no slot.
-pub(crate) fn static_unwinder(old: &Image<'_>) -> Option<Finding> {
-    let tables = old.sections.iter().any(|s| s.name == ".gcc_except_table");
-    let named = old.symbols.iter().any(|s| s.evidence.has_name());
-    let raises = || old.symbols.iter().any(|s| PERSONALITIES.contains(&s.name));
-    // A static program that can lie anywhere still has a table of dynamic symbols: its empty first one, and weak ones.
-    let is_static = old.imported.iter().all(|name| name.is_empty() || old.weak.contains(name));
-    (tables && is_static && (!named || raises())).then(|| {
-        let message = "it is linked statically with a runtime that raises exceptions";
-        Finding::new(Code::StaticUnwinder, &old.file_name, message)
-    })
-}
-
 /// Facts that forbid comparing or patching these images at all.
 pub(crate) fn images(old: &Image<'_>, new: &Image<'_>) -> Vec<Finding> {
     let mut findings = Vec::new();

@@ -128,7 +128,7 @@ codes! {
     VariableRenamed = "HP0312", Error, "a variable may have been renamed",
         "The new build has a writable variable that the old one lacks, and lacks one of the same size in the same place. If it is the same under another name, its value in the running process would be lost. If it is another one, accept with --allow HP0312=NAME.";
     StaticUnwinder = "HP0313", Error, "exceptions of a static program would not find their way",
-        "The program is linked statically with the runtime of C++ or Rust, which looks for unwind rows by calls that cannot be led elsewhere: an exception or panic that passes through new code would end the program. If none passes through the replaced functions, accept with --allow HP0313.";
+        "The program is linked statically with the runtime of C++ or Rust, and the calls by which its unwinder looks for unwind rows are not known (the program is stripped, or the unwinder is of another kind): an exception or panic that passes through new code would end the program. If none passes through the replaced functions, accept with --allow HP0313.";
     LayoutChanged = "HP0401", Error, "a type's layout changed",
         "Objects of this type that live in the running process have the old layout; code with the new layout would read and write the wrong bytes. Restart the program, or change the fix so that the type keeps its layout.";
     LayoutUnproven = "HP0402", Error, "layouts could not be compared",

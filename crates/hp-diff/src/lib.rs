@@ -3,6 +3,7 @@
 
 mod adjoin;
 mod arch;
+mod asks;
 mod assemble;
 mod build;
 mod by_address;
@@ -235,7 +236,6 @@ pub fn diff(old: &Path, new: &Path, options: &Options) -> Result<Report, Error> 
     } else if !changes.functions.is_empty() {
         let made = assemble::patch(&old, &new, &pairs, &changes, variables.1, options);
         findings.extend(made.findings);
-        findings.extend(check::static_unwinder(&old.image));
         if findings.iter().all(|f| f.code != Code::LayoutUnproven) {
             findings.extend(check::undescribed(&old, &new, &changes, &made.copied));
         }

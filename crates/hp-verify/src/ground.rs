@@ -136,6 +136,9 @@ impl<'g, 'a> Ground<'g, 'a> {
                 None => Doubt::no(format!("the base has no stub there, the new build has one for {}", shown(word))),
             };
         }
+        if self.new.image.is_empty_stub(n) && self.old.image.is_empty_stub(a) || self.same_relocations(a, n) {
+            return Ok(Kind::Marker);
+        }
         if usage == Use::Branch {
             return Doubt::no(format!("the new build goes to {n:#x}, where no function is known"));
         }
@@ -236,6 +239,14 @@ impl<'g, 'a> Ground<'g, 'a> {
             }
             (Word::Other(k, x, i), Word::Other(l, y, j)) if (k, x, i) == (l, y, j) => Ok(Kind::Slot),
             _ => differ(),
+        }
+    }
+
+    /// A static program goes through its own table of relocations when it starts.
+    fn same_relocations(&self, a: u64, n: u64) -> bool {
+        match (self.old.image.section_at(a), self.new.image.section_at(n)) {
+            (Some(x), Some(y)) => x.name.starts_with(".rela.") && x.name == y.name && a - x.address == n - y.address,
+            _ => false,
         }
     }
 

@@ -182,6 +182,17 @@ impl<'a> Image<'a> {
         Some(i32::from_le_bytes(self.bytes(address, 4)?.try_into().ok()?))
     }
 
+    /// A stub of a weak symbol that the linker of a static program found nowhere: nothing fills its slot. GNU ld leads
+    /// such a stub between two slots (it keeps a mark in the lowest bit of the slot's address); nobody calls it.
+    pub(crate) fn is_empty_stub(&self, address: u64) -> bool {
+        let known = self.section_at(address).is_some_and(Section::is_stubs);
+        let stub =
+            self.bytes(address, 8).filter(|_| known).and_then(|code| code::stubs(address, code).first().copied());
+        stub.is_some_and(|(_, slot)| {
+            !slot.is_multiple_of(8) || !self.words.contains_key(&slot) && self.bytes(slot, 8) == Some(&[0; 8])
+        })
+    }
+
     /// The slot's word behind the stub at `address`.
     pub(crate) fn stub_word(&self, address: u64) -> Option<&Word> {
         self.words.get(self.stubs.get(&address)?)

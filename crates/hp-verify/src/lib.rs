@@ -32,6 +32,7 @@
 //! - That a number which is left out as `line-only` is a line; it sees that nothing but immediate operands differs.
 #![forbid(unsafe_code)]
 
+mod asks;
 mod code;
 mod entities;
 mod ground;
@@ -119,6 +120,7 @@ pub fn verify(patch: &Patch, old: &Build<'_>, new: &Build<'_>, scope: Scope) -> 
     let mut ground = Ground::new(old_side, new_side, replaced.collect());
     ground.compare_constants();
     let records = thunk::check(patch, old_side, &layouts);
+    faults.extend(asks::check(patch, old_side));
     let judge = |ground: &Ground<'_, '_>| {
         let mut walk = Walk::new(patch, ground, &layouts);
         walk.run();
@@ -138,6 +140,7 @@ pub fn verify(patch: &Patch, old: &Build<'_>, new: &Build<'_>, scope: Scope) -> 
     proof.thunks = records.thunks.len();
     proof.redirected_bytes = records.redirected;
     found.extend(records.faults);
+    found.extend(faults);
     found.sort();
     found.dedup();
     Ok(Report { proof, faults: found })
