@@ -2,7 +2,8 @@
 //! `status` names, no thread of it stands, and the next command finishes.
 //!
 //! A *moment* is before or after a call. Ordinary runs try those calls that change something of the target, all of
-//! them or a part; with `HP_KILLED=all` it is every call that is made at all.
+//! them or a part; with `HP_KILLED=all` it is all of them always (minutes), and with `HP_KILLED=calls` every call that
+//! is made at all, thousands of reading ones too, between which nothing happens to the target (hours).
 
 mod common;
 use common::*;
@@ -50,8 +51,13 @@ fn run(what: &str, target: &Process, moment: &str, file: &Path) -> bool {
     killed
 }
 
-fn is_whole() -> bool {
-    std::env::var("HP_KILLED").is_ok_and(|what| what == "all")
+/// The kinds of moments that are tried, and of how many of each the first.
+fn extent(step: u64) -> (&'static [&'static str], u64) {
+    match std::env::var("HP_KILLED").as_deref() {
+        Ok("all") => (&["point"], 1),
+        Ok("calls") => (&["before", "after"], 1),
+        _ => (&["point"], step),
+    }
 }
 
 /// A command that is killed: what it is, and the versions before and after it.
@@ -158,7 +164,7 @@ impl Trial {
 
     /// Every `step`-th moment of a command.
     fn moments(&mut self, job: Job, step: u64) -> u64 {
-        let (kinds, step) = if is_whole() { (&["before", "after"][..], 1) } else { (&["point"][..], step) };
+        let (kinds, step) = extent(step);
         let mut tried = 0;
         for number in (1..).step_by(step as usize) {
             for kind in kinds {
