@@ -22,6 +22,7 @@ const TOOLS: &[(&str, &str)] = &[
     ("objdump", "binutils"),
     ("perf", "linux-perf"),
     ("python3", "python3"),
+    ("tclsh", "tcl"),
     ("xz", "xz-utils"),
 ];
 

@@ -47,7 +47,7 @@ pub(crate) fn build(cache: &Cache, recipe: &Recipe) -> Result<Outcome> {
     let built = tree.root.join(&recipe.binary);
     let new = fs::read(&built).with_context(|| format!("cannot read {}", built.display()))?;
     for tool in &recipe.tools {
-        copy_program(&tree.root.join(tool), &cache.pairs().join("tools"))?;
+        copy_tool(&tree.root.join(tool), &cache.pairs().join("tools"))?;
     }
     for fix in &recipe.fixes {
         let folder = cache.pairs().join(&fix.case);
@@ -88,7 +88,16 @@ fn have_tools(cache: &Cache, recipe: &Recipe) -> bool {
     recipe.tools.iter().all(|tool| Path::new(tool).file_name().is_some_and(|name| tools.join(name).exists()))
 }
 
-fn copy_program(from: &Path, folder: &Path) -> Result<()> {
+/// Copies a program, or a folder with all that is in it.
+fn copy_tool(from: &Path, folder: &Path) -> Result<()> {
+    if from.is_dir() {
+        fs::create_dir_all(folder)?;
+        let copied = Command::new("cp").args(["-rT", "--"]).arg(from).arg(folder.join(file_name(from)?)).status();
+        return match copied.context("cannot run cp")?.success() {
+            true => Ok(()),
+            false => bail!("cannot copy {}", from.display()),
+        };
+    }
     let bytes = fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
     write_program(folder, file_name(from)?, &bytes)
 }

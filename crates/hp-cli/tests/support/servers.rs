@@ -64,6 +64,8 @@ pub(crate) fn redis(program: &Path) -> Server {
     let mut command = Command::new(program);
     command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir"]);
     command.arg(folder.path()).arg("--logfile").arg(folder.path().join("log"));
+    // The server's own tests use it.
+    command.args(["--enable-debug-command", "local"]);
     let process = Running::start(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()));
     let server = Server { process, port, folder, _backend: None };
     let answers = || Connection::open(port).and_then(|mut c| c.redis(&["PING"])).is_ok_and(|reply| reply == "+PONG");
