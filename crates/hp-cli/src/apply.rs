@@ -60,7 +60,7 @@ pub(crate) fn run(args: &ApplyArgs) -> anyhow::Result<Exit> {
         }
         reporter.add(&job.subject, &outcome);
         match outcome.result {
-            Ok(Done::Applied(_)) => applied.push(job),
+            Ok(Done::Applied(measured)) => applied.push((job, measured.replaced)),
             Err(_) if together => {
                 take_back(&applied, &options, &mut reporter);
                 return reporter.finish();
@@ -69,7 +69,7 @@ pub(crate) fn run(args: &ApplyArgs) -> anyhow::Result<Exit> {
         }
     }
     if let Some(command) = args.health.as_deref().filter(|_| !applied.is_empty()) {
-        let pids: Vec<i32> = applied.iter().map(|job| job.pid).collect();
+        let pids: Vec<i32> = applied.iter().map(|(job, _)| job.pid).collect();
         if let Err(why) = health::check(command, &pids, args.health_for) {
             reporter.failed(&format!("health check failed: {why}"));
             take_back(&applied, &options, &mut reporter);
@@ -95,13 +95,19 @@ fn rehearsed(jobs: &[Job], options: &Options, reporter: &mut Reporter, gone: imp
     fine
 }
 
-/// Reverts what was applied, the last first.
-fn take_back(applied: &[&Job], options: &Options, reporter: &mut Reporter) {
-    for job in applied.iter().rev() {
+/// Reverts what was applied, the last first. Patches whose place it had taken do not come back: their memory is gone.
+fn take_back(applied: &[(&Job, Vec<String>)], options: &Options, reporter: &mut Reporter) {
+    for (job, replaced) in applied.iter().rev() {
         let outcome = hp_apply::revert(job.pid, Some(&job.file.id), &Options { dry_run: false, ..options.clone() });
         // One that has ended has nothing left to take back.
         if outcome.result.is_ok() || health::lives(job.pid) {
             reporter.taken_back(&job.subject, &outcome);
+        }
+        if outcome.result.is_ok() && !replaced.is_empty() {
+            let (pid, ids) = (job.pid, replaced.join(", "));
+            reporter.note(&format!(
+                "process {pid} runs the base's functions now: {ids}, which the patch had replaced, is gone too; apply it again"
+            ));
         }
     }
 }

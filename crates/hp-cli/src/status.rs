@@ -4,12 +4,15 @@ use crate::args::StatusArgs;
 use crate::exit::Exit;
 use crate::on_disk::OnDisk;
 use crate::targets::{comm, exit_of_error, target, unseen};
-use crate::text::{BAD, BOLD, DIM, GOOD, WARN, clean, date, print_json};
+use crate::text::{BAD, BOLD, DIM, GOOD, WARN, clean, date, print_json, verbose};
 use hp_apply::{Error, LedgerEntry, Phase};
 use serde_json::{Value, json};
 use std::io::{self, Write};
 use std::path::Path;
 use std::time::Duration;
+
+/// So many functions of a patch are listed; `-v` lists all.
+const SHOWN: usize = 100;
 
 /// Shows the patches of the given processes, or of all.
 pub(crate) fn run(args: &StatusArgs) -> anyhow::Result<Exit> {
@@ -75,8 +78,12 @@ fn print_patch(out: &mut impl Write, pid: i32, patch: &LedgerEntry) -> io::Resul
     if let Some(line) = restart(pid, patch) {
         writeln!(out, "    {DIM}disk{DIM:#} {line}")?;
     }
-    for f in &patch.functions {
+    let shown = if verbose() { usize::MAX } else { SHOWN };
+    for f in patch.functions.iter().take(shown) {
         writeln!(out, "    {} {:#x} → {:#x}", clean(&f.name), f.old_address, f.new_address)?;
+    }
+    if patch.functions.len() > shown {
+        writeln!(out, "    {DIM}and {} more; -v lists all{DIM:#}", patch.functions.len() - shown)?;
     }
     patch.damage.iter().try_for_each(|damage| writeln!(out, "    {BAD}damaged{BAD:#} {}", clean(damage)))
 }

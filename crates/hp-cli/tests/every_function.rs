@@ -70,7 +70,8 @@ fn redis_passes_its_own_tests() {
     let before = program_text(pid);
     let (patch, replaced) = applied(&old, pid, folder.path());
     assert!(replaced > 3000, "only {replaced} functions are in the patch");
-    assert!(status(pid).exits(0).out.contains("in effect"));
+    let shown = status(pid).exits(0).out;
+    assert!(shown.contains("in effect") && shown.contains("more; -v lists all"), "{shown}");
 
     let passed = suite(&server, &pairs.join("tools/tests"), folder.path());
     println!("{replaced} functions replaced, {passed} tests of redis passed");

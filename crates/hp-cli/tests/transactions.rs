@@ -14,6 +14,7 @@ fn main() -> ExitCode {
         trial("one_patch_refuses_in_the_middle", gcc(), one_patch_refuses_in_the_middle),
         trial("healthy", gcc(), healthy),
         trial("not_healthy", gcc(), not_healthy),
+        trial("a_replaced_patch_does_not_come_back", gcc(), a_replaced_patch_does_not_come_back),
         trial("not_healthy_later", gcc(), not_healthy_later),
         trial("a_process_ends_meanwhile", gcc(), a_process_ends_meanwhile),
     ];
@@ -76,6 +77,23 @@ fn not_healthy() {
     assert!(answer.err.contains("health check failed") && answer.err.contains("exit status: 3"), "{answer}");
     // Only what this command had applied is taken back.
     assert_eq!([first.ask(), second.ask()], [NEW, OLD]);
+}
+
+/// The older patch is lost when the newer one is taken back, and that is said.
+fn a_replaced_patch_does_not_come_back() {
+    let pair = Pair::make();
+    let mut target = pair.start();
+    let newer = pair.folder.path().join("newer.hpatch");
+    let new = pair.folder.path().join("new");
+    hp(["diff", &text(&pair.old), &text(&new), "--counter", "2", "-o", &text(&newer)]).exits(0);
+    hp(["apply", &text(&pair.patch), "--all"]).exits(0);
+    let answer = hp(["apply", &text(&newer), "--all", "--health", "exit 3"]).exits(1);
+    let replaced = answer.out.split("in place of ").nth(1).expect("it says what it replaced").trim();
+    assert!(answer.err.contains(&format!("{replaced}, which the patch had replaced, is gone too")), "{answer}");
+    assert_eq!(target.ask(), OLD);
+    status(target.pid()).exits(3);
+    hp(["apply", &text(&pair.patch), "--all"]).exits(0);
+    assert_eq!(target.ask(), NEW);
 }
 
 fn not_healthy_later() {
