@@ -2,6 +2,7 @@
 //! DWARF 5, section 6.4), not by how they are written.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use gimli::{BaseAddresses, CfaRule, CieOrFde, EhFrame, LittleEndian, RegisterRule, UnwindContext, UnwindSection};
 
@@ -11,7 +12,7 @@ pub(crate) struct Rows {
     /// Length of the range in bytes.
     pub(crate) size: u64,
     /// Offset from which each row holds, and the row; neighbours differ.
-    pub(crate) rows: Vec<(u64, String)>,
+    pub(crate) rows: Vec<(u64, Row)>,
     /// The frame is that of a signal handler's return.
     pub(crate) signal: bool,
     /// Number of the register that holds the return address.
@@ -24,9 +25,9 @@ pub(crate) struct Rows {
 
 impl Rows {
     /// The row in force at an offset.
-    pub(crate) fn at(&self, offset: u64) -> Option<&str> {
+    pub(crate) fn at(&self, offset: u64) -> Option<&Row> {
         let i = self.rows.partition_point(|r| r.0 <= offset).checked_sub(1)?;
-        (offset < self.size).then(|| self.rows[i].1.as_str())
+        (offset < self.size).then(|| &self.rows[i].1)
     }
 }
 
@@ -73,12 +74,12 @@ fn rows(
     let start = fde.initial_address();
     let mut context = UnwindContext::new();
     let mut table = fde.rows(frame, bases, &mut context)?;
-    let mut rows: Vec<(u64, String)> = Vec::new();
+    let mut rows: Vec<(u64, Row)> = Vec::new();
     while let Some(row) = table.next_row()? {
-        let text = meaning(frame, row)?;
+        let meaning = meaning(frame, row)?;
         // A later row for the same place replaces the earlier one.
-        if row.start_address() < row.end_address() && rows.last().is_none_or(|last| last.1 != text) {
-            rows.push((row.start_address() - start, text));
+        if row.start_address() < row.end_address() && rows.last().is_none_or(|last| last.1 != meaning) {
+            rows.push((row.start_address() - start, meaning));
         }
     }
     let cie = fde.cie();
@@ -92,27 +93,60 @@ fn rows(
     })
 }
 
-/// One row in words: where the frame lies, and where each register of the caller is.
-fn meaning(frame: &EhFrame<Slice<'_>>, row: &gimli::UnwindTableRow<usize>) -> gimli::Result<String> {
-    let bytes = |e: &gimli::UnwindExpression<usize>| e.get(frame).map(|e| format!("{:02x?}", e.0.slice()));
-    let mut text = match row.cfa() {
-        CfaRule::RegisterAndOffset { register, offset } => format!("frame r{}{offset:+}", register.0),
-        CfaRule::Expression(e) => format!("frame {}", bytes(e)?),
+/// What one row means: where the frame lies, and where each register of the caller is, by its number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Row {
+    frame: Rule,
+    registers: Vec<(u16, Rule)>,
+    arguments: u64,
+}
+
+/// Where something is. Expressions are their own bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Rule {
+    Sum(u16, i64),
+    At(Vec<u8>),
+    Is(Vec<u8>),
+    Plain(RegisterRule<usize>),
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Rule::Sum(register, offset) => write!(f, "r{register}{offset:+}"),
+            Rule::At(bytes) => write!(f, "at {bytes:02x?}"),
+            Rule::Is(bytes) => write!(f, "is {bytes:02x?}"),
+            Rule::Plain(rule) => write!(f, "{rule:?}"),
+        }
+    }
+}
+
+impl fmt::Display for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "frame {}", self.frame)?;
+        for (register, rule) in &self.registers {
+            write!(f, ", r{register} {rule}")?;
+        }
+        write!(f, ", arguments {}", self.arguments)
+    }
+}
+
+fn meaning(frame: &EhFrame<Slice<'_>>, row: &gimli::UnwindTableRow<usize>) -> gimli::Result<Row> {
+    let bytes = |e: &gimli::UnwindExpression<usize>| e.get(frame).map(|e| e.0.slice().to_vec());
+    let place = match row.cfa() {
+        CfaRule::RegisterAndOffset { register, offset } => Rule::Sum(register.0, *offset),
+        CfaRule::Expression(e) => Rule::Is(bytes(e)?),
     };
     let mut registers = Vec::new();
     for (register, rule) in row.registers() {
         let rule = match rule {
-            RegisterRule::Expression(e) => format!("at {}", bytes(e)?),
-            RegisterRule::ValExpression(e) => format!("is {}", bytes(e)?),
+            RegisterRule::Expression(e) => Rule::At(bytes(e)?),
+            RegisterRule::ValExpression(e) => Rule::Is(bytes(e)?),
             RegisterRule::SameValue => continue,
-            other => format!("{other:?}"),
+            other => Rule::Plain(other.clone()),
         };
         registers.push((register.0, rule));
     }
-    registers.sort();
-    for (register, rule) in registers {
-        text += &format!(", r{register} {rule}");
-    }
-    text += &format!(", arguments {}", row.saved_args_size());
-    Ok(text)
+    registers.sort_by_key(|(register, _)| *register);
+    Ok(Row { frame: place, registers, arguments: row.saved_args_size() })
 }
