@@ -38,6 +38,7 @@ mod entities;
 mod ground;
 mod image;
 mod landing;
+mod near;
 mod overlay;
 mod pairs;
 mod report;

@@ -8,13 +8,14 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use hp_pack::{Patch, Place as SymbolPlace, Role, SectionKind, Symbol};
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::code::{self, Field, Step, Use};
 use crate::entities::Family;
 use crate::ground::{Doubt, Ground, Within, is_number};
 use crate::image::{SymbolType, Word};
 use crate::landing::{self, Tables};
+use crate::near::{Near, Span};
 use crate::overlay::{Layout, Place};
 use crate::report::{Fault, Kind, Proof};
 
@@ -33,6 +34,11 @@ pub(crate) struct Walk<'w, 'g, 'a> {
     pub(crate) layouts: &'w [Layout],
     /// By offset in `.text`.
     pub(crate) code: BTreeMap<u64, Twin>,
+    /// The offset in `.text` of each new range that has a twin.
+    offsets: FxHashMap<usize, u64>,
+    /// Offset in `.text` and size of each symbol there.
+    code_symbols: FxHashSet<(u64, u64)>,
+    near: Near,
     /// Jumps that stand for a short branch: offset in `.text`, and the branches of the new build that use them.
     pub(crate) islands: BTreeMap<u64, BTreeSet<u64>>,
     /// Payload objects (by symbol) and the new addresses that they equal.
@@ -55,6 +61,10 @@ pub(crate) struct Walk<'w, 'g, 'a> {
 
 type Answer = Result<Kind, Doubt>;
 
+fn is_code(symbol: &Symbol) -> bool {
+    symbol.place == SymbolPlace::Payload(SectionKind::Text)
+}
+
 impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
     pub(crate) fn new(patch: &'w Patch, ground: &'w Ground<'g, 'a>, layouts: &'w [Layout]) -> Walk<'w, 'g, 'a> {
         Walk {
@@ -62,6 +72,9 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
             ground,
             layouts,
             code: BTreeMap::new(),
+            offsets: FxHashMap::default(),
+            code_symbols: patch.symbols.iter().filter(|s| is_code(s)).map(|s| (s.value, s.size)).collect(),
+            near: Near::new(patch),
             islands: BTreeMap::new(),
             data: BTreeMap::new(),
             variables: FxHashMap::default(),
@@ -138,19 +151,20 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
             let other = self.ground.new.ranges[known.range].name();
             return Doubt::no(format!(".text+{start:#x} cannot be both {other} and {}", twin.name()));
         }
-        if let Some((at, _)) = self.code.iter().find(|(_, t)| t.range == range) {
+        if let Some(at) = self.offsets.get(&range) {
             return Doubt::no(format!("{} is in the patch twice, at .text+{at:#x} and +{start:#x}", twin.name()));
         }
-        let is_code = |s: &&Symbol| s.place == SymbolPlace::Payload(SectionKind::Text) && s.value == start;
-        let Some(symbol) = self.patch.symbols.iter().find(|s| is_code(s) && s.size == twin.bytes.len() as u64) else {
+        let size = twin.bytes.len() as u64;
+        if !self.code_symbols.contains(&(start, size)) {
             return Doubt::no(format!("no symbol of the patch at .text+{start:#x} is as long as {}", twin.name()));
-        };
-        let end = start + symbol.size;
+        }
+        let end = start + size;
         let before = self.code.range(..end).next_back();
         if before.is_some_and(|(_, t)| t.end > start) {
             return Doubt::no(format!("{} overlaps other code of the patch", twin.name()));
         }
         self.code.insert(start, Twin { end, range });
+        self.offsets.insert(range, start);
         self.code_todo.push_back(start);
         Ok(())
     }
@@ -381,12 +395,9 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
     /// A place in data that the patch brings.
     fn same_data(&mut self, kind: SectionKind, offset: i64, n: u64, usage: Use, within: Within<'_>) -> Answer {
         let mut candidates: Vec<(i64, u32)> = Vec::new();
-        for (i, symbol) in self.patch.symbols.iter().enumerate() {
-            let (start, end) = (symbol.value as i64, (symbol.value + symbol.size) as i64);
-            if symbol.place == SymbolPlace::Payload(kind) && (start - 64..=end).contains(&offset) {
-                let rank = if (start..end).contains(&offset) { 0 } else { 1 + (offset - start).abs() };
-                candidates.push((rank, i as u32));
-            }
+        for Span { start, end, symbol } in self.near.to(kind, offset, 64) {
+            let rank = if (start..end).contains(&offset) { 0 } else { 1 + (offset - start).abs() };
+            candidates.push((rank, symbol));
         }
         candidates.sort_unstable();
         let mut why = Doubt::No(format!("leads to {}+{offset:#x} of the patch, where nothing is", kind.name()));
@@ -435,7 +446,7 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
                     _ => n.wrapping_sub(start).wrapping_add(new.literal(n).len() as u64),
                 };
                 let whole = table.is_some() && found.size != needed;
-                if whole || self.covered(symbol) < needed {
+                if whole || !self.covers(symbol, needed) {
                     return Doubt::no(format!("{} has {} bytes, the new build's has {needed}", found.name, found.size));
                 }
                 Kind::Literal
@@ -471,18 +482,20 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
         section >= needed && offset.is_multiple_of(needed)
     }
 
-    /// Bytes from a symbol on that symbols cover without a gap.
-    fn covered(&self, symbol: u32) -> u64 {
+    /// From a symbol on, symbols cover so many bytes without a gap.
+    fn covers(&self, symbol: u32, size: u64) -> bool {
         let first = &self.patch.symbols[symbol as usize];
-        let mut end = first.value + first.size;
-        let next = |end: u64| {
-            let behind = |s: &&Symbol| s.place == first.place && s.value == end && s.size > 0;
-            self.patch.symbols.iter().find(behind).map(|s| s.value + s.size)
-        };
-        while let Some(more) = next(end) {
-            end = more;
-        }
-        end - first.value
+        let end = |symbol: u32| self.patch.symbols[symbol as usize].value + self.patch.symbols[symbol as usize].size;
+        std::iter::successors(Some(symbol), |last| self.behind(*last)).any(|last| end(last) - first.value >= size)
+    }
+
+    /// The symbol with content that begins where another one ends.
+    fn behind(&self, symbol: u32) -> Option<u32> {
+        let found = &self.patch.symbols[symbol as usize];
+        let SymbolPlace::Payload(kind) = found.place else { return None };
+        let end = (found.value + found.size) as i64;
+        let begins = |span: &Span| span.start == end && span.end > end;
+        self.near.to(kind, end, 0).filter(begins).map(|span| span.symbol).min()
     }
 
     /// May the patch bring its own copy of this object of the new build?
@@ -649,13 +662,11 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
         let mut more = Vec::new();
         for (symbol, starts) in &self.data {
             let found = &self.patch.symbols[*symbol as usize];
-            let end = found.value + found.size;
-            let behind = |s: &Symbol| s.place == found.place && s.value == end && s.size > 0;
-            if let Some(next) = self.patch.symbols.iter().position(behind)
-                && matches!(found.place, SymbolPlace::Payload(SectionKind::Rodata | SectionKind::DataRelRo))
-                && !self.data.contains_key(&(next as u32))
+            if matches!(found.place, SymbolPlace::Payload(SectionKind::Rodata | SectionKind::DataRelRo))
+                && let Some(next) = self.behind(*symbol)
+                && !self.data.contains_key(&next)
             {
-                more.extend(starts.iter().map(|start| (next as u32, start + found.size)));
+                more.extend(starts.iter().map(|start| (next, start + found.size)));
             }
         }
         let any = !more.is_empty();
