@@ -24,15 +24,28 @@ use crate::threads::Stopped;
 use crate::unwind::Unwinder;
 use crate::{Done, Error, Measured, Options, cleanup, gate, inherit, place, revert, scope, seccomp, stage, sys};
 use core::ops::Range;
+use core::time::Duration;
 use hp_pack::{Entry, FunctionRecord, Patch, Place, Role, SectionKind};
 
 /// How many entries are written in one stop; beyond that they get stops of their own.
 const BATCH: usize = 64;
 
+/// How long a program that has changed under our eyes is left alone before it is looked at again.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
 /// Applies a patch with this ID to a process.
 pub(crate) fn apply(pid: i32, patch: &Patch, id: &str, options: &Options) -> Result<Done, Error> {
     patch.validate().map_err(|invalid| Error::Unusable(format!("invalid patch: {invalid}")))?;
-    session::with(pid, &|session| apply_in(session, patch, id, options))
+    let began = Instant::now();
+    loop {
+        let result = session::with(pid, &|session| apply_in(session, patch, id, options));
+        // A program that starts binds its unwinders meanwhile: it is looked at anew.
+        let anew = matches!(&result, Err(Error::Busy(why)) if *why == [finders::BOUND_ANEW]);
+        if !anew || began.elapsed() >= options.timeout {
+            return result;
+        }
+        sys::sleep(LOOK_AGAIN);
+    }
 }
 
 fn apply_in(session: &Session, patch: &Patch, id: &str, options: &Options) -> Result<Done, Error> {

@@ -52,6 +52,8 @@ pub(crate) use content::{CODE_SIZE, Content, FINDER_ROWS, NEXT_SIZE, ROWS_SIZE, 
 const EACH: usize = 2;
 /// Finders in a payload.
 pub(crate) const COUNT: usize = 2 * EACH;
+/// Why a commit stops where an unwinder does not lead where it did when it was looked at.
+pub(crate) const BOUND_ANEW: &str = "an unwinder was bound anew meanwhile";
 const R_X86_64_GLOB_DAT: u32 = 6;
 const R_X86_64_JUMP_SLOT: u32 = 7;
 /// Longest resolver of the dynamic linker (`_dl_runtime_resolve_xsavec` has about 200 bytes).
@@ -274,7 +276,7 @@ impl Slots {
             }
             let finder = ledger.finder_of(process, slot.question * EACH..(slot.question + 1) * EACH, slot.leads)?;
             let (Some(finder), true) = (finder, now == slot.value || now == slot.leads) else {
-                return Err(Error::Refused("an unwinder was bound anew meanwhile; try again".to_owned()));
+                return Err(Error::Busy(vec![BOUND_ANEW.to_owned()]));
             };
             slot.holder.write(process, tid, finder)?;
         }
