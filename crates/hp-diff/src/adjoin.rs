@@ -14,6 +14,7 @@ use rustc_hash::FxHashSet;
 
 use crate::arch::Use;
 use crate::build::Build;
+use crate::by_address::Spans;
 use crate::compare::{Changes, Judge, Verdict};
 use crate::correlate::Correlation;
 use crate::entity::{FunctionId, Target};
@@ -32,9 +33,10 @@ pub(crate) struct Twins {
 impl Twins {
     pub(crate) fn new(old: &Build<'_>, new: &Build<'_>, pairs: &Correlation, changes: &Changes) -> Twins {
         let functions = unchanged(pairs, changes);
+        let code = Spans::new(old.map.code_ranges().collect());
+        let constant = |a: u64| !code.contains(a) && old.image.is_constant(a) && old.map.object_at(a).is_none();
         let from_code = functions.par_iter().flat_map_iter(|&pair| sites(old, new, pair).map(|(a, b, _)| (a, b)));
-        let mut forward: Vec<(u64, u64)> =
-            from_code.filter(|(a, _)| old.image.is_constant(*a) && old.map.object_at(*a).is_none()).collect();
+        let mut forward: Vec<(u64, u64)> = from_code.filter(|(a, _)| constant(*a)).collect();
         let rewritten: FxHashSet<_> = changes.variables.iter().map(|v| v.0).chain(changes.constants.clone()).collect();
         for (o, p) in pairs.objects.iter().filter(|pair| !rewritten.contains(&pair.0)) {
             let (x, y) = (&old.map.objects[o], &new.map.objects[p]);
@@ -130,12 +132,18 @@ fn sites<'b>(
 /// they use changed.
 pub(crate) fn doubts(judge: &Judge<'_, '_>, pairs: &Correlation, changes: &Changes, twins: &Twins) -> Vec<Finding> {
     let (old, new) = judge.builds();
+    let in_doubt = |&(a, b): &(u64, u64)| {
+        old.map.resolve_address(&old.image, a, Use::Address) == Target::Literal
+            && twins.in_doubt(judge, old.map.literal_span(&old.image, a), new.map.literal_span(&new.image, b))
+    };
+    // Every pair of literals that unchanged functions use is one of the twins, and many functions use the same.
+    let doubtful: FxHashSet<(u64, u64)> = twins.forward.par_iter().copied().filter(in_doubt).collect();
+    if doubtful.is_empty() {
+        return Vec::new();
+    }
     let of_pair = |pair: &(FunctionId, FunctionId)| {
         let doubtful = sites(old, new, *pair).find(|&(a, b, usage)| {
-            usage == Use::Address
-                && old.table(pair.0, a).is_none()
-                && old.map.resolve_address(&old.image, a, usage) == Target::Literal
-                && twins.in_doubt(judge, old.map.literal_span(&old.image, a), new.map.literal_span(&new.image, b))
+            usage == Use::Address && old.table(pair.0, a).is_none() && doubtful.contains(&(a, b))
         })?;
         let text = String::from_utf8_lossy(old.map.literal(&old.image, doubtful.0));
         let text: String = text.trim_end_matches('\0').chars().take(40).collect();

@@ -52,7 +52,7 @@ pub(crate) fn patch(
     let (old_rows, new_rows) = (Rows::read(&old.image), Rows::read(&new.image));
     let mut writer = Writer::default();
     payload.unwind_rows(&new_rows, &mut writer);
-    let incoming = detour::incoming(old);
+    let incoming = detour::incoming(old, changes.functions.iter().map(|c| c.0));
     let mut context =
         detour::Context { rows: &old_rows, incoming: &incoming, writer: &mut writer, state_symbol, next_record: 0 };
     let mut functions = Vec::new();
@@ -98,7 +98,7 @@ pub(crate) fn patch(
 fn uses_thread_locals(new: &Build<'_>, g: FunctionId) -> bool {
     new.code[g].ranges.iter().any(|code| {
         code.thread_local
-            || code.sites.iter().any(|s| matches!(new.map.resolve(&new.image, s), Target::Slot(Word::Tls(..))))
+            || code.sites.iter().any(|s| matches!(new.map.resolve(&new.image, &s), Target::Slot(Word::Tls(..))))
     })
 }
 

@@ -39,7 +39,9 @@ impl<'a> Build<'a> {
         let decoded: Vec<Vec<Code>> = map
             .functions
             .par_iter()
-            .map(|f| f.ranges.iter().map(|r| decoded(&image, r, absolute.clone())).collect())
+            .map_init(arch::DecodeRoom::default, |room, f| {
+                f.ranges.iter().map(|r| decoded(&image, r, absolute.as_ref(), room)).collect()
+            })
             .collect();
         let decoded = fragments::attach(&mut map, &image, decoded);
         let sites = decoded.par_iter().flat_map_iter(|ranges| ranges.iter().flat_map(|c| &c.sites));
@@ -82,15 +84,16 @@ impl<'a> Build<'a> {
 }
 
 /// Decodes one range; where relocations say which absolute fields are addresses, they do.
-fn decoded(image: &Image<'_>, range: &CodeRange<'_>, absolute: Option<std::ops::Range<u64>>) -> Code {
-    let Some(fields) = image.fields else {
-        let mut code = arch::decode(range.address, range.bytes, absolute);
-        code.sites.shrink_to_fit();
-        return code;
-    };
-    let mut code = arch::decode(range.address, range.bytes, None);
+fn decoded(
+    image: &Image<'_>,
+    range: &CodeRange<'_>,
+    absolute: Option<&std::ops::Range<u64>>,
+    room: &mut arch::DecodeRoom,
+) -> Code {
+    let Some(fields) = image.fields else { return arch::decode(range.address, range.bytes, absolute, room) };
+    let mut code = arch::decode(range.address, range.bytes, None, room);
     let inside = fields.range(range.address..range.end());
     let fields: Vec<_> = inside.map(|(at, field)| ((at - range.address) as u32, *field)).collect();
-    arch::add_known(&mut code, range.bytes, &fields);
+    arch::add_known(&mut code, range.address, range.bytes, &fields);
     code
 }

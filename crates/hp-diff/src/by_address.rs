@@ -4,7 +4,6 @@
 //! lookup reads two neighbours in the table and searches between them. What follows one another in memory is
 //! packed evenly enough for that; where it is not, the search within a step is still a binary one.
 
-use std::collections::BTreeMap;
 use std::ops::{Bound, RangeBounds};
 
 /// Ordered addresses.
@@ -47,6 +46,34 @@ impl Starts {
     }
 }
 
+/// Ranges of addresses that do not touch.
+#[derive(Debug, Default)]
+pub(crate) struct Spans {
+    starts: Starts,
+    ends: Vec<u64>,
+}
+
+impl Spans {
+    /// Ranges in any order; they may overlap.
+    pub(crate) fn new(mut ranges: Vec<(u64, u64)>) -> Spans {
+        ranges.retain(|(start, end)| start < end);
+        ranges.sort_unstable();
+        ranges.dedup_by(|next, last| {
+            let touches = next.0 <= last.1;
+            if touches {
+                last.1 = last.1.max(next.1);
+            }
+            touches
+        });
+        let (starts, ends) = ranges.into_iter().unzip();
+        Spans { starts: Starts::new(starts), ends }
+    }
+
+    pub(crate) fn contains(&self, address: u64) -> bool {
+        self.starts.up_to(address).checked_sub(1).is_some_and(|i| address < self.ends[i])
+    }
+}
+
 /// What lies at which address.
 #[derive(Debug)]
 pub(crate) struct ByAddress<V> {
@@ -54,16 +81,25 @@ pub(crate) struct ByAddress<V> {
     values: Vec<V>,
 }
 
-impl<V> From<BTreeMap<u64, V>> for ByAddress<V> {
-    fn from(map: BTreeMap<u64, V>) -> Self {
-        let (addresses, values) = map.into_iter().unzip();
+impl<V> From<Vec<(u64, V)>> for ByAddress<V> {
+    /// Of several values for one address the last counts.
+    fn from(mut all: Vec<(u64, V)>) -> Self {
+        all.sort_by_key(|(address, _)| *address);
+        all.dedup_by(|later, kept| {
+            let again = later.0 == kept.0;
+            if again {
+                std::mem::swap(later, kept);
+            }
+            again
+        });
+        let (addresses, values) = all.into_iter().unzip();
         ByAddress { starts: Starts::new(addresses), values }
     }
 }
 
 impl<V> Default for ByAddress<V> {
     fn default() -> Self {
-        ByAddress::from(BTreeMap::new())
+        ByAddress { starts: Starts::default(), values: Vec::new() }
     }
 }
 
@@ -97,10 +133,6 @@ impl<V> ByAddress<V> {
         self.starts.addresses.iter().zip(&self.values)
     }
 
-    pub(crate) fn keys(&self) -> impl Iterator<Item = &u64> {
-        self.starts.addresses.iter()
-    }
-
     pub(crate) fn values(&self) -> impl Iterator<Item = &V> {
         self.values.iter()
     }
@@ -108,7 +140,7 @@ impl<V> ByAddress<V> {
 
 #[cfg(test)]
 mod tests {
-    use super::{ByAddress, Starts};
+    use super::{ByAddress, Spans, Starts};
     use std::collections::BTreeMap;
 
     #[test]
@@ -125,9 +157,21 @@ mod tests {
     }
 
     #[test]
+    fn spans_contain_what_one_of_the_ranges_does() {
+        let ranges = [(50, 60), (10, 20), (15, 30), (30, 31), (40, 40), (8, 11), (100, 400)];
+        let spans = Spans::new(ranges.to_vec());
+        for address in 0..500 {
+            let inside = ranges.iter().any(|(start, end)| (*start..*end).contains(&address));
+            assert_eq!(spans.contains(address), inside, "{address}");
+        }
+        assert!(!Spans::new(Vec::new()).contains(0));
+    }
+
+    #[test]
     fn ranges_are_those_of_a_tree() {
         let tree: BTreeMap<u64, u64> = (0..200u64).map(|n| (n * n, n)).collect();
-        let map = ByAddress::from(tree.clone());
+        let twice = tree.keys().map(|n| (*n, u64::MAX)).chain(tree.clone());
+        let map = ByAddress::from(twice.collect::<Vec<_>>());
         for start in 0..400 {
             assert_eq!(map.get(&start), tree.get(&start));
             let (end, open) = (start + start % 70, ..start);

@@ -4,10 +4,11 @@
 use std::collections::BTreeMap;
 
 use object::SymbolKind;
-use rustc_hash::FxHashSet;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::arch;
 use crate::build::Build;
+use crate::by_address::Spans;
 use crate::compare::Changes;
 use crate::correlate::{Correlation, described};
 use crate::entity::{FunctionId, Map};
@@ -202,10 +203,13 @@ pub(crate) fn undescribed(
 /// Unchanged code that leads into the middle of a changed function would go on in its old code.
 fn labels_used_elsewhere(old: &Build<'_>, changes: &Changes) -> Vec<Finding> {
     let changed: FxHashSet<FunctionId> = changes.functions.iter().map(|c| c.0).collect();
+    let ranges = changed.iter().flat_map(|f| &old.map.functions[*f].ranges);
+    let places = Spans::new(ranges.map(|r| (r.address, r.end())).collect());
     let mut found = Vec::new();
     for (f, code) in old.code.iter().enumerate().filter(|(f, _)| !changed.is_empty() && !changed.contains(f)) {
         let sites = code.ranges.iter().flat_map(|c| &c.sites).map(|s| s.target);
-        for target in sites.chain(code.tables.iter().flat_map(|t| t.targets.iter().copied())) {
+        let all = sites.chain(code.tables.iter().flat_map(|t| t.targets.iter().copied()));
+        for target in all.filter(|target| places.contains(*target)) {
             if let Some((g, range, offset)) = old.map.function_at(target)
                 && (range, offset) != (0, 0)
                 && changed.contains(&g)
@@ -269,19 +273,19 @@ fn thread_local_values(old: &Image<'_>, new: &Image<'_>, findings: &mut Vec<Find
 
 /// A global name that was part of one function and is now part of another one.
 fn aliases(old: &Build<'_>, new: &Build<'_>, pairs: &Correlation, findings: &mut Vec<Finding>) {
-    let by_name = |map: &Map<'_>| -> BTreeMap<String, usize> {
+    fn by_name<'m>(map: &'m Map<'_>) -> FxHashMap<&'m str, usize> {
         let global = map.functions.iter().enumerate().filter(|(_, f)| !f.local);
-        global.flat_map(|(id, f)| f.names.iter().map(move |n| ((*n).to_owned(), id))).collect()
-    };
+        global.flat_map(|(id, f)| f.names.iter().map(move |n| (*n, id))).collect()
+    }
     let new_names = by_name(&new.map);
     for (name, f) in by_name(&old.map) {
-        if let Some(g) = new_names.get(&name)
+        if let Some(g) = new_names.get(name)
             && pairs.functions.new_of(f) != Some(*g)
         {
             let other = old.map.functions[f].name();
             findings.push(Finding::new(
                 Code::AliasChanged,
-                &name,
+                name,
                 format!("it shares its code with {other} in only one of the builds"),
             ));
         }
@@ -332,15 +336,15 @@ fn unnamed<'b>(build: &'b Build<'_>, writable: bool) -> Vec<&'b [u8]> {
         if !wanted || section.name.starts_with(".got") {
             continue;
         }
-        let mut covered: Vec<(u64, u64)> = if writable {
-            build.map.objects.iter().map(|o| (o.address, o.end())).collect()
-        } else {
-            build.map.code_ranges().chain(build.map.objects.iter().map(|o| (o.address, o.end()))).collect()
-        };
+        let inside = |(start, end): &(u64, u64)| *start < section.end() && *end > section.address;
+        let objects = build.map.objects.iter().map(|o| (o.address, o.end()));
+        let mut covered: Vec<(u64, u64)> = objects.filter(inside).collect();
         if writable {
-            covered.extend(image.words.keys().map(|a| (*a, a + 8)));
+            let words = image.words.range(section.address.saturating_sub(7)..section.end());
+            covered.extend(words.map(|(a, _)| (*a, a + 8)).filter(inside));
+        } else {
+            covered.extend(build.map.code_ranges().filter(inside));
         }
-        covered.retain(|(start, end)| *start < section.end() && *end > section.address);
         covered.sort_unstable();
         covered.push((section.end(), section.end()));
         let mut at = section.address;

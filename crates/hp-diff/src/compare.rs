@@ -221,9 +221,10 @@ impl<'j, 'a> Judge<'j, 'a> {
 
     fn is_startup_code(&self, old: FunctionId) -> bool {
         // Without symbols: it begins with the comparison of `__TMC_END__` with itself.
-        let compares_itself = || match self.old.code[old].ranges[0].sites.as_slice() {
-            [s, t, ..] => s.target == t.target && (s.usage, t.usage) == (Use::Address, Use::Address) && t.end < 32,
-            _ => false,
+        let compares_itself = || {
+            let sites = &self.old.code[old].ranges[0].sites;
+            let (Some(s), Some(t)) = (sites.get(0), sites.get(1)) else { return false };
+            s.target == t.target && (s.usage, t.usage) == (Use::Address, Use::Address) && t.end < 32
         };
         match self.old.map.functions[old].evidence {
             Evidence::Gap => compares_itself(),
@@ -488,7 +489,7 @@ pub(crate) fn is_indexed(build: &Build<'_>, function: FunctionId, site: &Site) -
 
 /// The code that contains a site.
 fn range_of<'b>(build: &'b Build<'_>, function: FunctionId, site: &Site) -> Option<&'b [u8]> {
-    let same = |s: &Site| (s.offset, s.target, s.end) == (site.offset, site.target, site.end);
+    let same = |s: Site| (s.offset, s.target, s.end) == (site.offset, site.target, site.end);
     let mut codes = build.code[function].ranges.iter().zip(&build.map.functions[function].ranges);
     codes.find(|(code, _)| code.sites.iter().any(same)).map(|(_, range)| range.bytes)
 }

@@ -2,10 +2,12 @@
 //! that nothing else leads into the bytes under the jump.
 
 use hp_pack::{Entry, FunctionRecord, Place, Role, SectionKind, Symbol, SymbolKind};
+use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use crate::arch::{self, NoThunk, Thunk, ThunkInput, ThunkTarget};
 use crate::build::Build;
+use crate::by_address::Spans;
 use crate::entity::FunctionId;
 use crate::finding::{Code, Finding};
 use crate::image::Word;
@@ -16,21 +18,25 @@ use crate::unwind;
 /// Size of the jump that is written over the entry.
 const JUMP: u64 = 5;
 
-/// Every address that code or data of an image leads to: sorted.
-pub(crate) fn incoming(build: &Build<'_>) -> Vec<u64> {
-    let code = build.code.iter();
-    let mut all: Vec<u64> = code
-        .flat_map(|f| {
-            let sites = f.ranges.iter().flat_map(|c| &c.sites).map(|s| s.target);
-            sites.chain(f.tables.iter().flat_map(|t| t.targets.iter().copied()))
-        })
-        .collect();
+/// Every address in the bodies of these functions, and in the padding behind them, that code or data of the
+/// image leads to: sorted.
+pub(crate) fn incoming(build: &Build<'_>, functions: impl Iterator<Item = FunctionId>) -> Vec<u64> {
+    let bodies = functions.map(|f| &build.map.functions[f].ranges[0]);
+    let places = bodies.map(|body| (body.address, body.end() + padding_after(build, body.end()).len() as u64));
+    let places = Spans::new(places.collect());
+    let code = build.code.par_iter();
+    let from_code = code.flat_map_iter(|f| {
+        let sites = f.ranges.iter().flat_map(|c| &c.sites).map(|s| s.target);
+        sites.chain(f.tables.iter().flat_map(|t| t.targets.iter().copied()))
+    });
+    let mut all: Vec<u64> = from_code.filter(|target| places.contains(*target)).collect();
     all.extend(build.image.words.values().filter_map(|w| match w {
         Word::Address(a) => Some(*a),
         _ => None,
     }));
     let tables = build.landing.values().filter_map(|t| t.as_ref().ok());
     all.extend(tables.flat_map(|t| t.sites.iter().filter_map(|s| s.landing)));
+    all.retain(|target| places.contains(*target));
     all.sort_unstable();
     all.dedup();
     all

@@ -28,9 +28,10 @@ pub struct Entries {
 pub fn entries(path: &Path, places: &DebugPlaces) -> Result<Entries, Error> {
     let input = Input::open(path, None, places)?;
     let build = Build::new(Image::parse(&input)?, None);
-    let (rows, incoming) = (Rows::read(&build.image), detour::incoming(&build));
+    let all = 0..build.map.functions.len();
+    let (rows, incoming) = (Rows::read(&build.image), detour::incoming(&build, all.clone()));
     let mut found = Entries::default();
-    for function in 0..build.map.functions.len() {
+    for function in all {
         let Err(finding) = detour::plan(&build, function, &rows, &incoming) else {
             found.functions += 1;
             continue;

@@ -19,7 +19,7 @@ use std::ops::Range;
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use crate::arch::{self, CallArgument, Site, Use};
+use crate::arch::{self, CallArgument, Site, Sites, Use};
 use crate::build::Build;
 use crate::compare::{Changes, Judge, Verdict};
 use crate::correlate::Correlation;
@@ -123,14 +123,11 @@ fn candidate(judge: &Judge<'_, '_>, pair: (FunctionId, FunctionId)) -> Option<Ca
             if (s.offset, s.end, s.width, s.encoding, s.usage) != (t.offset, t.end, t.width, t.encoding, t.usage) {
                 return None;
             }
-            if judge.sites(pair, s, t) != Verdict::Same {
-                found.locations.push(locations(judge, s, t)?);
+            if judge.sites(pair, &s, &t) != Verdict::Same {
+                found.locations.push(locations(judge, &s, &t)?);
             }
         }
-        let is_site = |at: usize| {
-            let next = x.sites.partition_point(|s| s.offset as usize <= at);
-            next.checked_sub(1).is_some_and(|i| at < x.sites[i].offset as usize + usize::from(x.sites[i].width))
-        };
+        let is_site = |at: usize| x.sites.at(at).is_some();
         let differing = arch::differing_arguments(a.bytes, b.bytes, is_site)?;
         if differing.is_empty() {
             continue;
@@ -138,7 +135,7 @@ fn candidate(judge: &Judge<'_, '_>, pair: (FunctionId, FunctionId)) -> Option<Ca
         let (p, q) = (arch::call_arguments(a.address, a.bytes), arch::call_arguments(b.address, b.bytes));
         for difference in differing {
             let given = |all: &[CallArgument]| all.iter().copied().find(|c| c.at == difference.offset);
-            let one = |build: &Build<'_>, sites: &[Site], address: u64, call: CallArgument| Argument {
+            let one = |build: &Build<'_>, sites: &Sites, address: u64, call: CallArgument| Argument {
                 address: address + u64::from(call.at),
                 texts: file_text(build, sites, &call),
                 call,
@@ -152,8 +149,8 @@ fn candidate(judge: &Judge<'_, '_>, pair: (FunctionId, FunctionId)) -> Option<Ca
 }
 
 /// The text among a call's arguments that may be the name of a source file: address and length.
-fn file_text(build: &Build<'_>, sites: &[Site], call: &CallArgument) -> Option<(u64, u64)> {
-    let inside = |s: &&Site| (call.window.0..call.window.1).contains(&s.instruction) && s.usage == Use::Address;
+fn file_text(build: &Build<'_>, sites: &Sites, call: &CallArgument) -> Option<(u64, u64)> {
+    let inside = |s: &Site| (call.window.0..call.window.1).contains(&s.instruction) && s.usage == Use::Address;
     sites.iter().filter(inside).find_map(|s| {
         let bytes = build.image.bytes_from(s.target);
         let length = bytes.iter().position(|b| *b == 0)?;

@@ -19,7 +19,7 @@ use hp_pack::{Place, Relocation, RelocationKind, Section, SectionKind, Symbol, S
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::adjoin::Twins;
-use crate::arch::{self, Encoding, JumpTable, Site, Use};
+use crate::arch::{self, Encoding, JumpTable, Site, Sites, Use};
 use crate::build::Build;
 use crate::compare::{Changes, Judge, Verdict, describe, is_indexed, is_number, uses};
 use crate::correlate::{Correlation, numbered_stem};
@@ -215,7 +215,7 @@ impl<'p, 'a> Payload<'p, 'a> {
             let align: u64 = 1 << range.address.trailing_zeros().clamp(4, 6);
             let mut bytes = range.bytes.to_vec();
             for site in &new.code[id].ranges[i].sites {
-                if !stays_inside(site, range.address, range.end()) {
+                if !stays_inside(&site, range.address, range.end()) {
                     let field = site.offset as usize..(site.offset + u32::from(site.width)) as usize;
                     if site.encoding == Encoding::PcRelative {
                         bytes[field].fill(0);
@@ -323,8 +323,8 @@ impl<'p, 'a> Payload<'p, 'a> {
                 );
             }
             for site in &code.ranges[i].sites {
-                if !stays_inside(site, range.address, range.end()) && site.width > 1 {
-                    self.relocate_site(id, i, symbols[i], site);
+                if !stays_inside(&site, range.address, range.end()) && site.width > 1 {
+                    self.relocate_site(id, i, symbols[i], &site);
                 }
             }
         }
@@ -997,8 +997,8 @@ fn is_string(content: &[u8]) -> bool {
 const ISLAND: u64 = 5;
 
 /// The short branches of a range that leave it.
-fn islands(sites: &[Site], range: &CodeRange<'_>) -> Vec<Site> {
-    sites.iter().copied().filter(|s| s.width == 1 && !stays_inside(s, range.address, range.end())).collect()
+fn islands(sites: &Sites, range: &CodeRange<'_>) -> Vec<Site> {
+    sites.iter().filter(|s| s.width == 1 && !stays_inside(s, range.address, range.end())).collect()
 }
 
 /// A branch inside its own range keeps its distance when the range is copied.

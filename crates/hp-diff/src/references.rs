@@ -137,7 +137,7 @@ fn of_function(build: &Build<'_>, id: FunctionId) -> Vec<Reference> {
                     addend: 0,
                     content: Vec::new(),
                 }],
-                None => of_site(build, id, range, site),
+                None => of_site(build, id, range, &site),
             };
             found.push(Reference {
                 field: range.address + u64::from(site.offset),

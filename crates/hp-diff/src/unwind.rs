@@ -5,7 +5,7 @@
 //! build's, byte for byte, under a common information entry of our own. Rows of a thunk
 //! follow the old function's rows over the displaced instructions.
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use crate::image::Image;
 
@@ -25,15 +25,15 @@ pub(crate) struct Cie<'a> {
 #[derive(Clone, Debug)]
 pub(crate) struct Fde<'a> {
     pub size: u64,
-    pub cie: Cie<'a>,
+    pub cie: Arc<Cie<'a>>,
     /// Where its language-specific data area lies, which names the landing pads for exceptions.
     pub lsda: Option<u64>,
     pub instructions: &'a [u8],
 }
 
-/// All rows of an image, by start address.
+/// All rows of an image, ordered by start address.
 #[derive(Debug, Default)]
-pub(crate) struct Rows<'a>(BTreeMap<u64, Fde<'a>>);
+pub(crate) struct Rows<'a>(Vec<(u64, Fde<'a>)>);
 
 impl<'a> Rows<'a> {
     /// Reads `.eh_frame`. What cannot be understood is left out: a function without rows
@@ -45,27 +45,36 @@ impl<'a> Rows<'a> {
 
     /// Reads the content of `.eh_frame`, which lies at `address`.
     pub(crate) fn parse(address: u64, data: &'a [u8]) -> Rows<'a> {
-        let mut rows = BTreeMap::new();
-        let mut cies: BTreeMap<usize, Augmented<'a>> = BTreeMap::new();
+        let mut rows: Vec<(u64, Fde<'a>)> = Vec::new();
+        // By offset. Nearly always the one that is used is the last one.
+        let mut cies: Vec<(usize, Augmented<'a>)> = Vec::new();
         let mut at = 0;
         while let Some((entry, next)) = entry_at(data, at) {
             let id_at = next - entry.len();
             match u32::from_le_bytes([entry[0], entry[1], entry[2], entry[3]]) {
                 0 => {
                     if let Some(cie) = parse_cie(&entry[4..], address + id_at as u64 + 4) {
-                        cies.insert(at, cie);
+                        cies.push((at, cie));
                     }
                 }
                 distance => {
-                    let cie = id_at.checked_sub(distance as usize).and_then(|at| cies.get(&at));
+                    let at = id_at.checked_sub(distance as usize);
+                    let cie = at.and_then(|at| cies.binary_search_by_key(&at, |c| c.0).ok());
                     let place = address + id_at as u64 + 4;
-                    if let Some((start, fde)) = cie.and_then(|c| parse_fde(&entry[4..], place, c)) {
-                        rows.insert(start, fde);
-                    }
+                    rows.extend(cie.and_then(|c| parse_fde(&entry[4..], place, &cies[c].1)));
                 }
             }
             at = next;
         }
+        rows.sort_by_key(|row| row.0);
+        // Of several for one start the last counts.
+        rows.dedup_by(|later, kept| {
+            let again = later.0 == kept.0;
+            if again {
+                std::mem::swap(later, kept);
+            }
+            again
+        });
         Rows(rows)
     }
 
@@ -76,12 +85,13 @@ impl<'a> Rows<'a> {
 
     /// All of them, by start address.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, &Fde<'a>)> {
-        self.0.iter().map(|(start, fde)| (*start, fde))
+        self.0.iter().map(|row| (row.0, &row.1))
     }
 
     /// The rows that start at `address`.
     pub(crate) fn at(&self, address: u64) -> Option<&Fde<'a>> {
-        self.0.get(&address)
+        let i = self.0.binary_search_by_key(&address, |row| row.0).ok()?;
+        Some(&self.0[i].1)
     }
 }
 
@@ -112,7 +122,7 @@ pub(crate) enum Encoded {
 /// How a pointer in the FDE is encoded, and whether it has an LSDA pointer.
 #[derive(Clone, Debug)]
 struct Augmented<'a> {
-    cie: Cie<'a>,
+    cie: Arc<Cie<'a>>,
     pointer: u8,
     sized: bool,
     lsda: Option<u8>,
@@ -128,27 +138,24 @@ fn parse_cie(entry: &[u8], place: u64) -> Option<Augmented<'_>> {
     let code_align = r.uleb()?;
     let data_align = r.sleb()?;
     let return_register = if version == 1 { u64::from(r.byte()?) } else { r.uleb()? };
-    let mut found = Augmented {
-        cie: Cie { code_align, data_align, return_register, personality: None, signal: false, instructions: &[] },
-        pointer: 0,
-        sized: augmentation.starts_with(b"z"),
-        lsda: None,
-    };
-    if found.sized {
+    let mut cie = Cie { code_align, data_align, return_register, personality: None, signal: false, instructions: &[] };
+    let sized = augmentation.starts_with(b"z");
+    let (mut pointer, mut lsda) = (0, None);
+    if sized {
         let length = r.uleb()? as usize;
         let mut data = Reader(r.take(length)?);
         let end = place + (entry.len() - r.0.len()) as u64;
         for letter in &augmentation[1..] {
             match letter {
-                b'R' => found.pointer = data.byte()?,
-                b'L' => found.lsda = Some(data.byte()?),
+                b'R' => pointer = data.byte()?,
+                b'L' => lsda = Some(data.byte()?),
                 b'P' => {
                     let encoding = data.byte()?;
                     let at = end - data.0.len() as u64;
                     let Encoded::To(personality) = data.pointer(encoding, at)? else { return None };
-                    found.cie.personality = Some(personality);
+                    cie.personality = Some(personality);
                 }
-                b'S' => found.cie.signal = true,
+                b'S' => cie.signal = true,
                 b'B' => {}
                 _ => return None,
             }
@@ -156,8 +163,8 @@ fn parse_cie(entry: &[u8], place: u64) -> Option<Augmented<'_>> {
     } else if !augmentation.is_empty() {
         return None;
     }
-    found.cie.instructions = r.0;
-    Some(found)
+    cie.instructions = r.0;
+    Some(Augmented { cie: Arc::new(cie), pointer, sized, lsda })
 }
 
 fn parse_fde<'a>(entry: &'a [u8], place: u64, cie: &Augmented<'a>) -> Option<(u64, Fde<'a>)> {
@@ -177,7 +184,7 @@ fn parse_fde<'a>(entry: &'a [u8], place: u64, cie: &Augmented<'a>) -> Option<(u6
             lsda = Some(Some(pointer).filter(|p| !p.indirect)?.address);
         }
     }
-    Some((start, Fde { size: length, cie: cie.cie.clone(), lsda, instructions: r.0 }))
+    Some((start, Fde { size: length, cie: Arc::clone(&cie.cie), lsda, instructions: r.0 }))
 }
 
 /// Bytes of a pointer of fixed size (`DW_EH_PE_…`, LSB 10.5.1).

@@ -5,12 +5,15 @@
 //! is known in one folder for each architecture. There is one so far; a second one
 //! turns these re-exports into a trait.
 
+mod sites;
 mod x86_64;
 
+pub(crate) use sites::Sites;
+
 pub(crate) use x86_64::{
-    CallArgument, Field, JumpTableContext, Jumps, add_known, call_arguments, compares_address, decode, decode_at,
-    differing_arguments, field, first_difference, is_indexed, memory_numbers, numbers, padding, plt_stubs, shape,
-    tables, texts, thunk, unpadded,
+    CallArgument, DecodeRoom, Field, JumpTableContext, Jumps, add_known, call_arguments, compares_address, decode,
+    decode_at, differing_arguments, field, first_difference, is_indexed, memory_numbers, numbers, padding, plt_stubs,
+    shape, tables, texts, thunk, unpadded,
 };
 
 /// How a field in an instruction encodes its target.
@@ -38,7 +41,7 @@ pub(crate) enum Use {
 }
 
 /// A place in code that leads to an address.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Site {
     /// Offset of the instruction in its range.
     pub instruction: u32,
@@ -58,7 +61,7 @@ pub(crate) struct Site {
 #[derive(Debug, Default)]
 pub(crate) struct Code {
     /// Ordered by offset.
-    pub sites: Vec<Site>,
+    pub sites: Sites,
     /// Offset of the first byte that is no instruction.
     pub invalid: Option<u32>,
     /// Jumps through a register or an indexed table.

@@ -58,46 +58,62 @@ fn parents_by_name(map: &Map<'_>, code: &[Vec<Code>]) -> Vec<(FunctionId, Functi
     single.flat_map(|(f, parents)| parents.into_iter().map(move |g| (f, g))).collect()
 }
 
+/// Functions that do something to one: none, a single one, or several.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Who {
+    Nobody,
+    One(u32),
+    Several,
+}
+
+impl Who {
+    fn add(&mut self, function: FunctionId) {
+        let function = function as u32;
+        *self = match *self {
+            Who::Nobody => Who::One(function),
+            Who::One(one) if one == function => return,
+            _ => Who::Several,
+        };
+    }
+}
+
 /// The parent of each fragment.
 fn parents(map: &Map<'_>, image: &Image<'_>, code: &[Vec<Code>]) -> FxHashMap<FunctionId, FunctionId> {
     let is_unnamed = |f: FunctionId| map.functions[f].evidence == Evidence::UnwindRows;
     // Who leads to the start of a function from elsewhere; and where functions lead into the middle of others.
-    let mut entered: FxHashMap<FunctionId, FxHashSet<FunctionId>> = FxHashMap::default();
-    let mut inside: FxHashMap<FunctionId, FxHashSet<FunctionId>> = FxHashMap::default();
-    let mut escapes: FxHashSet<FunctionId> = FxHashSet::default();
+    let mut entered = vec![Who::Nobody; map.functions.len()];
+    let mut inside = vec![Who::Nobody; map.functions.len()];
+    let mut escapes = vec![false; map.functions.len()];
     for (f, ranges) in code.iter().enumerate() {
-        for site in ranges.iter().flat_map(|c| &c.sites) {
+        let body = &map.functions[f].ranges[0];
+        let own = if map.functions[f].overlaps { 0..0 } else { body.address..body.end() };
+        for site in ranges.iter().flat_map(|c| &c.sites).filter(|s| !own.contains(&s.target)) {
             match map.function_at(site.target) {
                 Some((g, _, _)) if g == f => {}
-                Some((g, _, 0)) if site.usage == Use::Branch => {
-                    entered.entry(g).or_default().insert(f);
-                }
-                Some((g, _, 0)) => {
-                    escapes.insert(g);
-                }
-                Some((g, _, _)) if site.usage == Use::Branch => {
-                    inside.entry(f).or_default().insert(g);
-                }
+                Some((g, _, 0)) if site.usage == Use::Branch => entered[g].add(f),
+                Some((g, _, 0)) => escapes[g] = true,
+                Some((g, _, _)) if site.usage == Use::Branch => inside[f].add(g),
                 _ => {}
             }
         }
     }
-    escapes.extend(image.words.values().filter_map(|w| match w {
-        Word::Address(a) | Word::Resolver(a) => map.function_at(*a).map(|f| f.0),
-        _ => None,
-    }));
+    for word in image.words.values() {
+        if let Word::Address(a) | Word::Resolver(a) = word
+            && let Some((f, _, _)) = map.function_at(*a)
+        {
+            escapes[f] = true;
+        }
+    }
     let is_fragment_of = |f: FunctionId, parent: FunctionId| {
-        let only_there = |callers: &FxHashSet<FunctionId>| callers.iter().all(|c| *c == parent);
-        is_unnamed(f) && !escapes.contains(&f) && entered.get(&f).is_none_or(only_there)
+        is_unnamed(f) && !escapes[f] && (entered[f] == Who::Nobody || entered[f] == Who::One(parent as u32))
     };
     let mut found = FxHashMap::default();
-    for (&f, targets) in &inside {
-        let mut targets = targets.iter();
-        if let (Some(&parent), None) = (targets.next(), targets.next())
-            && is_fragment_of(f, parent)
-            && !is_fragment_of(parent, f)
-        {
-            found.insert(f, parent);
+    for (f, targets) in inside.iter().enumerate() {
+        if let Who::One(parent) = *targets {
+            let parent = parent as FunctionId;
+            if is_fragment_of(f, parent) && !is_fragment_of(parent, f) {
+                found.insert(f, parent);
+            }
         }
     }
     // A fragment of a fragment does not occur; where it seems to, nothing is known.

@@ -97,7 +97,7 @@ fn content(build: &Build<'_>, id: FunctionId, text: &mut Vec<u8>) -> u128 {
         }
         for site in &code.sites {
             text.extend([0xff, site.width]);
-            describe(build, id, site, text);
+            describe(build, id, &site, text);
         }
     }
     xxh3_128(text)
@@ -277,7 +277,7 @@ fn tokens(build: &Build<'_>, id: FunctionId) -> Vec<Token> {
             let mut token = Token { bytes: range.bytes[at..at + length].to_vec(), sites: Vec::new() };
             while let Some(site) = sites.next_if(|s| (s.instruction as usize) < at + length) {
                 token.bytes[site.offset as usize - at..][..usize::from(site.width)].fill(0);
-                token.sites.push(*site);
+                token.sites.push(site);
             }
             tokens.push(token);
             at += length;

@@ -90,7 +90,7 @@ impl<'s, 'a> Side<'s, 'a> {
         for (i, range) in self.build.map.functions[function].ranges.iter().enumerate() {
             let mut leads: FxHashMap<u32, Vec<Lead>> = FxHashMap::default();
             for site in &self.build.code[function].ranges[i].sites {
-                leads.entry(site.instruction).or_default().push(self.lead(function, *site));
+                leads.entry(site.instruction).or_default().push(self.lead(function, site));
             }
             let names = leads.values().flatten().map(|l| {
                 let ip = range.address + u64::from(l.site.instruction);

@@ -20,7 +20,6 @@ use object::read::elf::{ElfFile64, FileHeader, ProgramHeader};
 use object::{Endianness, Object, ObjectSection, ObjectSymbol};
 
 use crate::Error;
-use crate::arch;
 use crate::by_address::ByAddress;
 use crate::dwarf::Source;
 use crate::input::{Field, Input, has_types};
@@ -171,17 +170,7 @@ impl<'a> Image<'a> {
             tls,
             compilers: Vec::new(),
         };
-        let mut words = BTreeMap::new();
-        image.read_relocations(&elf, &mut words).map_err(malformed)?;
-        image.fill_static_slots(&mut words);
-        let mut stubs: BTreeMap<u64, u64> = image
-            .sections
-            .iter()
-            .filter(|s| s.executable && (s.name.starts_with(".plt") || s.name == ".iplt"))
-            .flat_map(|s| arch::plt_stubs(s.address, s.data))
-            .collect();
-        image.mark_dead_stubs(&mut stubs, &mut words);
-        (image.words, image.stubs) = (words.into(), stubs.into());
+        image.read_words(&elf).map_err(malformed)?;
         if let Some(comment) = elf.section_by_name(".comment") {
             let text = comment.data().map_err(malformed)?;
             image.compilers = text

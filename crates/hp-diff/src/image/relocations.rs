@@ -1,21 +1,32 @@
 //! What the dynamic linker and the static linker put into the words of an image.
 
-use std::collections::BTreeMap;
-
 use object::read::elf::{ElfFile64, Rela, SectionHeader, Sym};
 use object::{Endianness, Object, ObjectSection, elf};
 
 use super::{Image, Word};
+use crate::arch;
 
-/// What has been found so far, by address.
-type Words = BTreeMap<u64, Word>;
+/// What has been found so far, with its address. Of several for one address the last counts.
+type Words = Vec<(u64, Word)>;
 
 impl<'a> Image<'a> {
-    pub(super) fn read_relocations(
-        &mut self,
-        elf: &ElfFile64<'a, Endianness>,
-        words: &mut Words,
-    ) -> object::Result<()> {
+    /// Finds what lies in the words of the image, and its PLT stubs.
+    pub(super) fn read_words(&mut self, elf: &ElfFile64<'a, Endianness>) -> object::Result<()> {
+        let code = self.sections.iter().filter(|s| s.executable && (s.name.starts_with(".plt") || s.name == ".iplt"));
+        let mut stubs: Vec<(u64, u64)> = code.flat_map(|s| arch::plt_stubs(s.address, s.data)).collect();
+        let mut words = dead_slots(&stubs);
+        self.fill_static_slots(&mut words);
+        let filled = words.len();
+        self.read_relocations(elf, &mut words)?;
+        let code: Vec<_> = self.sections.iter().filter(|s| s.executable).map(|s| s.address..s.end()).collect();
+        self.text_relocations = words[filled..].iter().any(|(at, _)| code.iter().any(|range| range.contains(at)));
+        self.words = words.into();
+        stubs.retain(|(_, slot)| self.words.contains_key(slot));
+        self.stubs = stubs.into();
+        Ok(())
+    }
+
+    fn read_relocations(&mut self, elf: &ElfFile64<'a, Endianness>, words: &mut Words) -> object::Result<()> {
         let (endian, data) = (elf.endian(), elf.data());
         let table = elf.elf_section_table();
         let versions = table.versions(endian, data)?;
@@ -67,19 +78,16 @@ impl<'a> Image<'a> {
                         | elf::R_X86_64_TLSDESC => Word::Tls(kind.0, symbol()?, addend),
                         other => Word::Other(other.0, symbol()?, addend),
                     };
-                    words.insert(address, word);
+                    words.push((address, word));
                 }
             }
         }
-        self.read_relr(elf, words)?;
-        self.text_relocations =
-            self.sections.iter().filter(|s| s.executable).any(|s| words.range(s.address..s.end()).next().is_some());
-        Ok(())
+        self.read_relr(elf, words)
     }
 
     /// Some GOT slots the linker itself fills in, without a dynamic relocation: with a thread-local offset, with 0 for
     /// a weak symbol that nothing defines, and in a position-dependent image with an address.
-    pub(super) fn fill_static_slots(&self, words: &mut Words) {
+    fn fill_static_slots(&self, words: &mut Words) {
         for section in self.sections.iter().filter(|s| s.name.starts_with(".got")) {
             for (i, word) in section.data.chunks_exact(8).enumerate() {
                 let value = u64::from_le_bytes(word.try_into().unwrap_or_default());
@@ -88,18 +96,9 @@ impl<'a> Image<'a> {
                 } else {
                     Word::Other(elf::R_X86_64_NONE.0, String::new(), value as i64)
                 };
-                words.entry(section.address + 8 * i as u64).or_insert(word);
+                words.push((section.address + 8 * i as u64, word));
             }
         }
-    }
-
-    /// For a weak symbol that nothing defines, GNU ld gives a static-PIE a stub that jumps through no slot: the
-    /// program tests the symbol, so nothing ever gets there. All such stubs are the same. Other stubs need a slot.
-    pub(super) fn mark_dead_stubs(&self, stubs: &mut BTreeMap<u64, u64>, words: &mut Words) {
-        for slot in stubs.values().filter(|slot| **slot % 8 != 0) {
-            words.entry(*slot).or_insert_with(|| Word::Other(elf::R_X86_64_NONE.0, String::new(), 0));
-        }
-        stubs.retain(|_, slot| words.contains_key(slot));
     }
 
     /// `DT_RELR`: relative relocations packed as addresses and bitmaps (gABI, "Relative
@@ -120,11 +119,18 @@ impl<'a> Image<'a> {
         }
         for address in found {
             if let Some(value) = self.u64_at(address) {
-                words.insert(address, Word::Address(value));
+                words.push((address, Word::Address(value)));
             }
         }
         Ok(())
     }
+}
+
+/// For a weak symbol that nothing defines, GNU ld gives a static-PIE a stub that jumps through no slot: the
+/// program tests the symbol, so nothing ever gets there. All such stubs are the same. Other stubs need a slot.
+fn dead_slots(stubs: &[(u64, u64)]) -> Words {
+    let slots = stubs.iter().map(|(_, slot)| *slot).filter(|slot| slot % 8 != 0);
+    slots.map(|slot| (slot, Word::Other(elf::R_X86_64_NONE.0, String::new(), 0))).collect()
 }
 
 fn copied_name(

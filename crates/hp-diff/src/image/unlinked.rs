@@ -1,7 +1,5 @@
 //! The image of a relocatable object that was laid out.
 
-use std::collections::BTreeMap;
-
 use object::read::elf::ElfFile64;
 use object::{Endianness, SymbolKind, elf};
 
@@ -24,7 +22,7 @@ impl<'a> Image<'a> {
         };
         let slots = layout.slots.iter().map(|(at, value)| (*at, word(value)));
         let words = layout.words.iter().map(|(at, value)| (*at, Word::Address(*value)));
-        let words: BTreeMap<u64, Word> = words.chain(slots).collect();
+        let words: Vec<(u64, Word)> = words.chain(slots).collect();
         let imported = layout.outside.iter().filter(|o| o.imported);
         Ok(Image {
             debug,

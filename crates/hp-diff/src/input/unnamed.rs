@@ -5,8 +5,6 @@
 //! the code between them, such as start-up code written in assembly, counts as one function
 //! for each gap: it is compared, but has no rows, so it is never replaced.
 
-use std::collections::BTreeMap;
-
 use object::read::elf::ElfFile64;
 use object::{Endianness, Object, ObjectSection, ObjectSymbol, SectionFlags, SymbolKind, elf};
 
@@ -26,21 +24,23 @@ pub(crate) struct Unnamed {
 
 /// All functions of `elf` that neither its dynamic symbols nor those of `more` name.
 pub(super) fn functions(elf: &ElfFile64<'_, Endianness>, more: Option<&ElfFile64<'_, Endianness>>) -> Vec<Unnamed> {
-    let mut named: BTreeMap<u64, u64> = BTreeMap::new();
     let tables = elf.dynamic_symbols().chain(more.into_iter().flat_map(|m| m.symbols()));
-    for symbol in tables.filter(|s| s.is_definition() && s.kind() == SymbolKind::Text) {
-        let size = named.entry(symbol.address()).or_default();
-        *size = (*size).max(symbol.size());
-    }
+    let named = tables.filter(|s| s.is_definition() && s.kind() == SymbolKind::Text);
+    let mut known: Vec<Known> =
+        named.map(|s| Known { address: s.address(), from_rows: false, size: s.size() }).collect();
     let rows = rows(elf);
+    known.extend(rows.ranges().map(|(address, size)| Known { address, from_rows: true, size }));
+    drop(rows);
+    // At each address the largest symbol counts, else the rows.
+    known.sort_unstable_by_key(|k| (k.address, k.from_rows, std::cmp::Reverse(k.size)));
+    known.dedup_by_key(|k| k.address);
     let mut found = Vec::new();
     for section in elf.sections().filter(is_code) {
         let (start, end) = (section.address(), section.address().saturating_add(section.size()));
-        let mut ranges: BTreeMap<u64, (u64, bool)> = BTreeMap::new();
-        ranges.extend(rows.range(start..end).map(|(a, size)| (*a, (*size, true))));
-        ranges.extend(named.range(start..end).map(|(a, size)| (*a, (*size, false))));
+        let below = |address: u64| known.partition_point(|k| k.address < address);
         let mut at = start;
-        for (address, (size, from_rows)) in ranges.into_iter().chain([(end, (0, false))]) {
+        let last = Known { address: end, from_rows: false, size: 0 };
+        for &Known { address, from_rows, size } in known[below(start)..below(end)].iter().chain([&last]) {
             if at < address {
                 found.extend(gap(&section, at, address));
             }
@@ -53,6 +53,13 @@ pub(super) fn functions(elf: &ElfFile64<'_, Endianness>, more: Option<&ElfFile64
     found
 }
 
+/// A range of code that something tells of.
+struct Known {
+    address: u64,
+    from_rows: bool,
+    size: u64,
+}
+
 /// Sections with functions; the linker's stubs are known otherwise.
 fn is_code(section: &object::read::elf::ElfSection64<'_, '_, Endianness>) -> bool {
     let SectionFlags::Elf { sh_flags, .. } = section.flags() else { return false };
@@ -60,10 +67,9 @@ fn is_code(section: &object::read::elf::ElfSection64<'_, '_, Endianness>) -> boo
     sh_flags.contains(elf::SHF_EXECINSTR) && sh_flags.contains(elf::SHF_ALLOC) && !stubs
 }
 
-fn rows(elf: &ElfFile64<'_, Endianness>) -> BTreeMap<u64, u64> {
-    let Some(section) = elf.section_by_name(".eh_frame") else { return BTreeMap::new() };
-    let Ok(data) = section.data() else { return BTreeMap::new() };
-    Rows::parse(section.address(), data).ranges().collect()
+fn rows<'d>(elf: &ElfFile64<'d, Endianness>) -> Rows<'d> {
+    let section = elf.section_by_name(".eh_frame");
+    section.and_then(|s| Some(Rows::parse(s.address(), s.data().ok()?))).unwrap_or_default()
 }
 
 /// The code between two functions, padding put aside.

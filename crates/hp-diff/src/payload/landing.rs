@@ -49,7 +49,7 @@ impl Payload<'_, '_> {
         let new = self.new;
         let function = &new.map.functions[id];
         for (_, symbol, site) in self.islands.clone().into_iter().filter(|i| i.0 == id) {
-            let serves = |s: &Site| (s.instruction, s.offset, s.target) == (site.instruction, site.offset, site.target);
+            let serves = |s: Site| (s.instruction, s.offset, s.target) == (site.instruction, site.offset, site.target);
             let range = new.code[id].ranges.iter().position(|c| c.sites.iter().any(serves)).unwrap_or(0);
             let Some(fde) = rows.at(function.ranges[range].address) else { continue };
             match unwind::row_at(fde, u64::from(site.instruction)) {

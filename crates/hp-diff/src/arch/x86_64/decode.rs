@@ -8,16 +8,30 @@
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Formatter, Instruction, NasmFormatter, OpKind, Register};
 
 use super::jump_table::Window;
-use crate::arch::{Code, Encoding, Site, Use};
+use crate::arch::{Code, Encoding, Site, Sites, Use};
 
 /// The stack protector's word, `%fs:0x28` (glibc's `tcbhead_t.stack_guard`).
 const STACK_GUARD: u64 = 0x28;
 
+/// What decoding needs room for, to be used again and again.
+#[derive(Default)]
+pub(crate) struct DecodeRoom {
+    sites: Vec<Site>,
+    window: Window,
+}
+
 /// Decodes one range of code.
-pub(crate) fn decode(address: u64, bytes: &[u8], absolute: Option<std::ops::Range<u64>>) -> Code {
+pub(crate) fn decode(
+    address: u64,
+    bytes: &[u8],
+    absolute: Option<&std::ops::Range<u64>>,
+    room: &mut DecodeRoom,
+) -> Code {
     let mut code = Code::default();
     let mut decoder = Decoder::with_ip(64, bytes, address, DecoderOptions::NONE);
-    let mut window = Window::new(bytes.len());
+    let DecodeRoom { sites, window } = room;
+    sites.clear();
+    window.clear(bytes.len());
     while decoder.can_decode() {
         let start = decoder.position() as u32;
         let instruction = window.next(start);
@@ -25,7 +39,7 @@ pub(crate) fn decode(address: u64, bytes: &[u8], absolute: Option<std::ops::Rang
         // Behind the first byte that is no instruction nothing counts; but a table may be said to lead there.
         let valid = code.invalid.is_none() && !instruction.is_invalid();
         if valid {
-            note(&mut code, &decoder, instruction, start, absolute.as_ref());
+            note(&mut code, sites, &decoder, instruction, start, absolute);
         } else {
             code.invalid.get_or_insert(start);
         }
@@ -36,14 +50,16 @@ pub(crate) fn decode(address: u64, bytes: &[u8], absolute: Option<std::ops::Rang
         }
     }
     if code.computed_jumps || code.distances {
-        code.jumps = Some(Box::new(window.into_jumps()));
+        code.jumps = Some(Box::new(window.jumps()));
     }
+    code.sites = Sites::new(address, sites);
     code
 }
 
 /// Notes what one instruction does.
 fn note(
     code: &mut Code,
+    sites: &mut Vec<Site>,
     decoder: &Decoder<'_>,
     instruction: &Instruction,
     start: u32,
@@ -52,7 +68,7 @@ fn note(
     let end = decoder.position() as u32;
     if is_near_branch(instruction) {
         let width = if has_short_field(instruction) { 1 } else { 4 };
-        code.sites.push(Site {
+        sites.push(Site {
             instruction: start,
             offset: end - u32::from(width),
             end,
@@ -73,7 +89,7 @@ fn note(
     }
     if instruction.is_ip_rel_memory_operand() {
         let offsets = decoder.get_constant_offsets(instruction);
-        code.sites.push(Site {
+        sites.push(Site {
             instruction: start,
             offset: start + offsets.displacement_offset() as u32,
             end,
@@ -84,7 +100,7 @@ fn note(
         });
     }
     if let Some(image) = absolute {
-        absolute_sites(decoder, instruction, start, end, has_memory(instruction), image, &mut code.sites);
+        absolute_sites(decoder, instruction, start, end, has_memory(instruction), image, sites);
     }
 }
 
@@ -124,10 +140,10 @@ pub(crate) fn first_difference(
     let mut at = 0;
     for (x, y) in old.1.sites.iter().zip(&new.1.sites) {
         let field = x.offset as usize;
-        if shape(x) != shape(y) || a.get(at..field) != b.get(at..field) {
+        if shape(&x) != shape(&y) || a.get(at..field) != b.get(at..field) {
             return raw(at);
         }
-        if !same(x, y) {
+        if !same(&x, &y) {
             return Some(x.instruction);
         }
         at = field + usize::from(x.width);

@@ -92,7 +92,7 @@ fn run(address: u64, relative: bool, end: u64, context: &Context<'_>, is_boundar
 
 /// A computed jump that reads a table: its own address, and the table's where the
 /// instruction itself names it.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 enum Shape {
     Relative(u64),
     Absolute(u64, u64),
@@ -102,17 +102,18 @@ enum Shape {
 const WINDOW: usize = 16;
 
 /// What a range of code says about its tables.
-#[derive(Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Jumps {
     shapes: Vec<Shape>,
     /// One bit for each byte: an instruction begins there.
-    boundaries: Box<[u64]>,
+    boundaries: Vec<u64>,
 }
 
 impl Jumps {
     fn read(address: u64, bytes: &[u8]) -> Jumps {
         let mut decoder = Decoder::with_ip(64, bytes, address, DecoderOptions::NONE);
-        let mut window = Window::new(bytes.len());
+        let mut window = Window::default();
+        window.clear(bytes.len());
         while decoder.can_decode() {
             let instruction = window.next(decoder.position() as u32);
             decoder.decode_out(instruction);
@@ -120,7 +121,7 @@ impl Jumps {
                 window.note_jump();
             }
         }
-        window.into_jumps()
+        window.jumps
     }
 
     fn is_boundary(&self, offset: u64) -> bool {
@@ -130,6 +131,7 @@ impl Jumps {
 }
 
 /// The last instructions of a range that is being decoded.
+#[derive(Default)]
 pub(super) struct Window {
     last: [Instruction; WINDOW + 1],
     /// How many there have been.
@@ -138,10 +140,12 @@ pub(super) struct Window {
 }
 
 impl Window {
-    /// For a range of so many bytes.
-    pub(super) fn new(size: usize) -> Window {
-        let jumps = Jumps { shapes: Vec::new(), boundaries: vec![0; size.div_ceil(64)].into() };
-        Window { last: [Instruction::default(); WINDOW + 1], count: 0, jumps }
+    /// Begins with a range of so many bytes.
+    pub(super) fn clear(&mut self, size: usize) {
+        self.count = 0;
+        self.jumps.shapes.clear();
+        self.jumps.boundaries.clear();
+        self.jumps.boundaries.resize(size.div_ceil(64), 0);
     }
 
     /// Room for the instruction at this offset.
@@ -157,8 +161,8 @@ impl Window {
         self.jumps.shapes.extend(shape_of(&self.last[(self.count - 1) % (WINDOW + 1)], before));
     }
 
-    pub(super) fn into_jumps(self) -> Jumps {
-        self.jumps
+    pub(super) fn jumps(&self) -> Jumps {
+        self.jumps.clone()
     }
 }
 

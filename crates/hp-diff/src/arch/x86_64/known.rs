@@ -2,14 +2,15 @@
 
 use iced_x86::{Decoder, DecoderOptions, Instruction};
 
-use crate::arch::{Code, Encoding, Site, Use};
+use crate::arch::{Code, Encoding, Site, Sites, Use};
 use crate::input::Field;
 
-/// Adds a site for each of `fields` (by offset in the range) to `code`, whose bytes these are.
-pub(crate) fn add_known(code: &mut Code, bytes: &[u8], fields: &[(u32, Field)]) {
+/// Adds a site for each of `fields` (by offset in the range) to `code`, whose bytes these are and which lies at `address`.
+pub(crate) fn add_known(code: &mut Code, address: u64, bytes: &[u8], fields: &[(u32, Field)]) {
     let mut decoder = Decoder::new(64, bytes, DecoderOptions::NONE);
     let mut instruction = Instruction::default();
     let mut fields = fields.iter().peekable();
+    let mut sites: Vec<Site> = code.sites.iter().collect();
     while decoder.can_decode() && fields.peek().is_some() {
         let start = decoder.position() as u32;
         decoder.decode_out(&mut instruction);
@@ -28,7 +29,7 @@ pub(crate) fn add_known(code: &mut Code, bytes: &[u8], fields: &[(u32, Field)]) 
                 n @ 1.. if plain => Use::Access(n as u32),
                 _ => Use::Address,
             };
-            code.sites.push(Site {
+            sites.push(Site {
                 instruction: start,
                 offset: *offset,
                 end,
@@ -39,7 +40,8 @@ pub(crate) fn add_known(code: &mut Code, bytes: &[u8], fields: &[(u32, Field)]) 
             });
         }
     }
-    code.sites.sort_by_key(|s| s.offset);
+    sites.sort_by_key(|s| s.offset);
+    code.sites = Sites::new(address, &sites);
 }
 
 trait Operands {

@@ -11,7 +11,7 @@ mod text;
 mod thunk;
 mod values;
 
-pub(crate) use decode::{decode, decode_at, first_difference, padding, unpadded};
+pub(crate) use decode::{DecodeRoom, decode, decode_at, first_difference, padding, unpadded};
 pub(crate) use identity::compares_address;
 pub(crate) use immediates::{CallArgument, call_arguments, differing_arguments};
 pub(crate) use indexed::{Field, field, is_indexed, numbers};
