@@ -51,7 +51,18 @@ struct Header {
 
 /// Every image of a process, in address order.
 pub(crate) fn images(mem: &Mem, maps: &Maps) -> Vec<Image> {
-    maps.iter().filter(|mapping| may_start_an_image(mapping)).filter_map(|start| image(mem, maps, start)).collect()
+    let mut found: Vec<Image> = Vec::new();
+    for start in maps.iter().filter(|mapping| may_start_an_image(mapping)) {
+        // The first page of a small file may hold the start of several segments, each with its own mapping of it.
+        let is_part = |image: &Image| {
+            let begins = |s: &Segment| page_floor(s.memory.start.0) == start.range.start.0;
+            maps.at(image.span.start).is_some_and(|first| first.file == start.file) && image.segments.iter().any(begins)
+        };
+        if !found.last().is_some_and(is_part) {
+            found.extend(image(mem, maps, start));
+        }
+    }
+    found
 }
 
 fn may_start_an_image(mapping: &Mapping) -> bool {

@@ -14,6 +14,7 @@ use hp_verify::{Build, Scope};
 /// Fixtures, the compiler's flags for them, and whether it is a library.
 const CASES: &[(&str, &[&str])] = &[
     ("switch_table_new.c", &["-O2", "-g"]),
+    ("local_table.c", &["-Os", "-g"]),
     ("switch_table.c", &["-O2", "-g", "-no-pie", "-fno-pie"]),
     ("cold.c", &["-O2", "-g"]),
     ("operations_table_new.c", &["-O2", "-g"]),

@@ -8,6 +8,7 @@ use crate::arch::{self, Code, JumpTable};
 use crate::entity::{CodeRange, FunctionId, Map};
 use crate::image::Image;
 use crate::lsda;
+use crate::templates;
 
 /// The decoded code of one function.
 #[derive(Debug, Default)]
@@ -66,6 +67,7 @@ impl<'a> Build<'a> {
         let starts: Vec<u64> = found.iter_mut().flat_map(|(_, starts)| std::mem::take(starts)).collect();
         let code: Vec<FunctionCode> = found.into_iter().map(|(code, _)| code).collect();
         map.add_distances(&image, starts);
+        templates::find(&mut map, &image, &code);
         let landing = lsda::tables(&image);
         let mut tables: Vec<u64> = code.iter().flat_map(|c| &c.tables).map(|t| t.address).collect();
         tables.sort_unstable();

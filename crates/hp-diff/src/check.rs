@@ -340,6 +340,7 @@ fn unnamed<'b>(build: &'b Build<'_>, writable: bool) -> Vec<&'b [u8]> {
         let objects = build.map.objects.iter().map(|o| (o.address, o.end()));
         let mut covered: Vec<(u64, u64)> = objects.filter(inside).collect();
         if writable {
+            covered.extend(build.map.templates.iter().copied().filter(inside));
             let words = image.words.range(section.address.saturating_sub(7)..section.end());
             covered.extend(words.map(|(a, _)| (*a, a + 8)).filter(inside));
         } else {

@@ -155,6 +155,8 @@ pub(crate) struct Map<'a> {
     pub references: Vec<u64>,
     /// Fields of 32 bits in constant data that hold a distance.
     pub distances: BTreeMap<u64, Distance>,
+    /// Initial values of local arrays in writable sections, which nobody writes: start and end, ordered.
+    pub templates: Vec<(u64, u64)>,
 }
 
 /// A field that holds the distance from the start of its table.
@@ -177,6 +179,7 @@ impl<'a> Map<'a> {
             code_index: Vec::new(),
             references: Vec::new(),
             distances: BTreeMap::new(),
+            templates: Vec::new(),
         };
         map.index_code();
         map
@@ -349,6 +352,9 @@ impl<'a> Map<'a> {
         if let Some(id) = self.object_at(address) {
             return Target::Object(id, (address - self.objects[id].address) as i64);
         }
+        if self.template_at(address).is_some() {
+            return Target::Literal;
+        }
         if is_constant_section(section) && section.is_content() && !section.executable {
             if usage != Use::Address || self.is_literal_start(image, address) {
                 return Target::Literal;
@@ -360,6 +366,12 @@ impl<'a> Map<'a> {
             };
         }
         self.at_boundary(address)
+    }
+
+    /// The template that contains `address`: start and end.
+    pub(crate) fn template_at(&self, address: u64) -> Option<(u64, u64)> {
+        let i = self.templates.partition_point(|t| t.0 <= address).checked_sub(1)?;
+        Some(self.templates[i]).filter(|t| address < t.1)
     }
 
     fn at_boundary<'m>(&'m self, address: u64) -> Target<'m> {
@@ -374,8 +386,9 @@ impl<'a> Map<'a> {
 
     /// True if bytes other than zero follow before the next object.
     fn is_literal_start(&self, image: &Image<'a>, address: u64) -> bool {
-        let limit = self.next_reference(address) - address;
-        image.bytes(address, limit).is_some_and(|b| b.iter().any(|x| *x != 0))
+        let end = self.next_reference(address);
+        let filled = image.words.range(address..end).next().is_some();
+        filled || image.bytes(address, end - address).is_some_and(|b| b.iter().any(|x| *x != 0))
     }
 
     pub(crate) fn ending_at(&self, address: u64) -> Option<ObjectId> {
@@ -454,17 +467,22 @@ impl<'a> Map<'a> {
     }
 
     /// The literal at `address`, seen as something whose address is taken, without the
-    /// zeros at its end that are not its terminator.
+    /// zeros at its end that are not its terminator. Words that the dynamic linker fills are
+    /// content, though not every linker writes them into the file.
     pub(crate) fn literal(&self, image: &Image<'a>, address: u64) -> &'a [u8] {
         let (start, end) = self.literal_span(image, address);
         let extent = &image.bytes_from(start)[..(end - start) as usize];
-        let used = extent.iter().rposition(|b| *b != 0).map_or(0, |n| n + 1);
+        let last_word = image.words.range(start..end).last().map_or(0, |(at, _)| (at - start) as usize + 8);
+        let used = extent.iter().rposition(|b| *b != 0).map_or(0, |n| n + 1).max(last_word);
         &extent[..used.max(text_length(extent)).min(extent.len())]
     }
 
     /// Start and end of the literal at `address`: it reaches to the next reference. A string
     /// reaches to its terminator even if something refers to its tail.
     pub(crate) fn literal_span(&self, image: &Image<'a>, address: u64) -> (u64, u64) {
+        if let Some((_, end)) = self.template_at(address) {
+            return (address, end);
+        }
         let rest = image.bytes_from(address);
         let last_of_text = (text_length(rest) as u64).saturating_sub(1);
         let end = self.next_reference(address + last_of_text);

@@ -30,6 +30,7 @@ mod references;
 mod same;
 mod slots;
 mod source;
+mod templates;
 mod unwind;
 mod values;
 

@@ -143,13 +143,17 @@ fn memory_use(instruction: &Instruction) -> Use {
     }
 }
 
-/// `(stub, slot)`: every place of a PLT section, at a multiple of 8, from which an optional `endbr64` and a
-/// jump through a slot run.
+/// `(stub, slot)`: every place of a PLT section, at a multiple of 8, from which an optional `endbr64`, an optional
+/// `mov $n,%r11d` (mold's number for lazy binding) and a jump through a slot run.
 pub(crate) fn stubs(address: u64, data: &[u8]) -> Vec<(u64, u64)> {
     let stub = |at: usize| {
         let mut steps = steps(address + at as u64, &data[at..], false);
         let mut first = steps.next()?.1;
         if first.instruction.mnemonic() == Mnemonic::Endbr64 {
+            first = steps.next()?.1;
+        }
+        let number = first.instruction.code() == iced_x86::Code::Mov_r32_imm32;
+        if number && first.instruction.op0_register() == Register::R11D {
             first = steps.next()?.1;
         }
         let jumps = first.instruction.mnemonic() == Mnemonic::Jmp;

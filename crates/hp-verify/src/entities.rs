@@ -7,7 +7,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::code::{self, Use};
 use crate::image::{Image, Symbol, SymbolType, Word};
-use crate::unnamed;
+use crate::{templates, unnamed};
 
 /// One contiguous piece of code: a function, or a part of one that was moved away (`.cold`).
 #[derive(Debug)]
@@ -72,6 +72,8 @@ pub(crate) struct Side<'a> {
     /// Where something in data begins or ends: every place that code or data refers to, and every border of an
     /// object or section. Ordered.
     pub(crate) borders: Vec<u64>,
+    /// Data in writable sections that is only copied from: start and end, ordered.
+    templates: Vec<(u64, u64)>,
 }
 
 impl<'a> Side<'a> {
@@ -86,8 +88,9 @@ impl<'a> Side<'a> {
             unnamed::find_parents(&image, &ranges, &mut parents);
         }
         let parts = attach_parts(&mut ranges, parents);
-        let mut side = Side { image, ranges, parts, objects, markers, borders: Vec::new() };
+        let mut side = Side { image, ranges, parts, objects, markers, borders: Vec::new(), templates: Vec::new() };
         side.borders = side.find_borders();
+        side.templates = templates::find(&side);
         side
     }
 
@@ -127,6 +130,24 @@ impl<'a> Side<'a> {
         found
     }
 
+    /// Nothing ever writes there: the section says so, or that nobody does is known.
+    pub(crate) fn is_constant(&self, address: u64) -> bool {
+        let section = self.image.section_at(address);
+        section.is_some_and(|s| s.is_constant() && !s.code) || self.template_at(address).is_some()
+    }
+
+    /// The end of the template that contains `address`.
+    fn template_at(&self, address: u64) -> Option<u64> {
+        let i = self.templates.partition_point(|t| t.0 <= address).checked_sub(1)?;
+        Some(self.templates[i].1).filter(|end| address < *end)
+    }
+
+    /// Something other than zeros is there once the image is loaded.
+    pub(crate) fn is_filled(&self, address: u64, size: u64) -> bool {
+        let nonzero = self.image.bytes(address, size).is_some_and(|b| b.iter().any(|b| *b != 0));
+        nonzero || self.image.words.range(address..address + size).next().is_some()
+    }
+
     pub(crate) fn next_border(&self, address: u64) -> u64 {
         self.borders.get(self.borders.partition_point(|b| *b <= address)).copied().unwrap_or(u64::MAX)
     }
@@ -134,16 +155,22 @@ impl<'a> Side<'a> {
     /// How long the constant without a symbol at `address` is at most: to where the next thing begins; a text
     /// reaches to its terminator even if something refers to its tail.
     pub(crate) fn literal_span(&self, address: u64) -> u64 {
+        if let Some(end) = self.template_at(address) {
+            return end - address;
+        }
         let rest = self.image.bytes_from(address);
         let text = text_length(rest) as u64;
         let end = self.next_border(address + text.saturating_sub(1));
         (end - address).min(rest.len() as u64)
     }
 
-    /// The content of that constant: zeros at its end do not count, but a text's terminator does.
+    /// The content of that constant: zeros at its end do not count, but a text's terminator does, and so do words
+    /// that are zero in the file because the dynamic linker fills them.
     pub(crate) fn literal(&self, address: u64) -> &'a [u8] {
         let span = &self.image.bytes_from(address)[..self.literal_span(address) as usize];
-        let used = span.iter().rposition(|b| *b != 0).map_or(0, |n| n + 1);
+        let words = self.image.words.range(address..address + span.len() as u64);
+        let last_word = words.last().map_or(0, |(at, _)| (at - address) as usize + 8);
+        let used = span.iter().rposition(|b| *b != 0).map_or(0, |n| n + 1).max(last_word);
         &span[..used.max(text_length(span)).min(span.len())]
     }
 

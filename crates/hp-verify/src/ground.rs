@@ -152,7 +152,7 @@ impl<'g, 'a> Ground<'g, 'a> {
             Some(section) if section.is_slots() => self.same_slot(a, n, depth),
             Some(section) if section.code => Doubt::no(format!("{n:#x} of the new build is code without a symbol")),
             section => {
-                let constant = section.is_some_and(|s| s.is_constant());
+                let constant = section.is_some_and(|s| s.is_constant()) || self.new.is_constant(n);
                 self.same_data(a, n, usage, within, (section.is_some(), constant), depth)
             }
         }
@@ -280,8 +280,8 @@ impl<'g, 'a> Ground<'g, 'a> {
             return self.same_address(a, n, &readings, within);
         }
         if inside && constant {
-            let here = self.new.literal(n);
-            if matches!(usage, Use::Access(_)) || here.iter().any(|b| *b != 0) || readings.is_empty() {
+            let filled = self.new.is_filled(n, self.new.literal_span(n));
+            if matches!(usage, Use::Access(_)) || filled || readings.is_empty() {
                 return self.same_literal(a, n, usage, within, depth);
             }
         }
@@ -407,7 +407,7 @@ impl<'g, 'a> Ground<'g, 'a> {
 
     /// A constant without a symbol, which is what it contains.
     fn same_literal(&self, a: u64, n: u64, usage: Use, within: Within<'_>, depth: usize) -> Answer {
-        if !self.old.image.section_at(a).is_some_and(|s| s.is_constant() && !s.code) {
+        if !self.old.is_constant(a) {
             return Doubt::no(format!("{a:#x} of the base is no constant"));
         }
         if let Use::Access(size) = usage {

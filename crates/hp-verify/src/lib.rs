@@ -44,6 +44,7 @@ mod pairs;
 mod report;
 mod rows;
 mod statics;
+mod templates;
 mod thunk;
 mod unnamed;
 mod unwind;

@@ -429,7 +429,7 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
         let new = self.ground.new;
         let found = &self.patch.symbols[symbol as usize];
         let writable = matches!(kind, SectionKind::Data | SectionKind::Bss);
-        let fits = |s: &crate::image::Section<'_>| !s.code && !s.is_slots() && s.is_constant() != writable;
+        let fits = |s: &crate::image::Section<'_>| !s.code && !s.is_slots() && new.is_constant(start) != writable;
         if !new.image.section_at(start).is_some_and(fits) {
             return Doubt::no(format!("{} of the patch is not what the new build has at {start:#x}", found.name));
         }

@@ -11,9 +11,9 @@ mod x86_64;
 pub(crate) use sites::Sites;
 
 pub(crate) use x86_64::{
-    CallArgument, DecodeRoom, Field, JumpTableContext, Jumps, add_known, call_arguments, compares_address, decode,
-    decode_at, differing_arguments, field, first_difference, is_indexed, memory_numbers, numbers, padding, plt_stubs,
-    shape, tables, texts, thunk, unpadded,
+    CallArgument, DecodeRoom, Field, JumpTableContext, Jumps, add_known, call_arguments, compares_address, copied,
+    decode, decode_at, differing_arguments, field, first_difference, is_indexed, memory_numbers, numbers, padding,
+    plt_stubs, shape, tables, texts, thunk, unpadded,
 };
 
 /// How a field in an instruction encodes its target.

@@ -1,5 +1,6 @@
 //! x86-64: decoding by `iced-x86`, encodings after the Intel SDM, volume 2.
 
+mod copied;
 mod decode;
 mod identity;
 mod immediates;
@@ -11,6 +12,7 @@ mod text;
 mod thunk;
 mod values;
 
+pub(crate) use copied::copied;
 pub(crate) use decode::{DecodeRoom, decode, decode_at, first_difference, padding, unpadded};
 pub(crate) use identity::compares_address;
 pub(crate) use immediates::{CallArgument, call_arguments, differing_arguments};

@@ -1,0 +1,266 @@
+//! Copies of functions: their bytes, and a relocation for each reference that leaves a range.
+
+use hp_pack::{Place, Relocation, RelocationKind, SectionKind, SymbolKind};
+
+use super::islands::islands;
+use super::{Bind, Bound, ISLAND, Payload, Problem, stays_inside};
+use crate::arch::{self, Encoding, Site, Use};
+use crate::compare::{describe, is_indexed, is_number};
+use crate::entity::{FunctionId, ObjectId, Target};
+use crate::finding::Code;
+
+impl Payload<'_, '_> {
+    /// Places a function in the payload, once, and gives the symbols of its ranges.
+    pub(super) fn payload_function(&mut self, id: FunctionId) -> Vec<u32> {
+        if let Some(known) = self.function_symbols.get(&id) {
+            return known.clone();
+        }
+        let new = self.new;
+        let function = &new.map.functions[id];
+        let mut symbols = Vec::new();
+        for (i, range) in function.ranges.iter().enumerate() {
+            let align: u64 = 1 << range.address.trailing_zeros().clamp(4, 6);
+            let mut bytes = range.bytes.to_vec();
+            for site in &new.code[id].ranges[i].sites {
+                if !stays_inside(&site, range.address, range.end()) {
+                    let field = site.offset as usize..(site.offset + u32::from(site.width)) as usize;
+                    if site.encoding == Encoding::PcRelative {
+                        bytes[field].fill(0);
+                    }
+                }
+            }
+            let size = bytes.len() as u64;
+            let islands = islands(&new.code[id].ranges[i].sites, range);
+            let before = islands.iter().filter(|s| s.target < range.address).count() as u64;
+            let behind = islands.len() as u64 - before;
+            let lead = (before * ISLAND).next_multiple_of(align);
+            let mut block = vec![0xcc; lead as usize];
+            block.extend(bytes);
+            block.resize(block.len() + (behind * ISLAND) as usize, 0);
+            let at = self.place(SectionKind::Text, align, &block) + lead;
+            symbols.push(self.payload_symbol(range.name, SymbolKind::Function, SectionKind::Text, at, size));
+            self.place_islands(id, &islands, at, at + size);
+        }
+        self.function_symbols.insert(id, symbols.clone());
+        self.functions.push((id, symbols.clone()));
+        self.todo.push_back(id);
+        symbols
+    }
+
+    pub(super) fn relocate_function(&mut self, id: FunctionId) {
+        self.relocate_islands(id);
+        let new = self.new;
+        let function = &new.map.functions[id];
+        let name = function.qualified_name();
+        if function.overlaps {
+            self.finding(Code::BoundaryUnclear, &name, "its symbol's range overlaps another one's");
+        }
+        let code = &new.code[id];
+        if let Some(jump) = code.unresolved_jump {
+            self.finding(
+                Code::UnresolvedJump,
+                &name,
+                format!("the jump at {jump:#x} of the new build reads a table that was not found"),
+            );
+        }
+        let symbols = self.function_symbols[&id].clone();
+        for (i, range) in function.ranges.iter().enumerate() {
+            if let Some(offset) = code.ranges[i].invalid {
+                self.finding(
+                    Code::Undecodable,
+                    &name,
+                    format!("no instruction at {:#x} of the new build", range.address + u64::from(offset)),
+                );
+            }
+            for site in &code.ranges[i].sites {
+                if !stays_inside(&site, range.address, range.end()) && site.width > 1 {
+                    self.relocate_site(id, i, symbols[i], &site);
+                }
+            }
+        }
+    }
+
+    pub(super) fn relocate_site(&mut self, id: FunctionId, range: usize, symbol: u32, site: &Site) {
+        let new = self.new;
+        let name = new.map.functions[id].qualified_name();
+        let at = new.map.functions[id].ranges[range].address + u64::from(site.instruction);
+        if site.encoding != Encoding::PcRelative && !self.is_address(id, site, at) {
+            return;
+        }
+        let bound = match self.bind(id, site) {
+            Ok(bound) => bound,
+            Err(Problem(code, why)) => {
+                let what = describe(new, id, site);
+                self.finding(
+                    code,
+                    &name,
+                    format!("the instruction at {at:#x} of the new build refers to {what}: {why}"),
+                );
+                return;
+            }
+        };
+        let Bind { symbol: target, offset, through_slot } = bound;
+        if site.encoding != Encoding::PcRelative && self.symbols[target as usize].place == Place::Import {
+            let message = format!(
+                "the instruction at {at:#x} of the new build holds the address of an import that the old build did not use"
+            );
+            self.finding(Code::NewSlot, &name, message);
+            return;
+        }
+        let tail = i64::from(site.end) - i64::from(site.offset);
+        let (kind, addend) = match site.encoding {
+            Encoding::PcRelative if through_slot => (RelocationKind::GotPcRel, offset - tail),
+            Encoding::PcRelative if site.usage == Use::Branch => (RelocationKind::Plt32, offset - tail),
+            Encoding::PcRelative => (RelocationKind::Pc32, offset - tail),
+            Encoding::Absolute32 => (RelocationKind::Abs32, offset),
+            Encoding::Absolute32Signed => (RelocationKind::Abs32Signed, offset),
+            Encoding::Absolute64 => (RelocationKind::Abs64, offset),
+        };
+        let field = self.symbols[symbol as usize].value + u64::from(site.offset);
+        self.relocations.push(Relocation { section: SectionKind::Text, offset: field, kind, symbol: target, addend });
+    }
+
+    /// Decides whether a number in position-dependent code is an address.
+    pub(super) fn is_address(&mut self, id: FunctionId, site: &Site, at: u64) -> bool {
+        let new = self.new;
+        let name = new.map.functions[id].qualified_name();
+        if is_number(new, id, site) {
+            return false;
+        }
+        let is_start = match new.map.resolve(&new.image, site) {
+            Target::Function(_, _, offset) => offset == 0,
+            // The address point of a virtual table lies inside of it.
+            Target::Object(p, offset) => offset <= 0 || new.map.objects[p].is_runtime_record() && offset % 8 == 0,
+            Target::Literal => {
+                new.table(id, site.target).is_some()
+                    || new.image.bytes(site.target.wrapping_sub(1), 1).is_none_or(|b| b == [0])
+            }
+            _ => true,
+        };
+        let displacement = site.usage != Use::Address || site.offset + u32::from(site.width) < site.end;
+        if displacement || new.table(id, site.target).is_some() {
+            return true;
+        }
+        if is_start {
+            let what = describe(new, id, site);
+            self.finding(
+                Code::ImmediateAddress,
+                &name,
+                format!("{:#x} at {at:#x} of the new build is taken for the address of {what}", site.target),
+            );
+        } else {
+            self.finding(Code::ImmediateUnclear, &name, format!("{:#x} at {at:#x} of the new build", site.target));
+        }
+        is_start
+    }
+
+    pub(super) fn bind(&mut self, id: FunctionId, site: &Site) -> Result<Bind, Problem> {
+        let new = self.new;
+        if let Some(table) = new.table(id, site.target) {
+            return Ok(Bind::direct((self.jump_table(id, table), 0)));
+        }
+        let target = new.map.resolve(&new.image, site);
+        if new.map.template_at(site.target).is_some() {
+            return self.literal(Some(id), site.target, site.usage).map(Bind::direct);
+        }
+        if site.usage == Use::Address
+            && !self.starts_something(id, site, &target)
+            && is_indexed(new, id, site)
+            && let Some(bound) = self.in_reach(id, site, &target)?
+        {
+            return Ok(Bind::direct(bound));
+        }
+        match target {
+            Target::Function(g, range, offset) if g == id && (range, offset) != (0, 0) => {
+                Ok(Bind::direct((self.function_symbols[&id][range], offset as i64)))
+            }
+            Target::Stub(word) | Target::Slot(word) => self.bind_slot(word, site),
+            _ => self.bind_address(Some(id), site.target, site.usage).map(Bind::direct),
+        }
+    }
+
+    /// True if the start of something is meant, and not what an index added to it reaches. A compiler makes
+    /// `(&a[9])[i]` of `a[i]` where `i` runs up to 0 from a number that the function then has, and so
+    /// `(&a[-9])[i]`; in position-dependent code the displacement may be anything.
+    pub(super) fn starts_something(&self, id: FunctionId, site: &Site, target: &Target<'_>) -> bool {
+        let map = &self.new.map;
+        if !map.is_start(target) || !matches!(target, Target::Object(..)) {
+            return map.is_start(target);
+        }
+        if site.encoding != Encoding::PcRelative {
+            return false;
+        }
+        let others = map.within_reach(site.target).into_iter().filter(|m| m.1 != 0);
+        let others: Vec<_> = others.map(|(p, _)| &map.objects[p]).collect();
+        if others.is_empty() {
+            return true;
+        }
+        let numbers = map.functions[id].ranges.iter().flat_map(|r| arch::numbers(r.bytes));
+        let mut places: Vec<u64> =
+            numbers.flat_map(|n| [1, 2, 4, 8].map(|scale| site.target.wrapping_add_signed(n * scale))).collect();
+        places.sort_unstable();
+        let explained = |start: u64, end: u64| {
+            places.get(places.partition_point(|place| *place < start)).is_some_and(|place| *place < end)
+        };
+        !others.iter().any(|o| explained(o.address, o.end()))
+    }
+
+    /// Binds an address that code calculates with and that is the start of nothing: of all that it may reach, the
+    /// old build must have it at one and the same place, or the old version of the function decides. `None`
+    /// if it is a literal and nothing else.
+    pub(super) fn in_reach(
+        &mut self,
+        id: FunctionId,
+        site: &Site,
+        target: &Target<'_>,
+    ) -> Result<Option<Bound>, Problem> {
+        let (old, new) = (self.old, self.new);
+        let mut meanings = new.map.within_reach(site.target);
+        if *target == Target::Literal {
+            let near = new.map.candidates(site.target);
+            meanings.retain(|m| near.contains(m));
+        }
+        let Some(&first) = meanings.first() else { return Ok(None) };
+        let old_address = |&(p, offset): &(ObjectId, i64)| {
+            let kept = self.pairs.objects.old_of(p).filter(|o| !self.changes.constants.contains(o));
+            kept.map(|o| old.map.objects[o].address.wrapping_add_signed(offset))
+        };
+        let places: Vec<Option<u64>> = meanings.iter().map(old_address).collect();
+        let own = self.pairs.functions.old_of(id);
+        let known_place = |place: u64| {
+            own.is_some_and(|f| {
+                let mut sites = old.code[f].ranges.iter().flat_map(|c| &c.sites);
+                sites.any(|s| s.usage == Use::Address && s.target == place)
+            })
+        };
+        let mut known: Vec<u64> = places.iter().flatten().copied().filter(|a| known_place(*a)).collect();
+        known.dedup();
+        let place = match (places[0], known.as_slice()) {
+            (Some(place), _) if places.iter().all(|p| *p == Some(place)) => place,
+            (_, &[place]) => place,
+            _ => {
+                let name = new.map.objects[first.0].name();
+                let message =
+                    format!("code adds an index to it; it may mean {name}{:+#x} or something behind", first.1);
+                return Err(Problem(Code::AmbiguousReference, message));
+            }
+        };
+        // The old function may have meant a constant that changed: the base has its old content there.
+        let outdated = |&&(p, offset): &&(ObjectId, i64)| {
+            let changed = self.pairs.objects.old_of(p).filter(|o| self.changes.constants.contains(o));
+            changed.is_some_and(|o| old.map.objects[o].address.wrapping_add_signed(offset) == place)
+        };
+        if meanings.iter().any(|m| outdated(&m)) {
+            return Ok(None);
+        }
+        // What lies before an object may be a literal of its own: then the old build must have it there too.
+        if *target == Target::Literal {
+            let size = first.1.unsigned_abs();
+            if first.1 >= 0 || old.image.bytes(place, size) != new.image.bytes(site.target, size) {
+                return Ok(None);
+            }
+        }
+        let chosen = meanings[places.iter().position(|p| *p == Some(place)).unwrap_or(0)];
+        self.object(chosen.0).map(|symbol| Some((symbol, chosen.1)))
+    }
+}
