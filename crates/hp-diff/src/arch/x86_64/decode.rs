@@ -8,7 +8,7 @@
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Formatter, Instruction, NasmFormatter, OpKind, Register};
 
 use super::jump_table::Window;
-use crate::arch::{Code, Encoding, Site, Sites, Use};
+use crate::arch::{Branch, Code, Encoding, Site, Sites, Use};
 
 /// The stack protector's word, `%fs:0x28` (glibc's `tcbhead_t.stack_guard`).
 const STACK_GUARD: u64 = 0x28;
@@ -215,6 +215,19 @@ fn absolute_sites(
             _ => continue,
         };
         push(offsets.immediate_offset(), offsets.immediate_size(), encoding, Use::Address, target);
+    }
+}
+
+/// How the instruction of `site` in the range `bytes` transfers control.
+pub(crate) fn branch(bytes: &[u8], site: &Site) -> Branch {
+    if site.usage != Use::Branch {
+        return Branch::None;
+    }
+    let mut decoder = Decoder::new(64, &bytes[site.instruction as usize..], DecoderOptions::NONE);
+    match decoder.decode().flow_control() {
+        FlowControl::Call | FlowControl::IndirectCall => Branch::Call,
+        FlowControl::ConditionalBranch => Branch::Conditional,
+        _ => Branch::Jump,
     }
 }
 
