@@ -35,7 +35,11 @@ impl Twins {
         let functions = unchanged(pairs, changes);
         let code = Spans::new(old.map.code_ranges().collect());
         let constant = |a: u64| !code.contains(a) && old.image.is_constant(a) && old.map.object_at(a).is_none();
-        let from_code = functions.par_iter().flat_map_iter(|&pair| sites(old, new, pair).map(|(a, b, _)| (a, b)));
+        let targets = |&(f, g): &(FunctionId, FunctionId)| {
+            let ranges = old.code[f].ranges.iter().zip(&new.code[g].ranges);
+            ranges.flat_map(|(x, y)| x.sites.targets().zip(y.sites.targets()))
+        };
+        let from_code = functions.par_iter().flat_map_iter(targets);
         let mut forward: Vec<(u64, u64)> = from_code.filter(|(a, _)| constant(*a)).collect();
         let rewritten: FxHashSet<_> = changes.variables.iter().map(|v| v.0).chain(changes.constants.clone()).collect();
         for (o, p) in pairs.objects.iter().filter(|pair| !rewritten.contains(&pair.0)) {
@@ -108,7 +112,7 @@ fn apart((here, (start, end)): (&Build<'_>, (u64, u64)), there: &Build<'_>, twin
 
 /// True if something refers to `address` and means a literal.
 fn starts_literal(build: &Build<'_>, address: u64) -> bool {
-    build.map.references.binary_search(&address).is_ok()
+    build.map.references.contains(address)
         && !build.is_table(address)
         && build.map.resolve_address(&build.image, address, Use::Access(1)) == Target::Literal
 }
@@ -136,14 +140,17 @@ pub(crate) fn doubts(judge: &Judge<'_, '_>, pairs: &Correlation, changes: &Chang
         old.map.resolve_address(&old.image, a, Use::Address) == Target::Literal
             && twins.in_doubt(judge, old.map.literal_span(&old.image, a), new.map.literal_span(&new.image, b))
     };
-    // Every pair of literals that unchanged functions use is one of the twins, and many functions use the same.
+    // Every pair of literals that unchanged functions use is one of the twins, templates put aside; and many use the same.
     let doubtful: FxHashSet<(u64, u64)> = twins.forward.par_iter().copied().filter(in_doubt).collect();
-    if doubtful.is_empty() {
+    let is_template = |a: u64| old.map.template_at(a).is_some();
+    if doubtful.is_empty() && old.map.templates.is_empty() {
         return Vec::new();
     }
     let of_pair = |pair: &(FunctionId, FunctionId)| {
         let doubtful = sites(old, new, *pair).find(|&(a, b, usage)| {
-            usage == Use::Address && old.table(pair.0, a).is_none() && doubtful.contains(&(a, b))
+            usage == Use::Address
+                && old.table(pair.0, a).is_none()
+                && (doubtful.contains(&(a, b)) || is_template(a) && in_doubt(&(a, b)))
         })?;
         let text = String::from_utf8_lossy(old.map.literal(&old.image, doubtful.0));
         let text: String = text.trim_end_matches('\0').chars().take(40).collect();

@@ -45,8 +45,8 @@ impl<'a> Build<'a> {
             })
             .collect();
         let decoded = fragments::attach(&mut map, &image, decoded);
-        let sites = decoded.par_iter().flat_map_iter(|ranges| ranges.iter().flat_map(|c| &c.sites));
-        map.set_references(&image, sites.map(|s| s.target));
+        let leaving = decoded.par_iter().flat_map_iter(|ranges| ranges.iter().flat_map(|c| c.sites.leaving()));
+        map.set_references(&image, leaving.map(|s| s.target));
         let mut found: Vec<(FunctionCode, Vec<u64>)> = decoded
             .into_par_iter()
             .zip(&map.functions)

@@ -44,6 +44,23 @@ impl Starts {
     pub(crate) fn below(&self, address: u64) -> usize {
         address.checked_sub(1).map_or(0, |before| self.up_to(before))
     }
+
+    pub(crate) fn contains(&self, address: u64) -> bool {
+        self.position(address).is_some()
+    }
+
+    /// The place of the last one that is `address`.
+    pub(crate) fn position(&self, address: u64) -> Option<usize> {
+        self.up_to(address).checked_sub(1).filter(|i| self.addresses[*i] == address)
+    }
+
+    pub(crate) fn into_vec(self) -> Vec<u64> {
+        self.addresses
+    }
+
+    pub(crate) fn as_slice(&self) -> &[u64] {
+        &self.addresses
+    }
 }
 
 /// Ranges of addresses that do not touch.
@@ -105,8 +122,7 @@ impl<V> Default for ByAddress<V> {
 
 impl<V> ByAddress<V> {
     pub(crate) fn get(&self, address: &u64) -> Option<&V> {
-        let i = self.starts.up_to(*address).checked_sub(1)?;
-        (self.starts.addresses[i] == *address).then(|| &self.values[i])
+        self.starts.position(*address).map(|i| &self.values[i])
     }
 
     pub(crate) fn contains_key(&self, address: &u64) -> bool {

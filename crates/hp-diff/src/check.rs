@@ -207,7 +207,7 @@ fn labels_used_elsewhere(old: &Build<'_>, changes: &Changes) -> Vec<Finding> {
     let places = Spans::new(ranges.map(|r| (r.address, r.end())).collect());
     let mut found = Vec::new();
     for (f, code) in old.code.iter().enumerate().filter(|(f, _)| !changed.is_empty() && !changed.contains(f)) {
-        let sites = code.ranges.iter().flat_map(|c| &c.sites).map(|s| s.target);
+        let sites = code.ranges.iter().flat_map(|c| c.sites.targets());
         let all = sites.chain(code.tables.iter().flat_map(|t| t.targets.iter().copied()));
         for target in all.filter(|target| places.contains(*target)) {
             if let Some((g, range, offset)) = old.map.function_at(target)
@@ -327,7 +327,7 @@ pub(crate) fn thread_local_layout(old: &Image<'_>, new: &Image<'_>, users: &[Str
 fn unnamed<'b>(build: &'b Build<'_>, writable: bool) -> Vec<&'b [u8]> {
     let image = &build.image;
     let mut gaps = Vec::new();
-    for section in image.sections.iter().filter(|s| s.is_content() && !s.tls) {
+    for section in image.sections.iter().filter(|s| s.content && !s.tls) {
         let wanted = if writable {
             section.writable && !section.executable && !crate::image::is_constant_section(section)
         } else {

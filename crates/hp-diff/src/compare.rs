@@ -6,12 +6,14 @@
 //! Constant objects are the same if their content is, words that hold addresses being
 //! compared by what they lead to.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use rayon::prelude::*;
 use rustc_hash::FxHashSet;
 
 use crate::arch::{self, Encoding, JumpTable, Site, Use};
 use crate::build::Build;
-use crate::correlate::{Correlation, Relation, View};
+use crate::correlate::{Correlation, Relation, Settled, View};
 use crate::entity::{FunctionId, ObjectId, Target};
 use crate::image::{Evidence, Word};
 use crate::lsda::{self, CallSite, Lsda};
@@ -61,11 +63,13 @@ pub(crate) struct Judge<'j, 'a> {
     pairs: View<'j>,
     /// Old constant objects whose content differs.
     changed: FxHashSet<ObjectId>,
+    /// Some verdict depended on which these are.
+    asked_changed: AtomicBool,
 }
 
 impl<'j, 'a> Judge<'j, 'a> {
     pub(crate) fn new(old: &'j Build<'a>, new: &'j Build<'a>, pairs: &'j Correlation) -> Judge<'j, 'a> {
-        Judge { old, new, pairs: View::of(pairs), changed: FxHashSet::default() }
+        Judge { old, new, pairs: View::of(pairs), changed: FxHashSet::default(), asked_changed: AtomicBool::new(false) }
     }
 
     /// Sees the correlation through `pairs`, which notes what is asked.
@@ -85,8 +89,21 @@ impl<'j, 'a> Judge<'j, 'a> {
         self
     }
 
+    /// True if a verdict so far may be another one where other constants have changed.
+    pub(crate) fn depends_on_constants(&self) -> bool {
+        self.asked_changed.load(Ordering::Relaxed)
+    }
+
+    fn is_kept(&self, constant: ObjectId) -> bool {
+        // Many threads may ask: they only read once it is known.
+        if !self.depends_on_constants() {
+            self.asked_changed.store(true, Ordering::Relaxed);
+        }
+        !self.changed.contains(&constant)
+    }
+
     /// First difference of a pair of functions. `accept` says for each pair of references
-    /// whether it counts as equal.
+    /// whether it counts as equal; it is not asked about branches within the body that go equally far.
     pub(crate) fn difference(
         &self,
         pair: (FunctionId, FunctionId),
@@ -101,7 +118,9 @@ impl<'j, 'a> Judge<'j, 'a> {
             if x.invalid.is_some() && a.bytes != b.bytes {
                 return Some(Difference { range, offset: 0 });
             }
-            let first = arch::first_difference((a.bytes, x), (b.bytes, y), |s, t| accept(s, t, self.sites(pair, s, t)));
+            let steps = range == 0 && !(f.overlaps || g.overlaps);
+            let judged = |s: &Site, t: &Site| accept(s, t, self.sites(pair, s, t));
+            let first = arch::first_difference((a.bytes, x), (b.bytes, y), steps, judged);
             if let Some(offset) = first {
                 return Some(Difference { range, offset });
             }
@@ -195,7 +214,7 @@ impl<'j, 'a> Judge<'j, 'a> {
             !build.map.is_start(&target) && target != Target::Literal && build.map.object_at(site.target).is_none()
         };
         let same = |(x, y): (&(ObjectId, i64), &(ObjectId, i64))| {
-            self.pairs.objects.new_of(x.0) == Some(y.0) && x.1 == y.1 && !self.changed.contains(&x.0)
+            self.pairs.objects.new_of(x.0) == Some(y.0) && x.1 == y.1 && self.is_kept(x.0)
         };
         !before.is_empty()
             && before.len() == now.len()
@@ -280,7 +299,7 @@ impl<'j, 'a> Judge<'j, 'a> {
         usage: Use,
     ) -> Verdict {
         let paired = |o: (ObjectId, i64), p: (ObjectId, i64)| {
-            self.pairs.objects.new_of(o.0) == Some(p.0) && o.1 == p.1 && !self.changed.contains(&o.0)
+            self.pairs.objects.new_of(o.0) == Some(p.0) && o.1 == p.1 && self.is_kept(o.0)
         };
         if paired(x, y) {
             return Verdict::Same;
@@ -589,8 +608,16 @@ fn compare_once(old: &Build<'_>, new: &Build<'_>, pairs: &Correlation, mut const
     }
     let judge = Judge::new(old, new, pairs).with_changed_constants(constants.clone());
     let function_pairs: Vec<(FunctionId, FunctionId)> = pairs.functions.iter().collect();
-    let differences: Vec<Option<Difference>> =
-        function_pairs.par_iter().map(|pair| judge.any_difference(*pair)).collect();
+    // What the last vote on a pair found still holds, unless it depended on constants that turned out to have changed.
+    let is_known = |f: FunctionId| match pairs.settled[f] {
+        Settled::Same => true,
+        Settled::SameButForConstants => constants.is_empty(),
+        Settled::Open => false,
+    };
+    let difference = |pair: &(FunctionId, FunctionId)| {
+        if is_known(pair.0) { judge.landing_difference(*pair) } else { judge.any_difference(*pair) }
+    };
+    let differences: Vec<Option<Difference>> = function_pairs.par_iter().map(difference).collect();
     let mut changes = Changes { constants, variables, ..Changes::default() };
     for ((f, g), difference) in function_pairs.into_iter().zip(differences) {
         match difference {

@@ -43,6 +43,20 @@ pub(crate) struct Correlation {
     pub alike: (FxHashSet<FunctionId>, FxHashSet<FunctionId>),
     /// Old and new objects that debug information identifies as a static local of some function, and which.
     pub owners: (FxHashMap<ObjectId, String>, FxHashMap<ObjectId, String>),
+    /// What the votes have found out about the code of each old function and its partner.
+    pub settled: Vec<Settled>,
+}
+
+/// What is known of the code of a pair when all votes have been counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Settled {
+    /// Nothing, or that it differs.
+    #[default]
+    Open,
+    /// It is the same, and leads to the same.
+    Same,
+    /// So it is if the constants that it leads to have not changed.
+    SameButForConstants,
 }
 
 /// Pairs the entities of two builds.
@@ -52,6 +66,7 @@ pub(crate) fn correlate(old: &Build<'_>, new: &Build<'_>, variables: (&[Variable
         objects: Pairs::new(old.map.objects.len(), new.map.objects.len()),
         alike: Default::default(),
         owners: (owners(&old.map, variables.0), owners(&new.map, variables.1)),
+        settled: vec![Settled::Open; old.map.functions.len()],
     };
     let mut names = Names::new(old, new);
     names.join(&mut pairs);

@@ -26,7 +26,7 @@ pub(crate) fn incoming(build: &Build<'_>, functions: impl Iterator<Item = Functi
     let places = Spans::new(places.collect());
     let code = build.code.par_iter();
     let from_code = code.flat_map_iter(|f| {
-        let sites = f.ranges.iter().flat_map(|c| &c.sites).map(|s| s.target);
+        let sites = f.ranges.iter().flat_map(|c| c.sites.targets());
         sites.chain(f.tables.iter().flat_map(|t| t.targets.iter().copied()))
     });
     let mut all: Vec<u64> = from_code.filter(|target| places.contains(*target)).collect();

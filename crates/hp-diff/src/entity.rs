@@ -7,13 +7,15 @@
 //! refers to.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use object::SymbolKind;
 use rayon::prelude::*;
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::arch::{self, Site, Use};
-use crate::image::{Evidence, Image, Section, Word, is_constant_section};
+use crate::by_address::{ByAddress, Spans, Starts};
+use crate::image::{Evidence, Image, Section, Symbol, Word, is_constant_section};
 
 /// Index of a function in its [`Map`].
 pub(crate) type FunctionId = usize;
@@ -151,10 +153,16 @@ pub(crate) struct Map<'a> {
     markers: BTreeMap<u64, Vec<&'a str>>,
     /// Start, end, function, range; ordered by start.
     code_index: Vec<(u64, u64, FunctionId, usize)>,
+    /// The starts in it.
+    code_starts: Starts,
+    /// The starts of the objects.
+    object_starts: Starts,
     /// Every address that code or data refers to, and every entity boundary.
-    pub references: Vec<u64>,
+    pub references: Starts,
     /// Fields of 32 bits in constant data that hold a distance.
-    pub distances: BTreeMap<u64, Distance>,
+    pub distances: ByAddress<Distance>,
+    /// For each reference the length of the literal there in bytes, and one; 0 as long as nobody has asked.
+    literals: Vec<AtomicU32>,
     /// Initial values of local arrays in writable sections, which nobody writes: start and end, ordered.
     pub templates: Vec<(u64, u64)>,
 }
@@ -177,11 +185,15 @@ impl<'a> Map<'a> {
             objects,
             markers,
             code_index: Vec::new(),
-            references: Vec::new(),
-            distances: BTreeMap::new(),
+            code_starts: Starts::default(),
+            object_starts: Starts::default(),
+            references: Starts::default(),
+            distances: ByAddress::default(),
+            literals: Vec::new(),
             templates: Vec::new(),
         };
         map.index_code();
+        map.index_objects();
         map
     }
 
@@ -192,6 +204,11 @@ impl<'a> Map<'a> {
             .flat_map(|(id, f)| f.ranges.iter().enumerate().map(move |(i, r)| (r.address, r.end(), id, i)))
             .collect();
         self.code_index.sort_unstable();
+        self.code_starts = Starts::new(self.code_index.iter().map(|e| e.0).collect());
+    }
+
+    fn index_objects(&mut self) {
+        self.object_starts = Starts::new(self.objects.iter().map(|o| o.address).collect());
     }
 
     /// True if functions are known that have no name: the build is stripped.
@@ -199,11 +216,12 @@ impl<'a> Map<'a> {
         self.functions.iter().any(|f| !f.evidence.has_name())
     }
 
-    /// Tells the map which addresses are referred to; literals end there. There are none in code, so what leads
-    /// into code does not count.
+    /// Tells the map which addresses are referred to, `from_code` and from data; literals end there. There are none in
+    /// code, so what leads into code does not count.
     pub(crate) fn set_references(&mut self, image: &Image<'a>, from_code: impl ParallelIterator<Item = u64>) {
-        let code: Vec<_> = image.sections.iter().filter(|s| s.executable).map(|s| s.address..s.end()).collect();
-        let in_data = |address: &u64| !code.iter().any(|range| range.contains(address));
+        let code = image.sections.iter().filter(|s| s.executable).map(|s| (s.address, s.end()));
+        let code = Spans::new(code.collect());
+        let in_data = |address: &u64| !code.contains(*address);
         let mut targets: Vec<u64> = from_code.filter(in_data).collect();
         targets.extend(image.words.values().filter_map(|w| match w {
             Word::Address(a) => Some(*a).filter(in_data),
@@ -216,8 +234,7 @@ impl<'a> Map<'a> {
         all.extend(image.sections.iter().flat_map(|s| [s.address, s.end()]));
         all.par_sort_unstable();
         all.dedup();
-        all.shrink_to_fit();
-        self.references = all;
+        self.references = Starts::new(all);
         self.add_unnamed_variables(image, &targets);
     }
 
@@ -227,12 +244,13 @@ impl<'a> Map<'a> {
     pub(crate) fn add_distances(&mut self, image: &Image<'a>, mut starts: Vec<u64>) {
         starts.sort_unstable();
         starts.dedup();
+        let mut found = Vec::new();
         for table in starts {
             let limit = match self.object_at(table) {
                 Some(id) => self.objects[id].end(),
                 None => self.next_reference(table),
             };
-            let constant = |a: u64| image.section_at(a).is_some_and(|s| is_constant_section(s) && s.is_content());
+            let constant = |a: u64| image.section_at(a).is_some_and(|s| is_constant_section(s) && s.content);
             if !constant(table) || self.function_at(table).is_some() {
                 continue;
             }
@@ -246,14 +264,32 @@ impl<'a> Map<'a> {
             // What follows the last entry is padding at most.
             let padded = bytes[run.len() * 4..].iter().all(|b| *b == 0);
             if run.len() > 1 && padded {
-                self.distances.extend(run.iter().enumerate().map(|(i, d)| {
+                found.extend(run.iter().enumerate().map(|(i, d)| {
                     (table + 4 * i as u64, Distance { table, target: table.wrapping_add_signed(i64::from(*d)) })
                 }));
             }
         }
-        self.references.extend(self.distances.values().map(|d| d.target));
-        self.references.sort_unstable();
-        self.references.dedup();
+        self.distances = found.into();
+        let mut references = std::mem::take(&mut self.references).into_vec();
+        references.extend(self.distances.values().map(|d| d.target));
+        references.sort_unstable();
+        references.dedup();
+        self.references = Starts::new(references);
+        self.forget_literals();
+    }
+
+    /// Initial values of local arrays are no objects.
+    pub(crate) fn set_templates(&mut self, templates: Vec<(u64, u64)>) {
+        let is_template = |at: u64| templates.binary_search_by_key(&at, |t| t.0).is_ok();
+        self.objects.retain(|o| !(o.unnamed && is_template(o.address)));
+        self.templates = templates;
+        self.index_objects();
+        self.forget_literals();
+    }
+
+    /// To be called when literals may have other lengths.
+    fn forget_literals(&mut self) {
+        self.literals = self.references.as_slice().iter().map(|_| AtomicU32::new(0)).collect();
     }
 
     /// Writable data without a symbol, such as the initial value of a local array that the
@@ -264,7 +300,7 @@ impl<'a> Map<'a> {
         let stripped = self.is_stripped();
         let is_variable = |s: &&Section<'_>| {
             let named_elsewhere = is_constant_section(s) && !(stripped && s.writable);
-            !named_elsewhere && s.is_content() && !s.executable && !s.name.starts_with(".got")
+            !named_elsewhere && s.content && !s.executable && !s.is_got()
         };
         for section in image.sections.iter().filter(is_variable) {
             let inside = |bound: u64| targets.partition_point(|t| *t < bound);
@@ -289,23 +325,23 @@ impl<'a> Map<'a> {
             unnamed: true,
         }));
         self.objects.sort_by_key(|o| o.address);
+        self.index_objects();
     }
 
     /// First referenced address above `address`.
     pub(crate) fn next_reference(&self, address: u64) -> u64 {
-        let i = self.references.partition_point(|r| *r <= address);
-        self.references.get(i).copied().unwrap_or(address)
+        self.references.as_slice().get(self.references.up_to(address)).copied().unwrap_or(address)
     }
 
     pub(crate) fn function_at(&self, address: u64) -> Option<(FunctionId, usize, u64)> {
-        let i = self.code_index.partition_point(|e| e.0 <= address);
+        let i = self.code_starts.up_to(address);
         let (start, end, id, range) = *self.code_index[..i].last()?;
         (address < end).then_some((id, range, address - start))
     }
 
     /// Start of the first function range at or after `address`.
     pub(crate) fn next_code(&self, address: u64) -> Option<u64> {
-        self.code_index.get(self.code_index.partition_point(|e| e.0 < address)).map(|e| e.0)
+        self.code_index.get(self.code_starts.below(address)).map(|e| e.0)
     }
 
     /// All ranges of code, ordered: start and end.
@@ -315,7 +351,7 @@ impl<'a> Map<'a> {
 
     /// The object that contains `address`.
     pub(crate) fn object_at(&self, address: u64) -> Option<ObjectId> {
-        let i = self.objects.partition_point(|o| o.address <= address).checked_sub(1)?;
+        let i = self.object_starts.up_to(address).checked_sub(1)?;
         (address < self.objects[i].end()).then_some(i)
     }
 
@@ -339,7 +375,7 @@ impl<'a> Map<'a> {
                 _ => self.at_boundary(address),
             };
         };
-        if section.name.starts_with(".got") {
+        if section.is_got() {
             return match image.words.get(&address) {
                 // Code takes the address of a slot for thread-local variables only.
                 Some(word) if usage != Use::Address || matches!(word, Word::Tls(..)) => Target::Slot(word),
@@ -355,7 +391,7 @@ impl<'a> Map<'a> {
         if self.template_at(address).is_some() {
             return Target::Literal;
         }
-        if is_constant_section(section) && section.is_content() && !section.executable {
+        if is_constant_section(section) && section.content && !section.executable {
             if usage != Use::Address || self.is_literal_start(image, address) {
                 return Target::Literal;
             }
@@ -392,7 +428,7 @@ impl<'a> Map<'a> {
     }
 
     pub(crate) fn ending_at(&self, address: u64) -> Option<ObjectId> {
-        let i = self.objects.partition_point(|o| o.address < address).checked_sub(1)?;
+        let i = self.object_starts.below(address).checked_sub(1)?;
         (self.objects[i].end() == address).then_some(i)
     }
 
@@ -400,7 +436,7 @@ impl<'a> Map<'a> {
     /// it, the one that ends there, and one that starts shortly after, which code reaches
     /// by a positive offset.
     pub(crate) fn candidates(&self, address: u64) -> Vec<(ObjectId, i64)> {
-        let after = self.objects.partition_point(|o| o.address <= address);
+        let after = self.object_starts.up_to(address);
         let mut found: Vec<(ObjectId, i64)> = Vec::new();
         for id in after.saturating_sub(2)..self.objects.len() {
             let object = &self.objects[id];
@@ -470,11 +506,26 @@ impl<'a> Map<'a> {
     /// zeros at its end that are not its terminator. Words that the dynamic linker fills are
     /// content, though not every linker writes them into the file.
     pub(crate) fn literal(&self, image: &Image<'a>, address: u64) -> &'a [u8] {
+        let known = self.references.position(address).and_then(|i| self.literals.get(i));
+        let rest = image.bytes_from(address);
+        match known.map_or(0, |k| k.load(Ordering::Relaxed)).checked_sub(1) {
+            Some(length) => &rest[..length as usize],
+            None => {
+                let length = self.literal_length(image, address);
+                if let (Some(known), Ok(n)) = (known, u32::try_from(length + 1)) {
+                    known.store(n, Ordering::Relaxed);
+                }
+                &rest[..length]
+            }
+        }
+    }
+
+    fn literal_length(&self, image: &Image<'a>, address: u64) -> usize {
         let (start, end) = self.literal_span(image, address);
         let extent = &image.bytes_from(start)[..(end - start) as usize];
         let last_word = image.words.range(start..end).last().map_or(0, |(at, _)| (at - start) as usize + 8);
         let used = extent.iter().rposition(|b| *b != 0).map_or(0, |n| n + 1).max(last_word);
-        &extent[..used.max(text_length(extent)).min(extent.len())]
+        used.max(text_length(extent)).min(extent.len())
     }
 
     /// Start and end of the literal at `address`: it reaches to the next reference. A string
@@ -509,30 +560,51 @@ fn wide_length(bytes: &[u8], width: usize) -> usize {
 
 /// The name without the fragment suffix `.cold` or `.cold.N`.
 pub(crate) fn cold_parent(name: &str) -> Option<&str> {
-    let at = name.rfind(".cold")?;
-    let rest = &name[at + 5..];
-    (rest.is_empty() || rest.strip_prefix('.').is_some_and(|n| n.bytes().all(|b| b.is_ascii_digit())))
-        .then(|| &name[..at])
+    let numbered = name.rsplit_once('.').filter(|(_, number)| number.bytes().all(|b| b.is_ascii_digit()));
+    numbered.map_or(name, |(stem, _)| stem).strip_suffix(".cold")
 }
 
 fn functions<'a>(image: &Image<'a>) -> Vec<Function<'a>> {
-    let mut entries: BTreeMap<u64, Function<'a>> = BTreeMap::new();
-    let mut sizes: BTreeMap<u64, u64> = BTreeMap::new();
     let in_code = |s: &&Section<'_>| s.executable && !s.name.starts_with(".plt") && s.name != ".iplt";
-    for symbol in &image.symbols {
-        if symbol.kind != SymbolKind::Text || image.section_at(symbol.address).filter(in_code).is_none() {
-            continue;
-        }
-        let size = sizes.entry(symbol.address).or_default();
-        *size = (*size).max(symbol.size);
-        let function = entries.entry(symbol.address).or_insert_with(|| Function {
-            names: Vec::new(),
-            file: symbol.file,
-            local: symbol.local,
-            ranges: Vec::new(),
-            overlaps: false,
-            evidence: symbol.evidence,
-        });
+    let mut symbols: Vec<&Symbol<'a>> = image.symbols.iter().filter(|s| s.kind == SymbolKind::Text).collect();
+    symbols.sort_by_key(|s| s.address);
+    let entries = symbols.chunk_by(|a, b| a.address == b.address);
+    let entries: Vec<&[&Symbol<'a>]> =
+        entries.filter(|e| image.section_at(e[0].address).filter(in_code).is_some()).collect();
+    let mut functions = Vec::with_capacity(entries.len());
+    let mut end_before = 0;
+    for (i, entry) in entries.iter().enumerate() {
+        let address = entry[0].address;
+        let rest = image.bytes_from(address);
+        let next = entries.get(i + 1).map(|e| e[0].address);
+        let size = match entry.iter().map(|s| s.size).max().unwrap_or_default() {
+            0 => {
+                let room = next.map_or(rest.len() as u64, |n| n - address);
+                arch::unpadded(&rest[..(room as usize).min(rest.len())])
+            }
+            n => (n as usize).min(rest.len()),
+        };
+        let mut function = named(entry);
+        function.overlaps = address < end_before || next.is_some_and(|n| address + size as u64 > n);
+        end_before = end_before.max(address + size as u64);
+        function.ranges.push(CodeRange { address, bytes: &rest[..size], name: function.names[0] });
+        functions.push(function);
+    }
+    attach_fragments(functions)
+}
+
+/// A function with all names of its entry: the global ones first, else in their order.
+fn named<'a>(entry: &[&Symbol<'a>]) -> Function<'a> {
+    let first = entry[0];
+    let mut function = Function {
+        names: Vec::with_capacity(entry.len()),
+        file: first.file,
+        local: first.local,
+        ranges: Vec::with_capacity(1),
+        overlaps: false,
+        evidence: first.evidence,
+    };
+    for symbol in entry {
         if function.local && !symbol.local {
             (function.local, function.file) = (false, symbol.file);
             function.names.insert(0, symbol.name);
@@ -540,63 +612,53 @@ fn functions<'a>(image: &Image<'a>) -> Vec<Function<'a>> {
             function.names.push(symbol.name);
         }
     }
-    let starts: Vec<u64> = entries.keys().copied().collect();
-    let mut end_before = 0;
-    for (i, (address, function)) in entries.iter_mut().enumerate() {
-        function.names.dedup();
-        let rest = image.bytes_from(*address);
-        let size = match sizes[address] {
-            0 => {
-                let next = starts.get(i + 1).map_or(rest.len() as u64, |n| n - address);
-                arch::unpadded(&rest[..(next as usize).min(rest.len())])
-            }
-            n => (n as usize).min(rest.len()),
-        };
-        function.overlaps = *address < end_before || starts.get(i + 1).is_some_and(|n| address + size as u64 > *n);
-        end_before = end_before.max(address + size as u64);
-        function.ranges.push(CodeRange { address: *address, bytes: &rest[..size], name: function.names[0] });
-    }
-    attach_fragments(entries)
+    function.names.dedup();
+    function
 }
 
-fn attach_fragments<'a>(entries: BTreeMap<u64, Function<'a>>) -> Vec<Function<'a>> {
-    let mut parents: FxHashMap<(&str, &str), Vec<u64>> = FxHashMap::default();
-    for (address, function) in &entries {
-        for name in &function.names {
-            parents.entry((function.file, name)).or_default().push(*address);
+/// Joins fragments with the only function that they can belong to by their names. Functions are ordered.
+fn attach_fragments(functions: Vec<Function<'_>>) -> Vec<Function<'_>> {
+    let parents = parents(&functions);
+    if parents.is_empty() {
+        return functions;
+    }
+    let mut left: Vec<Option<Function<'_>>> = functions.into_iter().map(Some).collect();
+    for &(fragment, parent) in &parents {
+        // What belongs to a fragment is left as it is.
+        if parents.binary_search_by_key(&parent, |p| p.0).is_err()
+            && let Some(Some(taken)) = left.get_mut(fragment).map(Option::take)
+            && let Some(Some(function)) = left.get_mut(parent)
+        {
+            function.overlaps |= taken.overlaps;
+            function.ranges.extend(taken.ranges);
         }
     }
-    let parent_of = |function: &Function<'a>| -> Option<u64> {
-        let stem = cold_parent(function.name())?;
+    left.into_iter().flatten().collect()
+}
+
+/// Fragments and the functions that they belong to, by index; ordered.
+fn parents(functions: &[Function<'_>]) -> Vec<(usize, usize)> {
+    let stems = functions.iter().enumerate().filter_map(|(i, f)| Some((i, cold_parent(f.name())?)));
+    let stems: Vec<(usize, &str)> = stems.collect();
+    let wanted: FxHashSet<&str> = stems.iter().map(|s| s.1).collect();
+    if wanted.is_empty() {
+        return Vec::new();
+    }
+    let mut named: FxHashMap<(&str, &str), Vec<usize>> = FxHashMap::default();
+    for (i, function) in functions.iter().enumerate() {
+        for name in function.names.iter().filter(|name| wanted.contains(**name)) {
+            named.entry((function.file, name)).or_default().push(i);
+        }
+    }
+    let parent = |(fragment, stem): (usize, &str)| {
         // The fragment's symbol is local even if its parent is global.
-        let same_file = parents.get(&(function.file, stem));
-        match same_file.or_else(|| parents.get(&("", stem)))?.as_slice() {
-            [one] => Some(*one),
+        let same_file = named.get(&(functions[fragment].file, stem));
+        match same_file.or_else(|| named.get(&("", stem)))?.as_slice() {
+            [one] => Some((fragment, *one)),
             _ => None,
         }
     };
-    let mut functions: BTreeMap<u64, Function<'a>> = BTreeMap::new();
-    let mut fragments = Vec::new();
-    for (address, function) in entries {
-        match parent_of(&function) {
-            Some(parent) => fragments.push((parent, function)),
-            None => {
-                functions.insert(address, function);
-            }
-        }
-    }
-    for (parent, fragment) in fragments {
-        match functions.get_mut(&parent) {
-            Some(function) => {
-                function.overlaps |= fragment.overlaps;
-                function.ranges.extend(fragment.ranges);
-            }
-            None => {
-                functions.insert(fragment.address(), fragment);
-            }
-        }
-    }
-    functions.into_values().collect()
+    stems.into_iter().filter_map(parent).collect()
 }
 
 fn objects<'a>(image: &Image<'a>) -> (Vec<DataObject<'a>>, BTreeMap<u64, Vec<&'a str>>) {

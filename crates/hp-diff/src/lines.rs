@@ -206,8 +206,7 @@ impl<'s, 'a> Side<'s, 'a> {
         let mut wanted: FxHashSet<FunctionId> = functions.collect();
         let mut calls: FxHashMap<_, Vec<(u64, u32)>> = FxHashMap::default();
         for (id, code) in build.code.iter().enumerate() {
-            let calling =
-                |c: &arch::Code| c.sites.iter().any(|s| s.usage == Use::Branch && targets.contains(&s.target));
+            let calling = |c: &arch::Code| c.sites.branches().any(|target| targets.contains(&target));
             if targets.is_empty() || !code.ranges.iter().any(calling) {
                 continue;
             }

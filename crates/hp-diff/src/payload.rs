@@ -84,7 +84,7 @@ impl<'p, 'a> Payload<'p, 'a> {
         twins: &'p Twins,
     ) -> Payload<'p, 'a> {
         let mut old_literals = FxHashMap::default();
-        for &address in old.map.references.iter().rev() {
+        for &address in old.map.references.as_slice().iter().rev() {
             let literal = old.map.resolve_address(&old.image, address, Use::Address) == Target::Literal;
             let plain = |size: u64| {
                 old.image.words.range(address..=address + size).next().is_none()

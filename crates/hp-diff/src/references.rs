@@ -208,7 +208,7 @@ fn of_static_data<'b>(build: &'b Build<'_>) -> impl Iterator<Item = Reference> +
     let data = image
         .sections
         .iter()
-        .filter(|s| image.fixed_address && (s.is_content() || s.tls) && !s.executable && !s.name.starts_with(".got"));
+        .filter(|s| image.fixed_address && (s.content || s.tls) && !s.executable && !s.name.starts_with(".got"));
     let words = data.flat_map(|s| {
         let first = s.address.next_multiple_of(8);
         let bytes = s.data.get((first - s.address) as usize..).unwrap_or_default();

@@ -47,9 +47,7 @@ pub(crate) fn find(map: &mut Map<'_>, image: &Image<'_>, code: &[FunctionCode]) 
         }
     }
     templates.reverse();
-    let is_template = |at: u64| templates.binary_search_by_key(&at, |t| t.0).is_ok();
-    map.objects.retain(|o| !(o.unnamed && is_template(o.address)));
-    map.templates = templates;
+    map.set_templates(templates);
 }
 
 /// The objects in `span` that a function refers to, and how much it copies from each; `None` if it does something else.

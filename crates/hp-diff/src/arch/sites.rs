@@ -13,6 +13,9 @@ const USE: u32 = 14;
 const FAR: u32 = 1 << 16;
 const ACCESS: u32 = 17;
 
+/// [`Use::Branch`], packed; [`Encoding::PcRelative`] is 0, too.
+const BRANCH: u32 = 0;
+
 #[derive(Clone, Copy, Debug)]
 struct Packed {
     instruction: u32,
@@ -21,22 +24,49 @@ struct Packed {
     target: i32,
 }
 
+impl Packed {
+    /// Offset of the field in the range.
+    fn field(self) -> u32 {
+        self.instruction + (self.facts & FIELD)
+    }
+}
+
+/// Two sites at the same place in the lists of two ranges.
+pub(crate) struct Beside {
+    /// Offset and width of the first one's field.
+    pub field: usize,
+    pub width: usize,
+    pub relation: Relation,
+}
+
+/// What two such sites are to each other.
+pub(crate) enum Relation {
+    /// Instructions of different shape, or at different places.
+    OtherShape,
+    /// Branches that go equally far.
+    Step,
+    /// It depends on where they lead.
+    Sites(Site, Site),
+}
+
 /// Sites, ordered by offset.
 #[derive(Debug, Default)]
 pub(crate) struct Sites {
     packed: Box<[Packed]>,
     /// Start of the range.
     start: u64,
+    /// Size of the range in bytes.
+    size: usize,
     /// Targets that are too far away for 32 bits.
-    far: Vec<u64>,
+    far: Box<[u64]>,
 }
 
 impl Sites {
-    /// Packs the sites of the range that starts at `start`.
-    pub(crate) fn new(start: u64, sites: &[Site]) -> Sites {
+    /// Packs the sites of the range of `size` bytes that starts at `start`.
+    pub(crate) fn new(start: u64, size: usize, sites: &[Site]) -> Sites {
         let mut far = Vec::new();
         let packed = sites.iter().map(|site| pack(start, site, &mut far)).collect();
-        Sites { packed, start, far }
+        Sites { packed, start, size, far: far.into() }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -51,16 +81,54 @@ impl Sites {
         Iter { sites: self, packed: self.packed.iter() }
     }
 
+    /// Where all of them lead.
+    pub(crate) fn targets(&self) -> impl Iterator<Item = u64> {
+        self.packed.iter().map(|packed| self.target(*packed))
+    }
+
+    /// Where those lead that transfer control.
+    pub(crate) fn branches(&self) -> impl Iterator<Item = u64> {
+        let branches = self.packed.iter().filter(|packed| packed.facts >> USE & 3 == BRANCH);
+        branches.map(|packed| self.target(*packed))
+    }
+
+    /// Those that do not lead into the range itself.
+    pub(crate) fn leaving(&self) -> impl Iterator<Item = Site> {
+        let leaves = |p: &&Packed| p.facts & FAR != 0 || !usize::try_from(p.target).is_ok_and(|n| n < self.size);
+        self.packed.iter().filter(leaves).map(|packed| self.unpack(*packed))
+    }
+
+    /// Pairs of sites of two ranges, in order, with what can be said without unpacking them. With `steps`
+    /// branches within both ranges are the same if they go equally far.
+    pub(crate) fn beside<'s>(&'s self, other: &'s Sites, steps: bool) -> impl Iterator<Item = Beside> {
+        let steps = if steps { self.size.min(other.size) } else { 0 };
+        self.packed.iter().zip(&other.packed).map(move |(p, q)| {
+            let shape = |p: &Packed| (p.instruction, p.facts & !FAR);
+            let is_step = p.facts == q.facts
+                && p.facts & (FAR | 3 << ENCODING | 3 << USE) == 0
+                && p.target == q.target
+                && usize::try_from(p.target).is_ok_and(|n| n < steps);
+            Beside {
+                field: p.field() as usize,
+                width: (p.facts >> WIDTH & 0xf) as usize,
+                relation: match shape(p) == shape(q) {
+                    false => Relation::OtherShape,
+                    true if is_step => Relation::Step,
+                    true => Relation::Sites(self.unpack(*p), other.unpack(*q)),
+                },
+            }
+        })
+    }
+
     /// The site whose field has the byte at this offset.
     pub(crate) fn at(&self, offset: usize) -> Option<Site> {
-        let field = |p: &Packed| p.instruction + (p.facts & FIELD);
-        let next = self.packed.partition_point(|p| field(p) as usize <= offset);
+        let next = self.packed.partition_point(|p| p.field() as usize <= offset);
         let site = self.get(next.checked_sub(1)?)?;
         (offset < site.offset as usize + usize::from(site.width)).then_some(site)
     }
 
     fn unpack(&self, packed: Packed) -> Site {
-        let Packed { instruction, facts, target } = packed;
+        let Packed { instruction, facts, .. } = packed;
         Site {
             instruction,
             offset: instruction + (facts & FIELD),
@@ -73,14 +141,18 @@ impl Sites {
                 _ => Encoding::Absolute64,
             },
             usage: match facts >> USE & 3 {
-                0 => Use::Branch,
+                BRANCH => Use::Branch,
                 1 => Use::Address,
                 _ => Use::Access(facts >> ACCESS),
             },
-            target: match facts & FAR {
-                0 => self.start.wrapping_add_signed(i64::from(target)),
-                _ => self.far[target as usize],
-            },
+            target: self.target(packed),
+        }
+    }
+
+    fn target(&self, packed: Packed) -> u64 {
+        match packed.facts & FAR {
+            0 => self.start.wrapping_add_signed(i64::from(packed.target)),
+            _ => self.far[packed.target as usize],
         }
     }
 }
@@ -93,7 +165,7 @@ fn pack(start: u64, site: &Site, far: &mut Vec<u64>) -> Packed {
         Encoding::Absolute64 => 3,
     };
     let (usage, access) = match site.usage {
-        Use::Branch => (0, 0),
+        Use::Branch => (BRANCH, 0),
         Use::Address => (1, 0),
         // No instruction names more than 512 bytes.
         Use::Access(bytes) => (2, bytes),
@@ -156,7 +228,7 @@ mod tests {
             let (width, usage) = ([1, 2, 4, 8][i / 4 % 4], uses[i / 16 % 4]);
             sites.push(Site { instruction, offset, end, width, encoding, usage, target: targets[i % 7] });
         }
-        let packed = Sites::new(0x4000, &sites);
+        let packed = Sites::new(0x4000, 0x1000, &sites);
         assert_eq!(packed.len(), sites.len());
         assert!(packed.iter().eq(sites.iter().copied()));
         for site in &sites {

@@ -9,9 +9,9 @@
 use rayon::prelude::*;
 use rustc_hash::FxHashMap;
 
-use super::Correlation;
 use super::names::Names;
 use super::pairs::{Asked, Numbering, Pairs, Question, View};
+use super::{Correlation, Settled};
 use crate::build::Build;
 use crate::compare::{Judge, Verdict};
 
@@ -58,14 +58,16 @@ impl<'m> Votes<'m> {
     fn round(&mut self, old: &Build<'_>, new: &Build<'_>, pairs: &mut Correlation) -> bool {
         let voters = self.who_votes(pairs);
         let (numbering, known): (_, &Correlation) = (self.numbering, pairs);
-        let ballots: Vec<(Vec<Verdict>, Vec<Question>)> =
-            voters.par_iter().map(|voter| vote((old, new), known, numbering, *voter)).collect();
-        for (voter, (votes, asked)) in voters.into_iter().zip(ballots) {
-            for Question { entity, partner } in asked {
+        let ballots: Vec<Vote> = voters.par_iter().map(|voter| vote((old, new), known, numbering, *voter)).collect();
+        for (voter, vote) in voters.into_iter().zip(ballots) {
+            for Question { entity, partner } in vote.asked {
                 self.lists.push((voter, partner, self.waiting[entity as usize]));
                 self.waiting[entity as usize] = self.lists.len() as u32 - 1;
             }
-            self.replace(voter, votes);
+            self.replace(voter, vote.verdicts);
+            if let Some(function) = pairs.settled.get_mut(voter as usize) {
+                *function = vote.settled;
+            }
         }
         let joined = self.objects.count(&mut pairs.objects) | self.functions.count(&mut pairs.functions);
         if joined {
@@ -116,17 +118,21 @@ impl<'m> Votes<'m> {
     }
 }
 
-/// The votes of one pair, each once, and what they depend on.
-fn vote(
-    (old, new): (&Build<'_>, &Build<'_>),
-    pairs: &Correlation,
-    numbering: Numbering,
-    voter: u32,
-) -> (Vec<Verdict>, Vec<Question>) {
+/// The vote of one pair.
+struct Vote {
+    /// What it votes for, each once.
+    verdicts: Vec<Verdict>,
+    /// What that depends on.
+    asked: Vec<Question>,
+    settled: Settled,
+}
+
+fn vote((old, new): (&Build<'_>, &Build<'_>), pairs: &Correlation, numbering: Numbering, voter: u32) -> Vote {
     let asked = Asked::new(numbering);
     let judge = Judge::new(old, new, pairs).seeing(View::noted(pairs, &asked));
     let mut votes = Vec::new();
     let objects = numbering.starts[2];
+    let mut settled = Settled::Open;
     if voter >= objects {
         let o = (voter - objects) as usize;
         votes.extend(pairs.objects.new_of(o).into_iter().flat_map(|p| judge.open_contents((o, p))));
@@ -140,6 +146,8 @@ fn vote(
         });
         if difference.is_some() {
             votes.clear();
+        } else if votes.is_empty() {
+            settled = if judge.depends_on_constants() { Settled::SameButForConstants } else { Settled::Same };
         }
     }
     votes.retain(|v| !matches!(v, Verdict::Same | Verdict::Different));
@@ -147,7 +155,7 @@ fn vote(
     votes.dedup();
     votes.shrink_to_fit();
     drop(judge);
-    (votes, asked.into_questions())
+    Vote { verdicts: votes, asked: asked.into_questions(), settled }
 }
 
 /// Votes for pairs of entities.

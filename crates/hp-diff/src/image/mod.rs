@@ -35,26 +35,29 @@ pub(crate) struct Section<'a> {
     pub executable: bool,
     pub writable: bool,
     pub tls: bool,
+    /// Code and data that the program refers to, as opposed to tables for the dynamic linker and the unwinder.
+    pub content: bool,
 }
 
 impl Section<'_> {
+    /// Part of the global offset table.
+    pub(crate) fn is_got(&self) -> bool {
+        self.name.starts_with(".got")
+    }
+
     pub(crate) fn end(&self) -> u64 {
         self.address + self.size
     }
+}
 
-    /// Code and data that the program refers to, as opposed to tables for the dynamic
-    /// linker and the unwinder.
-    pub(crate) fn is_content(&self) -> bool {
-        !self.tls
-            && !matches!(
-                self.name,
-                ".interp" | ".hash" | ".gnu.hash" | ".dynsym" | ".dynstr" | ".eh_frame" | ".eh_frame_hdr" | ".dynamic"
-            )
-            && !self.name.starts_with(".note")
-            && !self.name.starts_with(".rel")
-            && !self.name.starts_with(".gnu.version")
-            && !self.name.starts_with(".gcc_except_table")
-    }
+/// True for a section of this name if code refers to what it has.
+fn is_content(name: &str, tls: bool) -> bool {
+    let table = matches!(
+        name,
+        ".interp" | ".hash" | ".gnu.hash" | ".dynsym" | ".dynstr" | ".eh_frame" | ".eh_frame_hdr" | ".dynamic"
+    );
+    let tables = [".note", ".rel", ".gnu.version", ".gcc_except_table"];
+    !tls && !table && !tables.iter().any(|start| name.starts_with(start))
 }
 
 /// What the dynamic linker puts into a word of the image.

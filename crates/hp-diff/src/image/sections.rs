@@ -3,7 +3,7 @@
 use object::read::elf::ElfFile64;
 use object::{Endianness, Object, ObjectSection, SectionFlags, elf};
 
-use super::Section;
+use super::{Section, is_content};
 use crate::Error;
 
 pub(crate) fn check_header(data: &[u8]) -> Result<(), String> {
@@ -52,6 +52,7 @@ pub(super) fn sections<'a>(
             executable: sh_flags.contains(elf::SHF_EXECINSTR),
             writable: sh_flags.contains(elf::SHF_WRITE),
             tls: sh_flags.contains(elf::SHF_TLS),
+            content: is_content(name, sh_flags.contains(elf::SHF_TLS)),
         });
     }
     sections.sort_by_key(|s| (s.address, s.size));

@@ -3,7 +3,7 @@
 use object::read::elf::ElfFile64;
 use object::{Endianness, SymbolKind, elf};
 
-use super::{Evidence, Image, Section, Symbol, Word, debug_source, malformed};
+use super::{Evidence, Image, Section, Symbol, Word, debug_source, is_content, malformed};
 use crate::Error;
 use crate::input::{Input, MODULE, Unlinked};
 
@@ -56,6 +56,7 @@ fn sections(layout: &Unlinked) -> Vec<Section<'_>> {
         executable: false,
         writable: true,
         tls: false,
+        content: is_content(name, false),
     };
     let (slots, size) = layout.slot_table();
     let mut all: Vec<Section<'_>> = layout

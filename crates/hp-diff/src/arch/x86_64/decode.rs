@@ -5,10 +5,11 @@
 //! displacement may also be an address: such a field becomes a site if its value lies
 //! in the image (`image` is that address range), and later stages must prove it.
 
-use iced_x86::{Decoder, DecoderOptions, FlowControl, Formatter, Instruction, NasmFormatter, OpKind, Register};
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, OpKind, Register};
 
 use super::jump_table::Window;
-use crate::arch::{Branch, Code, Encoding, Site, Sites, Use};
+use crate::arch::sites::{Beside, Relation};
+use crate::arch::{Code, Encoding, Site, Sites, Use};
 
 /// The stack protector's word, `%fs:0x28` (glibc's `tcbhead_t.stack_guard`).
 const STACK_GUARD: u64 = 0x28;
@@ -52,7 +53,7 @@ pub(crate) fn decode(
     if code.computed_jumps || code.distances {
         code.jumps = Some(Box::new(window.jumps()));
     }
-    code.sites = Sites::new(address, sites);
+    code.sites = Sites::new(address, bytes.len(), sites);
     code
 }
 
@@ -108,27 +109,24 @@ fn has_memory(instruction: &Instruction) -> bool {
     (0..instruction.op_count()).any(|i| instruction.op_kind(i) == OpKind::Memory)
 }
 
-/// Length of the instruction at the start of `bytes` and its text.
-pub(crate) fn decode_at(address: u64, bytes: &[u8]) -> Option<(usize, String)> {
-    let mut decoder = Decoder::with_ip(64, bytes, address, DecoderOptions::NONE);
-    let instruction = decoder.decode();
-    if instruction.is_invalid() {
-        return None;
-    }
-    let mut text = String::new();
-    let mut formatter = NasmFormatter::new();
-    formatter.options_mut().set_hex_prefix("0x");
-    formatter.options_mut().set_hex_suffix("");
-    formatter.options_mut().set_branch_leading_zeros(false);
-    formatter.format(&instruction, &mut text);
-    Some((instruction.len(), text))
+/// Offset and length of each instruction, up to the first byte that is none.
+pub(crate) fn instructions(bytes: &[u8]) -> impl Iterator<Item = (usize, usize)> {
+    let mut decoder = Decoder::new(64, bytes, DecoderOptions::NONE);
+    let mut instruction = Instruction::default();
+    std::iter::from_fn(move || {
+        let at = decoder.position();
+        decoder.decode_out(&mut instruction);
+        (!instruction.is_invalid()).then(|| (at, instruction.len()))
+    })
 }
 
 /// Offset of the first byte in which two ranges differ, given their sites and a judge
-/// for pairs of them; `None` where everything is equal.
+/// for pairs of them; `None` where everything is equal. With `steps`, branches within the ranges that go
+/// equally far are not asked about.
 pub(crate) fn first_difference(
     old: (&[u8], &Code),
     new: (&[u8], &Code),
+    steps: bool,
     mut same: impl FnMut(&Site, &Site) -> bool,
 ) -> Option<u32> {
     let (a, b) = (old.0, new.0);
@@ -136,17 +134,15 @@ pub(crate) fn first_difference(
         let differing = a.iter().zip(b).skip(from).position(|(x, y)| x != y);
         Some(differing.map_or(a.len().min(b.len()), |n| n + from) as u32)
     };
-    let shape = |s: &Site| (s.offset, s.end, s.width, s.encoding, s.usage);
     let mut at = 0;
-    for (x, y) in old.1.sites.iter().zip(&new.1.sites) {
-        let field = x.offset as usize;
-        if shape(&x) != shape(&y) || a.get(at..field) != b.get(at..field) {
+    for Beside { field, width, relation } in old.1.sites.beside(&new.1.sites, steps) {
+        if matches!(relation, Relation::OtherShape) || a.get(at..field) != b.get(at..field) {
             return raw(at);
         }
-        if !same(&x, &y) {
-            return Some(x.instruction);
+        match relation {
+            Relation::Sites(x, y) if !same(&x, &y) => return Some(x.instruction),
+            _ => at = field + width,
         }
-        at = field + usize::from(x.width);
     }
     if old.1.sites.len() == new.1.sites.len() && a.get(at..) == b.get(at..) { None } else { raw(at) }
 }
@@ -215,19 +211,6 @@ fn absolute_sites(
             _ => continue,
         };
         push(offsets.immediate_offset(), offsets.immediate_size(), encoding, Use::Address, target);
-    }
-}
-
-/// How the instruction of `site` in the range `bytes` transfers control.
-pub(crate) fn branch(bytes: &[u8], site: &Site) -> Branch {
-    if site.usage != Use::Branch {
-        return Branch::None;
-    }
-    let mut decoder = Decoder::new(64, &bytes[site.instruction as usize..], DecoderOptions::NONE);
-    match decoder.decode().flow_control() {
-        FlowControl::Call | FlowControl::IndirectCall => Branch::Call,
-        FlowControl::ConditionalBranch => Branch::Conditional,
-        _ => Branch::Jump,
     }
 }
 

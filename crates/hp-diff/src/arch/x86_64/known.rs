@@ -41,7 +41,7 @@ pub(crate) fn add_known(code: &mut Code, address: u64, bytes: &[u8], fields: &[(
         }
     }
     sites.sort_by_key(|s| s.offset);
-    code.sites = Sites::new(address, &sites);
+    code.sites = Sites::new(address, bytes.len(), &sites);
 }
 
 trait Operands {

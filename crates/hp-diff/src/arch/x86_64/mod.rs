@@ -2,7 +2,6 @@
 
 mod copied;
 mod decode;
-mod displaced;
 mod identity;
 mod immediates;
 mod indexed;
@@ -14,8 +13,7 @@ mod thunk;
 mod values;
 
 pub(crate) use copied::copied;
-pub(crate) use decode::{DecodeRoom, branch, decode, decode_at, first_difference, padding, unpadded};
-pub(crate) use displaced::displaced;
+pub(crate) use decode::{DecodeRoom, decode, first_difference, instructions, padding, unpadded};
 pub(crate) use identity::compares_address;
 pub(crate) use immediates::{CallArgument, call_arguments, differing_arguments};
 pub(crate) use indexed::{Field, field, is_indexed, numbers};
