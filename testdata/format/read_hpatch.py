@@ -111,7 +111,9 @@ def functions(found, symbol_list):
     records = []
     for i in range(count):
         address, old_size, digest, new, _, parent, role = unpack("<QQ32sIIIB", content, 8 + 72 * i)
+        (flags,) = unpack("<B", content, 8 + 72 * i + 69)
         need(role in (0, 1) and (role == 0 or parent < count), "odd function record")
+        need(flags in (0, 1 - role), "odd flags of a function record")
         need(new < len(symbol_list), "function without a symbol")
         records.append(
             {
@@ -120,6 +122,7 @@ def functions(found, symbol_list):
                 "old_address": address,
                 "old_size": old_size,
                 "digest": digest.hex(),
+                "may_go_on": flags == 1,
             }
         )
     return records

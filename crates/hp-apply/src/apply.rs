@@ -5,7 +5,7 @@
 
 use crate::addr::{Bias, LinkAddr, LiveAddr, LiveRange};
 use crate::base_file::substitute;
-use crate::bytes::{millis, sha256};
+use crate::bytes::sha256;
 use crate::finders;
 use crate::image::Image;
 use crate::layout::Layout;
@@ -17,18 +17,23 @@ use crate::safe_point::{Watch, Watched};
 use crate::session::{self, Session, is_base, read_maps};
 use crate::sites::{Leads, Standing, Writer, is_in_one_page, stranger};
 use crate::small::Map;
-use crate::stops::{Acted, Stops, site_bytes, site_watch};
+use crate::stops::{Acted, Stops, looked, site_bytes, site_watch};
 use crate::sys::Instant;
 use crate::takeover::{self, Touched};
 use crate::threads::Stopped;
 use crate::unwind::Unwinder;
-use crate::{Done, Error, Measured, Options, cleanup, gate, inherit, place, revert, scope, seccomp, stage, sys};
+use crate::{
+    Done, Error, InTheWay, Measured, Options, cleanup, gate, inherit, place, revert, scope, seccomp, stage, sys,
+};
 use core::ops::Range;
 use core::time::Duration;
 use hp_pack::{Entry, FunctionRecord, Patch, Place, Role, SectionKind};
 
 /// How many entries are written in one stop; beyond that they get stops of their own.
 const BATCH: usize = 64;
+
+/// How long a strict safe point is looked for before a relaxed one will do.
+const STRICT_FIRST: Duration = Duration::from_millis(300);
 
 /// How long a program that has changed under our eyes is left alone before it is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
@@ -40,7 +45,7 @@ pub(crate) fn apply(pid: i32, patch: &Patch, id: &str, options: &Options) -> Res
     loop {
         let result = session::with(pid, &|session| apply_in(session, patch, id, options));
         // A program that starts binds its unwinders meanwhile: it is looked at anew.
-        let anew = matches!(&result, Err(Error::Busy(why)) if *why == [finders::BOUND_ANEW]);
+        let anew = matches!(&result, Err(Error::Busy(why)) if why.iter().any(|line| **line == *finders::BOUND_ANEW));
         if !anew || began.elapsed() >= options.timeout {
             return result;
         }
@@ -94,10 +99,23 @@ fn apply_in(session: &Session, patch: &Patch, id: &str, options: &Options) -> Re
     stops.may_close = survey.gates;
     let restrictions = survey.line();
     let helpers = survey.helpers;
+    let base = plan.base;
     let work = Work { plan, imports, slots, helpers, restrictions, options };
-    match options.dry_run {
+    let mut result = match options.dry_run {
         true => work.rehearse(stops, found.map(|(ledger, _)| ledger)),
         false => work.carry_out(stops, found),
+    };
+    match &mut result {
+        Ok(Done::Applied(Measured { left: lines, .. })) | Err(Error::Busy(lines)) => in_base(lines, base),
+        _ => {}
+    }
+    result
+}
+
+/// Places in the code of the base as link-time addresses; others are nobody's.
+fn in_base(lines: &mut [InTheWay], base: &Image) {
+    for line in lines {
+        line.at = line.at.filter(|at| base.span.contains(LiveAddr(*at))).map(|at| at.wrapping_sub(base.bias.0));
     }
 }
 
@@ -403,6 +421,9 @@ impl<'a> Plan<'a> {
     }
 }
 
+/// Where no thread may be at a relaxed flip, and the functions in which one may.
+type Relaxed = (Watch, Vec<LiveAddr>);
+
 struct Work<'a> {
     plan: Plan<'a>,
     imports: Imports,
@@ -421,7 +442,8 @@ impl Work<'_> {
             None => place::find(&read_maps(&session.process)?, self.plan.reach(), self.plan.layout.size)?,
         };
         let (_, ledger) = self.plan.payload(at, &self.imports)?;
-        let (busy, pause_ns) = stops.look(&self.flip_watch(&ledger, takeover::view(&ledger).as_ref()))?;
+        let relaxed = self.may_go_on(&ledger).unwrap_or_default();
+        let (busy, pause_ns) = stops.look(&self.flip_watch(&ledger, takeover::view(&ledger).as_ref(), &relaxed))?;
         let size = self.plan.layout.size;
         let mut lines = vec![match found {
             Some(_) => format!("use the {size} bytes at {at} that an earlier apply left"),
@@ -437,11 +459,7 @@ impl Work<'_> {
         let imports = self.imports.addresses.len() + self.imports.calls.len();
         lines.push(format!("compute {} relocations, with {imports} imports resolved", patch.relocations.len()));
         lines.push(self.restrictions.clone());
-        let pause = millis(pause_ns);
-        lines.push(match busy.is_empty() {
-            true => format!("a safe point exists now; stopping and checking took {pause}"),
-            false => format!("no safe point now (a stop took {pause}): {}", busy.join("; ")),
-        });
+        lines.push(looked(&busy, pause_ns));
         Ok(Done::Rehearsed(lines))
     }
 
@@ -456,9 +474,12 @@ impl Work<'_> {
         let watch = match standing.active {
             // An active patch is only tidied: nothing changes its meaning.
             true => site_watch(&ledger.functions),
-            false => self.flip_watch(&ledger, view.as_ref()),
+            false => self.flip_watch(&ledger, view.as_ref(), &[]),
         };
-        let mut measured = self.commit(&mut stops, &watch, seen, standing.active).inspect_err(|_| {
+        let relaxed = self.may_go_on(&ledger).filter(|_| !standing.active);
+        let relaxed = relaxed.map(|functions| (self.flip_watch(&ledger, view.as_ref(), &functions), functions));
+        let committed = self.commit(&mut stops, (&watch, relaxed.as_ref()), seen, standing.active);
+        let mut measured = committed.inspect_err(|_| {
             // What cannot be undone now is undone or finished by the next apply or revert.
             let _ = revert::undo(self.plan.session, &mut stops, &self.helpers, seen);
         })?;
@@ -492,7 +513,13 @@ impl Work<'_> {
     }
 
     /// Arm, flip, tidy.
-    fn commit(&self, stops: &mut Stops<'_>, watch: &Watch, ledger: &Ledger, active: bool) -> Result<Measured, Error> {
+    fn commit(
+        &self,
+        stops: &mut Stops<'_>,
+        (watch, relaxed): (&Watch, Option<&Relaxed>),
+        ledger: &Ledger,
+        active: bool,
+    ) -> Result<Measured, Error> {
         let process = &self.plan.session.process;
         let mut measured = Measured { mapped_bytes: ledger.mapping.len(), ..Measured::default() };
         let batches = ledger.functions.len() > BATCH;
@@ -506,7 +533,19 @@ impl Work<'_> {
             }
         }
         let watch = self.with_finders(watch.clone());
-        let flip = self.flip(stops, &watch, ledger, batches)?;
+        let flip = |watch: &Watch, stops: &mut Stops<'_>| self.flip(stops, watch, ledger, batches);
+        let flip = match relaxed {
+            None => flip(&watch, stops)?,
+            Some((with, functions)) => match stops.within(STRICT_FIRST, |stops| flip(&watch, stops)) {
+                Err(Error::Busy(_)) => {
+                    let flip = flip(&self.with_finders(with.clone()), stops)?;
+                    // Who is inside now was inside before: nothing leads there any more.
+                    measured.left = stops.look(&Watch::new(bodies(ledger, functions)))?.0;
+                    flip
+                }
+                result => result?,
+            },
+        };
         (measured.flip_pause_ns, measured.threads) = (flip.pause_ns, flip.threads);
         if batches {
             for (which, _) in chunks(ledger) {
@@ -521,9 +560,19 @@ impl Work<'_> {
         Ok(measured)
     }
 
-    /// Old code: the replaced functions, the thunks and bridges, and the patches that go.
-    fn flip_watch(&self, ledger: &Ledger, view: Option<&Ledger>) -> Watch {
-        let mut list = old_functions(ledger);
+    /// The replaced functions in which threads may go on, if that is wanted and there are any.
+    fn may_go_on(&self, ledger: &Ledger) -> Option<Vec<LiveAddr>> {
+        let allowed = self.plan.entries().filter(|(_, entry)| self.options.relaxed && entry.may_go_on);
+        let entries: Vec<LiveAddr> = allowed.map(|(record, _)| self.plan.range(record).start).collect();
+        ledger.functions.iter().any(|function| entries.contains(&function.entry())).then_some(entries)
+    }
+
+    /// Old code: the replaced functions but these, the thunks and bridges, and the patches that go.
+    fn flip_watch(&self, ledger: &Ledger, view: Option<&Ledger>, but: &[LiveAddr]) -> Watch {
+        let mut list = vec![Watched::plain(ledger.thunks, "a thunk")];
+        list.extend(ledger.functions.iter().map(site_bytes));
+        let watched = ledger.functions.iter().map(Replaced::entry).filter(|entry| !but.contains(entry));
+        list.extend(bodies(ledger, &watched.collect::<Vec<_>>()));
         if let Some(view) = view {
             list.push(Watched::plain(takeover::bridges(view), "a bridge"));
             list.extend(view.functions.iter().map(site_bytes));
@@ -625,11 +674,10 @@ fn rows(finders: LiveRange, patch: LiveRange) -> LiveRange {
     LiveRange { start: finders.start, end: finders.end.max(patch.end) }
 }
 
-/// The replaced functions and the thunks.
-fn old_functions(ledger: &Ledger) -> Vec<Watched> {
-    let mut list = vec![Watched::plain(ledger.thunks, "a thunk")];
-    for function in &ledger.functions {
-        list.push(site_bytes(function));
+/// The old code of the functions with these entries.
+fn bodies(ledger: &Ledger, entries: &[LiveAddr]) -> Vec<Watched> {
+    let mut list = Vec::new();
+    for function in ledger.functions.iter().filter(|function| entries.contains(&function.entry())) {
         for (index, old) in function.old.iter().enumerate() {
             let (name, origin) = (function.name.clone(), function.entry());
             let outside = if index == 0 { [function.entry(), function.site] } else { [LiveAddr(0); 2] };

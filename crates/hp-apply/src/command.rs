@@ -134,7 +134,7 @@ fn carry_out(start: &Start<'_>, bundled: Option<Vec<u8>>, report: &mut Report) -
 
 impl Args<'_> {
     fn options(&self) -> Options {
-        Options { timeout: self.timeout, max_pause: self.max_pause, dry_run: self.dry_run }
+        Options { timeout: self.timeout, max_pause: self.max_pause, dry_run: self.dry_run, relaxed: self.relaxed }
     }
 
     /// The processes that were named; `None` for `--all`.

@@ -276,7 +276,7 @@ impl Slots {
             }
             let finder = ledger.finder_of(process, slot.question * EACH..(slot.question + 1) * EACH, slot.leads)?;
             let (Some(finder), true) = (finder, now == slot.value || now == slot.leads) else {
-                return Err(Error::Busy(vec![BOUND_ANEW.to_owned()]));
+                return Err(Error::Busy(vec![BOUND_ANEW.to_owned().into()]));
             };
             slot.holder.write(process, tid, finder)?;
         }

@@ -165,7 +165,7 @@ pub fn stop_and_go(pid: i32) -> Result<u64, Error> {
         let mut tracer = threads::Tracer::new(&process);
         match tracer.stop_all()? {
             Ok(stopped) => Ok(stopped.release(false)),
-            Err(threads::NotNow(line)) => Err(Error::Busy(vec![line])),
+            Err(threads::NotNow(line)) => Err(Error::Busy(vec![line.into()])),
         }
     };
     on_its_own(pid, work)
@@ -202,6 +202,9 @@ pub struct Options {
     pub max_pause: Option<Duration>,
     /// Rehearse only: write nothing.
     pub dry_run: bool,
+    /// Where the patch allows it (`may_go_on`), do not wait for threads to leave an old function: they go on in it, and
+    /// calls lead to the new one.
+    pub relaxed: bool,
 }
 
 /// A function of a patch, as the ledger names it.
@@ -295,6 +298,48 @@ pub struct Measured {
     pub kept: Vec<String>,
     /// IDs of the older patches that this one has taken the place of.
     pub replaced: Vec<String>,
+    /// After a relaxed apply, the threads that go on in old functions.
+    pub left: Vec<InTheWay>,
+}
+
+/// A thread or process for which there is no safe point, in words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InTheWay {
+    words: String,
+    /// The place where the thread is in the code of the base: the link-time address of an instruction, or of the last
+    /// byte of a call.
+    pub at: Option<u64>,
+}
+
+impl InTheWay {
+    /// Says more of it.
+    pub fn add(&mut self, words: &str) {
+        self.words += words;
+    }
+
+    /// At this place, which is known to belong to the base only later.
+    fn new(words: String, at: Option<u64>) -> InTheWay {
+        InTheWay { words, at }
+    }
+}
+
+impl From<String> for InTheWay {
+    fn from(words: String) -> InTheWay {
+        InTheWay { words, at: None }
+    }
+}
+
+impl core::ops::Deref for InTheWay {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.words
+    }
+}
+
+fn joined(lines: &[InTheWay]) -> String {
+    let lines: Vec<&str> = lines.iter().map(|line| &**line).collect();
+    lines.join("; ")
 }
 
 /// Why a target was left as it was.
@@ -307,6 +352,6 @@ pub enum Error {
     #[error("{0}")]
     Unusable(String),
     /// Exit 4: threads and frames in the way, one line for each.
-    #[error("no safe point within the timeout: {}", .0.join("; "))]
-    Busy(Vec<String>),
+    #[error("no safe point within the timeout: {}", joined(.0))]
+    Busy(Vec<InTheWay>),
 }

@@ -6,7 +6,6 @@
 
 use crate::addr::{LiveAddr, LiveRange};
 use crate::base_file::check_originals;
-use crate::bytes::millis;
 use crate::finders;
 use crate::ledger::Ledger;
 use crate::pointers::{Search, hidden_holder, search_running, search_stopped};
@@ -16,7 +15,7 @@ use crate::safe_point::{Judge, Watch, Watched};
 use crate::session::{self, Session, is_base, read_maps};
 use crate::sites::{Standing, Writer, stranger};
 use crate::small::sort_by_key;
-use crate::stops::{Acted, Stops};
+use crate::stops::{Acted, Stops, looked};
 use crate::threads::NotNow;
 use crate::unwind::Unwinder;
 use crate::{Done, Error, Measured, Options, cleanup, gate, inherit, seccomp, stage, sys, takeover};
@@ -126,11 +125,7 @@ fn rehearse(stops: &mut Stops<'_>, work: Vec<(&Ledger, &Standing)>) -> Result<Do
             lines.push(format!("restore {} at {}", function.name, function.entry()));
         }
         let (busy, pause_ns) = stops.look(&new_code(ledger))?;
-        let pause = millis(pause_ns);
-        lines.push(match busy.is_empty() {
-            true => format!("a safe point exists now; stopping and checking took {pause}"),
-            false => format!("no safe point now (a stop took {pause}): {}", busy.join("; ")),
-        });
+        lines.push(looked(&busy, pause_ns));
     }
     Ok(Done::Rehearsed(lines))
 }
@@ -262,7 +257,7 @@ pub(crate) fn reclaim(
             return Ok(Err("somebody has applied it again".to_owned()));
         }
         if let Some(line) = judge.busy(&stopped.tasks, &watch).into_iter().next() {
-            why = line;
+            why = line.to_string();
             continue;
         }
         finders::take_out(session, stopped.tid(), ledger)?;

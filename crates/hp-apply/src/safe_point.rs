@@ -9,6 +9,7 @@
 //! Limits: stacks that no thread stands on (coroutines parked with `swapcontext`) are not
 //! seen.
 
+use crate::InTheWay;
 use crate::addr::{LiveAddr, LiveRange};
 use crate::bytes::u64_at;
 use crate::gate::Gates;
@@ -133,7 +134,7 @@ pub(crate) struct Judge<'a> {
 
 impl Judge<'_> {
     /// One line for each thread that is in the way; none at a safe point.
-    pub(crate) fn busy(&self, tasks: &[Task], watch: &Watch) -> Vec<String> {
+    pub(crate) fn busy(&self, tasks: &[Task], watch: &Watch) -> Vec<InTheWay> {
         tasks.iter().filter_map(|task| self.judge(task, watch)).collect()
     }
 
@@ -143,11 +144,11 @@ impl Judge<'_> {
     }
 
     /// What is in the way of this thread's being outside.
-    pub(crate) fn judge(&self, task: &Task, watch: &Watch) -> Option<String> {
+    pub(crate) fn judge(&self, task: &Task, watch: &Watch) -> Option<InTheWay> {
         let regs = &self.without_gate(&task.regs);
         let innermost = watch.find(Frame { pc: LiveAddr(regs.rip), exact: true });
         if let Some(inside) = innermost.filter(|inside| !inside.vague) {
-            return Some(self.line(task, &place(inside, LiveAddr(regs.rip))));
+            return Some(self.inside(task, inside, Frame { pc: LiveAddr(regs.rip), exact: true }));
         }
         let home = self.home(task.tid, regs);
         let clean = home.is_some_and(|stack| self.is_clean(regs, stack, watch));
@@ -155,13 +156,13 @@ impl Judge<'_> {
             return None;
         }
         let walk = self.unwinder.walk(regs, self.maps);
-        let found: Vec<(&Watched, LiveAddr)> =
-            walk.frames.iter().filter_map(|&frame| watch.find(frame).map(|watched| (watched, frame.pc))).collect();
+        let found: Vec<(&Watched, Frame)> =
+            walk.frames.iter().filter_map(|&frame| watch.find(frame).map(|watched| (watched, frame))).collect();
         let named = found.iter().find(|(watched, _)| !watched.vague).or(found.first());
         match (named, walk.proven) {
-            (Some((watched, pc)), _) => Some(self.line(task, &place(watched, *pc))),
+            (Some((watched, frame)), _) => Some(self.inside(task, watched, *frame)),
             (None, true) => None,
-            (None, false) => Some(self.line(task, &self.doubt(&walk, home))),
+            (None, false) => Some(self.line(task, &self.doubt(&walk, home)).into()),
         }
     }
 
@@ -200,6 +201,12 @@ impl Judge<'_> {
         ![regs.rax, regs.rcx, regs.rdx, regs.r11].iter().any(|&word| watch.may_hold(word))
     }
 
+    fn inside(&self, task: &Task, watched: &Watched, frame: Frame) -> InTheWay {
+        let offset = frame.pc.0.wrapping_sub(watched.origin.0);
+        let line = self.line(task, &format!("in {}+{offset:#x}", watched.name));
+        InTheWay::new(line, Some(frame.pc.0 - u64::from(!frame.exact)))
+    }
+
     fn line(&self, task: &Task, what: &str) -> String {
         let name = process::thread_comm(self.process.pid, task.tid);
         let blocked = blocked_in(&task.regs).map_or(String::new(), |call| format!(" (blocked in {call})"));
@@ -213,10 +220,6 @@ impl Judge<'_> {
         let stack = if home.is_none() { ", and it is not on its own stack" } else { "" };
         format!("cannot be proven to be outside: its stack has no unwind information from {last} in {module} on{stack}")
     }
-}
-
-fn place(watched: &Watched, pc: LiveAddr) -> String {
-    format!("in {}+{:#x}", watched.name, pc.0.wrapping_sub(watched.origin.0))
 }
 
 /// The system call in which the stop found a thread.

@@ -249,7 +249,9 @@ fn read(tracer: &mut Tracer<'_>, tid: i32, deadline: Option<Instant>) -> Result<
             return Ok(None);
         }
         if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-            return Err(Error::Busy(vec![format!("thread {tid} does not stop, so its seccomp filter cannot be read")]));
+            return Err(Error::Busy(vec![
+                format!("thread {tid} does not stop, so its seccomp filter cannot be read").into(),
+            ]));
         }
         sys::sleep(BACKOFF);
     };

@@ -114,9 +114,8 @@ impl Session {
             }
             if began.elapsed() >= timeout {
                 let name = process::comm(other);
-                return Err(Error::Busy(vec![format!(
-                    "process {other} ({name}) shares its memory with process {pid}"
-                )]));
+                let line = format!("process {other} ({name}) shares its memory with process {pid}");
+                return Err(Error::Busy(vec![line.into()]));
             }
             sys::sleep(Duration::from_millis(5));
         }

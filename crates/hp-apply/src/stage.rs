@@ -69,7 +69,7 @@ pub(crate) fn load(
                 return Err(process::ended(target.pid));
             }
             if Instant::now() >= deadline {
-                return Err(Error::Busy(vec!["no thread can map memory for the patch now".to_owned()]));
+                return Err(Error::Busy(vec!["no thread can map memory for the patch now".to_owned().into()]));
             }
             sys::sleep(BACKOFF);
         }

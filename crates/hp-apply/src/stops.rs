@@ -13,7 +13,7 @@ use crate::sites::Writer;
 use crate::sys::Instant;
 use crate::threads::{NotNow, Patience, Stopped, Tracer};
 use crate::unwind::Unwinder;
-use crate::{Options, sys};
+use crate::{InTheWay, Options, joined, sys};
 use core::time::Duration;
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(1);
@@ -96,6 +96,19 @@ impl<'p> Stops<'p> {
         self.until_safe(watch, special, gated, &mut act)
     }
 
+    /// The same work with this much less patience.
+    pub(crate) fn within<T>(
+        &mut self,
+        patience: Duration,
+        work: impl FnOnce(&mut Self) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let deadline = self.deadline;
+        self.deadline = Instant::now().checked_add(patience).map_or(deadline, |sooner| sooner.min(deadline));
+        let result = work(self);
+        self.deadline = deadline;
+        result
+    }
+
     /// The same, once for all kinds of acts.
     fn until_safe(
         &mut self,
@@ -128,10 +141,10 @@ impl<'p> Stops<'p> {
         gated: Option<&Ledger>,
         attempt: &mut Attempt,
         act: &mut Act<'_>,
-    ) -> Result<Result<Acted, Vec<String>>, Error> {
+    ) -> Result<Result<Acted, Vec<InTheWay>>, Error> {
         let (process, max_pause) = (self.process(), self.max_pause);
         let mut stopped = match self.tracer.stop_all()? {
-            Err(NotNow(line)) => return Ok(Err(vec![line])),
+            Err(NotNow(line)) => return Ok(Err(vec![line.into()])),
             Ok(stopped) => stopped,
         };
         let maps = read_maps(process)?;
@@ -164,7 +177,7 @@ impl<'p> Stops<'p> {
             stopped.release(false);
             attempt.too_long += 1;
             if attempt.too_long < PAUSE_TRIES {
-                return Ok(Err(vec![too_long(elapsed, most)]));
+                return Ok(Err(vec![too_long(elapsed, most).into()]));
             }
             self.open_gates(attempt, gated);
             return Err(Error::Refused(format!("{}; nothing was changed", too_long(elapsed, most))));
@@ -189,16 +202,25 @@ impl<'p> Stops<'p> {
     }
 
     /// One stop and one look, nothing else: who would be in the way now, and the pause.
-    pub(crate) fn look(&mut self, watch: &Watch) -> Result<(Vec<String>, u64), Error> {
+    pub(crate) fn look(&mut self, watch: &Watch) -> Result<(Vec<InTheWay>, u64), Error> {
         let process = self.process();
         let stopped = match self.tracer.stop_all()? {
-            Err(NotNow(line)) => return Ok((vec![line], 0)),
+            Err(NotNow(line)) => return Ok((vec![line.into()], 0)),
             Ok(stopped) => stopped,
         };
         let maps = read_maps(process)?;
         let judge = Judge { process, unwinder: &self.unwinder, maps: &maps, gates: &self.gates };
         let busy = judge.busy(&stopped.tasks, watch);
         Ok((busy, stopped.release(false)))
+    }
+}
+
+/// What [`Stops::look`] found, in words.
+pub(crate) fn looked(busy: &[InTheWay], pause_ns: u64) -> String {
+    let pause = millis(pause_ns);
+    match busy.is_empty() {
+        true => format!("a safe point exists now; stopping and checking took {pause}"),
+        false => format!("no safe point now (a stop took {pause}): {}", joined(busy)),
     }
 }
 

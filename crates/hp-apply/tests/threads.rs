@@ -224,7 +224,7 @@ fn quick() -> hp_apply::Options {
 #[track_caller]
 fn busy(outcome: hp_apply::Outcome) -> Vec<String> {
     match outcome.result {
-        Err(Error::Busy(lines)) => lines,
+        Err(Error::Busy(lines)) => lines.iter().map(|line| line.to_string()).collect(),
         other => panic!("not busy: {other:?}"),
     }
 }

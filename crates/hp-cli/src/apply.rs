@@ -4,6 +4,7 @@
 
 use crate::args::ApplyArgs;
 use crate::exit::Exit;
+use crate::frames;
 use crate::health;
 use crate::patch_file::PatchFile;
 use crate::targets::{Reporter, Subject, Verb, in_group, named, unseen};
@@ -19,8 +20,11 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    fn apply(&self, options: &Options) -> Outcome {
-        hp_apply::apply(self.pid, &self.file.bytes, options)
+    /// What came of it, and what else is to be said.
+    fn apply(&self, options: &Options) -> (Outcome, Vec<String>) {
+        let mut outcome = hp_apply::apply(self.pid, &self.file.bytes, options);
+        let notes = frames::explain(&mut outcome, self.file, options.relaxed);
+        (outcome, notes)
     }
 }
 
@@ -47,18 +51,19 @@ pub(crate) fn run(args: &ApplyArgs) -> anyhow::Result<Exit> {
     }
     // A process that was not asked for by number and has ended is no target any more.
     let gone = |job: &Job, outcome: &Outcome| outcome.result.is_err() && named.is_none() && !health::lives(job.pid);
-    let options = args.how.options();
+    let options = Options { relaxed: args.relaxed, ..args.how.options() };
     let together = !args.each && !options.dry_run;
     if together && jobs.len() > 1 && !rehearsed(&jobs, &options, &mut reporter, gone) {
         return reporter.finish();
     }
     let mut applied = Vec::new();
     for job in &jobs {
-        let outcome = job.apply(&options);
+        let (outcome, notes) = job.apply(&options);
         if gone(job, &outcome) {
             continue;
         }
         reporter.add(&job.subject, &outcome);
+        notes.iter().for_each(|note| reporter.note(note));
         match outcome.result {
             Ok(Done::Applied(measured)) => applied.push((job, measured.replaced)),
             Err(_) if together => {
@@ -83,7 +88,7 @@ fn rehearsed(jobs: &[Job], options: &Options, reporter: &mut Reporter, gone: imp
     let rehearsal = Options { dry_run: true, ..options.clone() };
     let mut fine = true;
     for job in jobs {
-        let outcome = job.apply(&rehearsal);
+        let (outcome, _) = job.apply(&rehearsal);
         if outcome.result.is_err() && !gone(job, &outcome) {
             reporter.add(&job.subject, &outcome);
             fine = false;

@@ -168,6 +168,10 @@ pub(crate) struct ApplyArgs {
     /// Apply wherever it can be done (default: all or none)
     #[arg(long)]
     pub(crate) each: bool,
+    /// Do not wait for threads that never leave an old function: they go on in it, and calls lead to the new one; only
+    /// where the patch says that this does no harm (see hp inspect, hp explain HP0507)
+    #[arg(long)]
+    pub(crate) relaxed: bool,
     /// Run CMD by the shell afterwards; if it fails, or a process ends, take everything back
     #[arg(long, value_name = "CMD")]
     pub(crate) health: Option<String>,
@@ -364,7 +368,8 @@ pub(crate) struct HowArgs {
 impl HowArgs {
     /// As the applier takes them.
     pub(crate) fn options(&self) -> hp_apply::Options {
-        hp_apply::Options { timeout: self.timeout, max_pause: self.max_pause, dry_run: self.dry_run }
+        let HowArgs { timeout, max_pause, dry_run, .. } = *self;
+        hp_apply::Options { timeout, max_pause, dry_run, relaxed: false }
     }
 }
 

@@ -64,7 +64,8 @@ fn play(folder: &Path) -> anyhow::Result<Exit> {
     let Some(patch) = diff(&old, &new)? else { return Ok(Exit::Refused) };
     std::fs::write(folder.join("fix.hpatch"), &patch).context("cannot write the patch")?;
 
-    let options = hp_apply::Options { timeout: Duration::from_secs(5), max_pause: None, dry_run: false };
+    let options =
+        hp_apply::Options { timeout: Duration::from_secs(5), max_pause: None, dry_run: false, relaxed: false };
     match measured(hp_apply::apply(server.pid(), &patch, &options)) {
         Ok(cost) => println!("{}", step("apply", &cost)),
         Err(exit) => return Ok(exit),

@@ -6,7 +6,7 @@ use crate::args::InspectArgs;
 use crate::exit::Exit;
 use crate::patch_file::PatchFile;
 use crate::side_by_side;
-use crate::text::{BOLD, DIM, WARN, clean, count, hex, print_json};
+use crate::text::{BOLD, DIM, WARN, clean, count, hex, print_json, verbose};
 use hp_diff::PatchedCode;
 use hp_pack::manifest::{FunctionInfo, Manifest};
 use hp_pack::{Patch, Place, Role};
@@ -124,6 +124,12 @@ fn print_functions(out: &mut impl Write, patch: &Patch, manifest: Option<&Manife
         let notes =
             [clean(&f.cause), source].into_iter().filter(|note| !note.is_empty()).collect::<Vec<_>>().join(", ");
         writeln!(out, "  {change:<8} {name:<width$}  {old}{} bytes  {DIM}{notes}{DIM:#}", f.new_size)?;
+        match clean(&f.goes_on).as_str() {
+            "" => {}
+            "yes" => writeln!(out, "  {:<8} {DIM}--relaxed: a thread may go on in the old code{DIM:#}", "")?,
+            why if verbose() => writeln!(out, "  {:<8} {DIM}no --relaxed: {why}{DIM:#}", "")?,
+            _ => {}
+        }
     }
     Ok(())
 }
@@ -191,9 +197,9 @@ fn as_json(file: &PatchFile, manifest: Option<&Manifest>) -> Value {
 
 fn record(patch: &Patch, f: &hp_pack::FunctionRecord) -> Value {
     let name = |symbol: u32| patch.symbols.get(symbol as usize).map(|s| s.name.as_str());
-    let (role, symbol, parent) = match f.role {
-        Role::Entry(entry) => ("entry", name(entry.new_symbol), None),
-        Role::Fragment(parent) => ("fragment", None, Some(parent)),
+    let (role, symbol, parent, may_go_on) = match f.role {
+        Role::Entry(entry) => ("entry", name(entry.new_symbol), None, entry.may_go_on),
+        Role::Fragment(parent) => ("fragment", None, Some(parent), false),
     };
     json!({
         "role": role,
@@ -202,5 +208,6 @@ fn record(patch: &Patch, f: &hp_pack::FunctionRecord) -> Value {
         "old_address": f.old_address,
         "old_size": f.old_size,
         "digest": hex(&f.digest),
+        "may_go_on": may_go_on,
     })
 }

@@ -11,6 +11,7 @@ mod demo;
 mod diff;
 mod exit;
 mod explain;
+mod frames;
 mod health;
 mod inspect;
 mod keygen;

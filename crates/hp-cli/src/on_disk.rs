@@ -51,7 +51,7 @@ impl OnDisk {
 }
 
 /// The GNU build ID of an ELF file, in hexadecimal; none if it has none or is no ELF file.
-fn build_id(path: &str) -> io::Result<Option<String>> {
+pub(crate) fn build_id(path: &str) -> io::Result<Option<String>> {
     let file = File::open(path)?;
     if !file.metadata()?.is_file() {
         return Ok(None);

@@ -20,7 +20,7 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let mut words = args.command.iter();
     let Some(program) = words.next() else { return Ok(Exit::Unusable.into()) };
     let started = hp_apply::start(Command::new(program).args(words))?;
-    let options = Options { timeout: TIMEOUT, max_pause: None, dry_run: false };
+    let options = Options { timeout: TIMEOUT, max_pause: None, dry_run: false, relaxed: false };
     for file in &patches {
         if let Err(error) = hp_apply::apply(started.pid(), &file.bytes, &options).result {
             let (program, patch) = (clean(&program.to_string_lossy()), file.display());

@@ -158,9 +158,13 @@ fn in_place(m: &Measured) -> String {
     if !m.replaced.is_empty() {
         text = format!(", in place of {}", clean(&m.replaced.join(", ")));
     }
-    m.kept
-        .iter()
-        .fold(text, |text, why| text + &format!("\n  memory of an older patch stays mapped, unused: {}", clean(why)))
+    for why in &m.kept {
+        text += &format!("\n  memory of an older patch stays mapped, unused: {}", clean(why));
+    }
+    for line in &m.left {
+        text += &format!("\n  goes on in the old code: {}", clean(line));
+    }
+    text
 }
 
 fn exit_of(result: &Result<Done, Error>) -> Exit {
@@ -192,6 +196,7 @@ pub(crate) fn entry(subject: &Subject, outcome: &Outcome) -> Value {
             "mapped_bytes": m.mapped_bytes,
             "kept": m.kept,
             "replaced": m.replaced,
+            "left": m.left.iter().map(|line| &**line).collect::<Vec<_>>(),
         })
     };
     let (result, detail) = match &outcome.result {
@@ -203,6 +208,7 @@ pub(crate) fn entry(subject: &Subject, outcome: &Outcome) -> Value {
         Err(Error::Refused(message)) => ("refused", json!({ "message": message })),
         Err(Error::Unusable(message)) => ("unusable", json!({ "message": message })),
         Err(Error::Busy(frames)) => {
+            let frames: Vec<&str> = frames.iter().map(|frame| &**frame).collect();
             ("busy", json!({ "message": "no safe point within the timeout", "frames": frames }))
         }
     };

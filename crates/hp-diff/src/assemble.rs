@@ -13,6 +13,7 @@ use crate::correlate::Correlation;
 use crate::detour;
 use crate::entity::{FunctionId, Target};
 use crate::finding::{Finding, Level};
+use crate::goes_on::Words;
 use crate::identity;
 use crate::image::Word;
 use crate::layout::Variable;
@@ -114,11 +115,11 @@ fn source(new: &Build<'_>, change: &Change) -> String {
 
 /// The manifest, as JSON.
 pub(crate) fn manifest(
-    old: &Build<'_>,
-    new: &Build<'_>,
+    (old, new): (&Build<'_>, &Build<'_>),
     changes: &[Change],
     copied: &FxHashSet<FunctionId>,
     findings: &[Finding],
+    words: &Words,
     options: &Options,
 ) -> Vec<u8> {
     let info = |build: &Build<'_>| BuildInfo {
@@ -128,6 +129,10 @@ pub(crate) fn manifest(
     let is_copied = |c: &&Change| {
         c.kind == ChangeKind::Changed
             || new.map.function_at(c.new_address).is_some_and(|(g, _, _)| c.new_size > 0 && copied.contains(&g))
+    };
+    let goes_on = |c: &Change| {
+        let word = words.iter().find(|(f, _)| c.old_size > 0 && old.map.functions[*f].address() == c.old_address);
+        word.map_or_else(String::new, |(_, why_not)| why_not.clone().unwrap_or_else(|| "yes".into()))
     };
     let info_of = |c: &Change| FunctionInfo {
         name: c.name.clone(),
@@ -143,6 +148,7 @@ pub(crate) fn manifest(
         old_size: c.old_size,
         new_size: c.new_size,
         source: source(new, c),
+        goes_on: goes_on(c),
     };
     let left_out = changes.iter().filter(|c| c.kind == ChangeKind::LineOnly);
     let findings = findings.iter().map(|f| FindingInfo {

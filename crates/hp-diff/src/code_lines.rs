@@ -1,5 +1,6 @@
 //! The source lines of some ranges of a build's code, for who writes debug information for copies of them.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use object::SymbolKind;
@@ -21,6 +22,17 @@ pub struct CodeLines {
 }
 
 impl BuildFile {
+    /// The places in the source that these link-time addresses come from, as far as the debug information knows them.
+    ///
+    /// # Errors
+    /// If the build cannot be parsed.
+    pub fn places(&self, addresses: &[u64]) -> Result<BTreeMap<u64, Place>, Error> {
+        let image = Image::parse(&self.0)?;
+        let wanted: BTreeSet<u64> = addresses.iter().copied().collect();
+        let map = SourceMap::lines(&image.debug, wanted.iter().map(|at| *at..*at + 1).collect());
+        Ok(wanted.into_iter().filter_map(|at| Some((at, map.place(at)?))).collect())
+    }
+
     /// The lines of those ranges of code whose symbol has one of these names and sizes, as far as the debug information
     /// knows them. A name and size that several symbols share is left out: which one is meant is not known.
     ///

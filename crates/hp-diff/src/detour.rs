@@ -150,8 +150,8 @@ pub(crate) fn redirect(
     for (to, from) in site_bytes.iter_mut().zip(from_site) {
         *to = *from;
     }
-    let entry =
-        Entry { new_symbol, thunk_symbol, site_offset: thunk.site_offset, site_bytes, displaced: thunk.displaced };
+    let (site_offset, displaced) = (thunk.site_offset, thunk.displaced);
+    let entry = Entry { new_symbol, thunk_symbol, site_offset, site_bytes, displaced, may_go_on: false };
     let record = |range: &crate::entity::CodeRange<'_>, role| FunctionRecord {
         old_address: range.address,
         old_size: range.bytes.len() as u64,

@@ -17,6 +17,7 @@ mod entity;
 mod entries;
 mod explain;
 mod finding;
+mod goes_on;
 mod identity;
 mod image;
 mod input;
@@ -272,7 +273,13 @@ pub fn diff(old: &Path, new: &Path, options: &Options) -> Result<Report, Error> 
         report.patch = None;
     }
     if let Some(patch) = &mut report.patch {
-        patch.manifest = assemble::manifest(&old, &new, &report.changes, &copied, &report.findings, options);
+        let (pairs, changes) = (&pairs, &changes);
+        let evidence = goes_on::Evidence { old: &old, new: &new, pairs, changes, findings: &report.findings };
+        let (words, more) = goes_on::words(&evidence, patch, options);
+        report.findings.extend(more);
+        report.findings.sort_by(by_weight);
+        let (changes, findings) = (&report.changes, &report.findings);
+        patch.manifest = assemble::manifest((&old, &new), changes, &copied, findings, &words, options);
     }
     Ok(report)
 }

@@ -61,6 +61,10 @@ pub struct FunctionInfo {
     /// Source file, where known, and the line of the first difference after a colon: `resolve.c:412`.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub source: String,
+    /// Of a replaced function: `yes` if a thread may go on inside the old one while calls already lead to the new one, else
+    /// why not, in words.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub goes_on: String,
 }
 
 /// A finding that the patch was made in spite of.

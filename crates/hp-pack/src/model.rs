@@ -286,4 +286,6 @@ pub struct Entry {
     pub site_bytes: [u8; 5],
     /// Length in bytes of the whole instructions that the thunk repeats, from the site on.
     pub displaced: u8,
+    /// The diff's word that a thread may go on inside the old function while calls already lead to the new one.
+    pub may_go_on: bool,
 }

@@ -457,6 +457,7 @@ fn function(r: &[u8]) -> Option<FunctionRecord> {
     let (new, thunk, parent) = (u32_at(r, 48)?, u32_at(r, 52)?, u32_at(r, 56)?);
     let [role, site_offset, displaced, site_len] = bytes_at::<4>(r, 60)?;
     let site_bytes = bytes_at::<5>(r, 64)?;
+    let [flags, padding @ ..] = bytes_at::<3>(r, 69)?;
     let role = match role {
         0 if parent == NO_PARENT && usize::from(site_len) == site_bytes.len() => Role::Entry(Entry {
             new_symbol: new.checked_sub(1)?,
@@ -464,14 +465,18 @@ fn function(r: &[u8]) -> Option<FunctionRecord> {
             site_offset,
             site_bytes,
             displaced,
+            may_go_on: flags == 1,
         }),
-        1 if [new, thunk] == [0; 2] && [site_offset, displaced, site_len] == [0; 3] && site_bytes == [0; 5] => {
+        1 if flags == 0
+            && [new, thunk] == [0; 2]
+            && [site_offset, displaced, site_len] == [0; 3]
+            && site_bytes == [0; 5] =>
+        {
             Role::Fragment(parent)
         }
         _ => return None,
     };
-    let padding = bytes_at::<3>(r, 69)?;
     let function =
         FunctionRecord { old_address: u64_at(r, 0)?, old_size: u64_at(r, 8)?, digest: bytes_at(r, 16)?, role };
-    (padding == [0; 3]).then_some(function)
+    (flags <= 1 && padding == [0; 2]).then_some(function)
 }

@@ -166,19 +166,19 @@ fn functions(patch: &Patch, out: &mut Vec<u8>) {
         out.extend_from_slice(&f.old_address.to_le_bytes());
         out.extend_from_slice(&f.old_size.to_le_bytes());
         out.extend_from_slice(&f.digest);
-        let (new, thunk, parent, bytes) = match f.role {
+        let (new, thunk, parent, bytes, flags) = match f.role {
             Role::Entry(e) => {
                 let site = [0, e.site_offset, e.displaced, e.site_bytes.len() as u8];
-                (e.new_symbol + 1, e.thunk_symbol + 1, NO_PARENT, (site, e.site_bytes))
+                (e.new_symbol + 1, e.thunk_symbol + 1, NO_PARENT, (site, e.site_bytes), u8::from(e.may_go_on))
             }
-            Role::Fragment(parent) => (0, 0, parent, ([1, 0, 0, 0], [0; 5])),
+            Role::Fragment(parent) => (0, 0, parent, ([1, 0, 0, 0], [0; 5]), 0),
         };
         for v in [new, thunk, parent] {
             out.extend_from_slice(&v.to_le_bytes());
         }
         out.extend_from_slice(&bytes.0);
         out.extend_from_slice(&bytes.1);
-        out.extend_from_slice(&[0; 3]);
+        out.extend_from_slice(&[flags, 0, 0]);
     }
 }
 

@@ -79,14 +79,14 @@ fn expected_json(patch: &Patch) -> String {
     let mut functions = String::new();
     for f in &patch.functions {
         let separator = if functions.is_empty() { "" } else { ", " };
-        let (role, name) = match f.role {
-            Role::Entry(e) => ("entry", patch.symbols[e.new_symbol as usize].name.as_str()),
-            Role::Fragment(_) => ("fragment", ""),
+        let (role, name, goes_on) = match f.role {
+            Role::Entry(e) => ("entry", patch.symbols[e.new_symbol as usize].name.as_str(), e.may_go_on),
+            Role::Fragment(_) => ("fragment", "", false),
         };
         let (address, size, digest) = (f.old_address, f.old_size, hex(&f.digest));
         write!(
             functions,
-            r#"{separator}{{"role": "{role}", "name": "{name}", "old_address": {address}, "old_size": {size}, "digest": "{digest}"}}"#
+            r#"{separator}{{"role": "{role}", "name": "{name}", "old_address": {address}, "old_size": {size}, "digest": "{digest}", "may_go_on": {goes_on}}}"#
         )
         .unwrap();
     }

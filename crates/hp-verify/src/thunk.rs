@@ -45,6 +45,7 @@ pub(crate) fn check(patch: &Patch, old: &Side<'_>, layouts: &[Layout]) -> Record
             Role::Entry(entry) => check_body(old, record).and_then(|f| {
                 check_parts(patch, old, f, i)?;
                 check_site(old, record, &entry, &incoming)?;
+                check_goes_on(patch, old, f, &entry)?;
                 found.redirected += JUMP;
                 check_thunk(patch, old, layouts, record, &entry).map(|pieces| {
                     let start = patch.symbols[entry.thunk_symbol as usize].value;
@@ -186,6 +187,22 @@ fn check_site(old: &Side<'_>, record: &FunctionRecord, entry: &Entry, incoming: 
         return wrong("record", format!("{from:#x} of the base leads to {target:#x}, under its jump"));
     }
     flags_are_dead(old, site, end)
+}
+
+/// A thread that goes on in the old function must not come to its entry again, nor meet variables that it does not know.
+fn check_goes_on(patch: &Patch, old: &Side<'_>, f: usize, entry: &Entry) -> Check<()> {
+    if !entry.may_go_on {
+        return Ok(());
+    }
+    if [SectionKind::Data, SectionKind::Bss].iter().any(|kind| patch.section(*kind).is_some()) {
+        return wrong("record", "says that old code may go on beside variables that it does not know");
+    }
+    let entry = old.ranges[f].address;
+    let fields = old.family(f).iter().flat_map(|part| old.steps(*part)).flat_map(|(_, step)| step.fields);
+    match fields.into_iter().any(|field| field.usage == Use::Branch && (entry..=entry + 4).contains(&field.target)) {
+        true => wrong("record", "says that old code may go on, which leads to its own entry"),
+        false => Ok(()),
+    }
 }
 
 /// The thunk's test writes the status flags: nothing may read them before they are written again.

@@ -8,7 +8,7 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 pub(super) const HELP: &str = "\
 Patches running programs, and takes patches out again. Needs nothing but /proc.
 
-hp-apply apply PATCH... (--pid N... | --all | --exe PATH) [--each] [--trust FILE] [HOW]
+hp-apply apply PATCH... (--pid N... | --all | --exe PATH) [--each] [--relaxed] [--trust FILE] [HOW]
 hp-apply revert (ID | PATCH | --everything) (--pid N... | --all | --exe PATH) [HOW]
 hp-apply status [--pid N...]
   HOW: --dry-run  --timeout TIME (10s)  --max-pause TIME
@@ -23,7 +23,7 @@ Exit codes:
 pub(super) const BUNDLE_HELP: &str = "\
 Applies the patch that it carries to running programs. Needs nothing but /proc.
 
-(--pid N... | --all | --exe PATH) [--each] [--trust FILE] [HOW]     apply it
+(--pid N... | --all | --exe PATH) [--each] [--relaxed] [--trust FILE] [HOW]     apply it
 --revert (--pid N... | --all | --exe PATH) [HOW]                    take it out again
 --status [--pid N...]                                               show which processes are patched
   HOW: --dry-run  --timeout TIME (10s)  --max-pause TIME
@@ -57,6 +57,7 @@ pub(super) struct Args<'a> {
     pub(super) everything: bool,
     pub(super) each: bool,
     pub(super) dry_run: bool,
+    pub(super) relaxed: bool,
     pub(super) timeout: Duration,
     pub(super) max_pause: Option<Duration>,
     pub(super) trust: Vec<&'a [u8]>,
@@ -73,6 +74,7 @@ pub(super) fn parse<'a>(words: &[&'a [u8]], is_bundle: bool) -> Result<Args<'a>,
         everything: false,
         each: false,
         dry_run: false,
+        relaxed: false,
         timeout: DEFAULT_TIMEOUT,
         max_pause: None,
         trust: Vec::new(),
@@ -135,6 +137,7 @@ impl<'a> Args<'a> {
             b"--each" => self.each = true,
             b"--everything" => self.everything = true,
             b"--dry-run" => self.dry_run = true,
+            b"--relaxed" => self.relaxed = true,
             b"--revert" if is_bundle => self.what = What::Revert,
             b"--status" if is_bundle => self.what = What::Status,
             b"--help" | b"-h" => self.what = What::Help,
@@ -165,6 +168,7 @@ impl<'a> Args<'a> {
             _ if is_bundle && (!self.words.is_empty() || self.everything) => Some("a bundle is for its own patch only"),
             _ if is_bundle => None,
             What::Apply if self.words.is_empty() => Some("a patch file is missing"),
+            What::Revert if self.relaxed => Some("--relaxed belongs to apply"),
             What::Apply if self.everything => Some("--everything belongs to revert"),
             What::Revert if (self.words.len() == 1) == self.everything || self.words.len() > 1 => {
                 Some("which patch? one ID, one patch file, or --everything")

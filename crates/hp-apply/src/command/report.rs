@@ -159,6 +159,9 @@ fn in_place(m: &Measured) -> String {
     for why in &m.kept {
         text += &format!("\n  memory of an older patch stays mapped, unused: {}", clean(why.as_bytes()));
     }
+    for line in &m.left {
+        text += &format!("\n  goes on in the old code: {}", clean(line.as_bytes()));
+    }
     text
 }
 

@@ -264,7 +264,8 @@ impl<'a> Maker<'a> {
                 weak: false,
             });
             let site_bytes = self.program.bytes(site, 5).try_into().unwrap();
-            let entry = Entry { new_symbol, thunk_symbol, site_offset, site_bytes, displaced: displaced as u8 };
+            let (displaced, may_go_on) = (displaced as u8, false);
+            let entry = Entry { new_symbol, thunk_symbol, site_offset, site_bytes, displaced, may_go_on };
             let digest = sha256(&self.program.bytes(address, size));
             records.push(FunctionRecord { old_address: address, old_size: size, digest, role: Role::Entry(entry) });
         }
@@ -444,7 +445,7 @@ fn lines(output: ChildStdout) -> Receiver<String> {
 }
 
 pub fn options() -> Options {
-    Options { timeout: Duration::from_secs(10), max_pause: None, dry_run: false }
+    Options { timeout: Duration::from_secs(10), max_pause: None, dry_run: false, relaxed: false }
 }
 
 pub const ID: &str = "0123456789abcdef";

@@ -51,7 +51,7 @@ pub(crate) fn run(args: &WatchArgs) -> anyhow::Result<Exit> {
         "event": "watching", "folder": name, "programs": if told.is_ok() { "kernel" } else { "poll" },
         "poll_seconds": interval.as_secs_f64(), "message": told.err(),
     }))?;
-    let options = Options { timeout: args.timeout, max_pause: args.max_pause, dry_run: false };
+    let options = Options { timeout: args.timeout, max_pause: args.max_pause, dry_run: false, relaxed: false };
     let mut watch = Watch { folder: Folder::default(), options, known: BTreeMap::new(), due: BTreeSet::new() };
     let mut news = watch.folder.read(&args.folder, &args.trust).map_err(failed)?;
     let mut next_round = Instant::now();

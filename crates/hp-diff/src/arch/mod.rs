@@ -11,9 +11,9 @@ mod x86_64;
 pub(crate) use sites::Sites;
 
 pub(crate) use x86_64::{
-    CallArgument, DecodeRoom, Field, JumpTableContext, Jumps, add_known, call_arguments, compares_address, copied,
-    decode, differing_arguments, field, first_difference, instructions, is_indexed, memory_numbers, numbers, padding,
-    plt_stubs, shape, tables, texts, thunk, unpadded,
+    CallArgument, DecodeRoom, Field, JumpTableContext, Jumps, add_known, call_arguments, changed_registers,
+    compares_address, copied, decode, differing_arguments, field, first_difference, instructions, is_call, is_indexed,
+    memory_numbers, numbers, padding, plt_stubs, returns, shape, tables, texts, thunk, unpadded,
 };
 
 /// How a field in an instruction encodes its target.

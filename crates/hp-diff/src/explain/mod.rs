@@ -15,10 +15,12 @@
 
 mod align;
 mod cause;
+mod effects;
 mod patched;
 mod tokens;
 
 pub(crate) use cause::{Cause, Causes};
+pub(crate) use effects::{Effects, never_returns};
 pub use patched::{PatchedCode, patched_code};
 
 use std::time::{Duration, Instant};

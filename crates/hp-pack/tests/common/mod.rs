@@ -71,6 +71,7 @@ pub(crate) fn small() -> Patch {
                     site_offset: 0,
                     site_bytes: [0x55, 0x48, 0x89, 0xe5, 0x90],
                     displaced: 5,
+                    may_go_on: true,
                 }),
             },
             FunctionRecord { old_address: 0x1800, old_size: 0x20, digest: [0x22; 32], role: Role::Fragment(0) },
@@ -199,7 +200,14 @@ fn random_functions(symbols: &[Symbol], r: &mut Random) -> Vec<FunctionRecord> {
             let digest = [r.next() as u8; 32];
             let site_bytes = [1, 2, 3, 4, r.next() as u8];
             let site_offset = 4 * r.below(2) as u8;
-            let entry = Entry { new_symbol: 0, thunk_symbol: 1, site_offset, site_bytes, displaced: 5 };
+            let entry = Entry {
+                new_symbol: 0,
+                thunk_symbol: 1,
+                site_offset,
+                site_bytes,
+                displaced: 5,
+                may_go_on: r.below(2) == 1,
+            };
             let role = if i == 0 || r.below(3) > 0 { Role::Entry(entry) } else { Role::Fragment(0) };
             FunctionRecord { old_address: 0x8000 - i * 0x100, old_size: 9 + r.below(0x80), digest, role }
         })

@@ -1,0 +1,57 @@
+//! Which registers code changes, beside those that it must give back.
+
+use iced_x86::{Decoder, DecoderOptions, FlowControl, InstructionInfoFactory, OpAccess, Register};
+use rustc_hash::FxHashSet;
+
+/// Registers that a function must leave as they were (psABI for AMD64, figure 3.4).
+const KEPT: [Register; 7] =
+    [Register::RBX, Register::RBP, Register::RSP, Register::R12, Register::R13, Register::R14, Register::R15];
+
+/// Numbers of the registers that these instructions may change and need not give back; `None` if they call through a
+/// pointer, which may change all.
+pub(crate) fn changed_registers(bytes: &[u8]) -> Option<FxHashSet<u32>> {
+    let mut info = InstructionInfoFactory::new();
+    let mut changed = FxHashSet::default();
+    for instruction in &mut Decoder::new(64, bytes, DecoderOptions::NONE) {
+        if instruction.is_invalid() || instruction.flow_control() == FlowControl::IndirectCall {
+            return None;
+        }
+        for used in info.info(&instruction).used_registers() {
+            let register = used.register().full_register();
+            let writes =
+                !matches!(used.access(), OpAccess::None | OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess);
+            if writes && !KEPT.contains(&register) {
+                changed.insert(register as u32);
+            }
+        }
+    }
+    Some(changed)
+}
+
+/// Whether the instruction at an offset is a call.
+pub(crate) fn is_call(bytes: &[u8], at: u32) -> bool {
+    let rest = bytes.get(at as usize..).unwrap_or_default();
+    let instruction = Decoder::new(64, rest, DecoderOptions::NONE).decode();
+    matches!(instruction.flow_control(), FlowControl::Call | FlowControl::IndirectCall)
+}
+
+/// Whether one of the instructions returns, or jumps through a pointer.
+pub(crate) fn returns(bytes: &[u8]) -> bool {
+    let leaves = |control| matches!(control, FlowControl::Return | FlowControl::IndirectBranch);
+    Decoder::new(64, bytes, DecoderOptions::NONE).iter().any(|instruction| leaves(instruction.flow_control()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_counts_and_what_is_kept_does_not() {
+        // mov r8d,1; push rbx; mov ebx,ecx; movaps xmm3,xmm1; cmp rsi,rdi; pop rbx; ret
+        let code = [0x41, 0xb8, 1, 0, 0, 0, 0x53, 0x89, 0xcb, 0x0f, 0x28, 0xd9, 0x48, 0x39, 0xfe, 0x5b, 0xc3];
+        let expected = [Register::R8, Register::ZMM3].map(|register| register as u32);
+        assert_eq!(changed_registers(&code), Some(expected.into_iter().collect()));
+        // call rax
+        assert_eq!(changed_registers(&[0xff, 0xd0]), None);
+    }
+}
