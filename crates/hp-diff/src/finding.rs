@@ -137,6 +137,8 @@ codes! {
         "The new code stores another number into memory that outlives the function, masks it with another one or compares it with another one. If that number is a flag or a state that objects of the running process hold, the new code misreads them; a corrected bound does no harm. Look at the places; --strict makes this an error, which --allow HP0403=FUNCTION accepts.";
     ReleaseAdded = "HP0404", Error, "new code releases what the old code left alone",
         "The new code hands what an object or variable leads to to a function that releases it, where the old code does not. If the fix changed who owns it, objects that the old code made may lead to it twice, and it would be released twice. If the fix only mends a leak, all is well: look at the places, and accept with --allow HP0404=FUNCTION.";
+    LayoutSuspected = "HP0405", Error, "offsets into objects changed, and no debug information says why",
+        "The new function is the old one but for how far into objects it reaches. That is what a changed structure does to the code that uses it, and live objects have the old layout; a fix that uses another member looks the same. Build with -g, or give the debug files, to have the layouts compared; if you know that no structure changed, accept with --allow HP0405=FUNCTION.";
     EntryTooShort = "HP0501", Error, "the function is too short to be redirected",
         "The 5-byte jump does not fit before the next function.";
     BranchIntoEntry = "HP0502", Error, "something leads into the redirected bytes",
@@ -165,6 +167,7 @@ impl Code {
                 | Code::LayoutUnproven
                 | Code::NumberChanged
                 | Code::ReleaseAdded
+                | Code::LayoutSuspected
                 | Code::InitialValueChanged
                 | Code::ConstructorsChanged
                 | Code::WalkedSectionChanged

@@ -12,6 +12,7 @@ mod code_lines;
 mod compare;
 mod correlate;
 mod detour;
+mod displaced;
 mod dwarf;
 mod entity;
 mod entries;
@@ -243,6 +244,9 @@ pub fn diff(old: &Path, new: &Path, options: &Options) -> Result<Report, Error> 
         }
         copied = made.copied;
         patch = Some(made.patch);
+    }
+    if findings.iter().any(|f| f.code == Code::LayoutUnproven) {
+        findings.extend(displaced::findings(&old, &new, &changes));
     }
     options.progress.tell(Stage::Explain);
     let differing: Vec<(FunctionId, FunctionId)> =

@@ -186,6 +186,96 @@ fn edits_are_found_without_symbols() {
     assert!(same * 100 >= count * 80, "only {same} of {count} edits were decided without symbols");
 }
 
+/// Code that a compiler moves away because it never returns: entered at several places, or on a condition at its start
+/// only. And functions of the same shape that nothing refers to: what they call tells them apart.
+const APART: &str = r#"
+#include <stdio.h>
+#include <stdlib.h>
+#define WHOLE __attribute__((noinline, noclone, used))
+static __attribute__((noinline, cold)) void report(int level, const char *text) { if (level > 2) { puts(text); exit(level); } }
+static int depth;
+WHOLE static int check(const int *p, int n) {
+    if (__builtin_expect(p == 0, 0)) { report(5, "no memory"); __builtin_unreachable(); }
+    if (__builtin_expect(n > 9, 0)) { report(6, "too many"); __builtin_unreachable(); }
+    return p[n] + depth;
+}
+WHOLE static int known(int kind, int a, int b) {
+    switch (kind) {
+    case 1: return a + b;
+    case 2: return a - b;
+    case 3: return a * b;
+    case 4: return printf("%d", a);
+    case 7: return a ^ b;
+    }
+    report(7, "unknown kind"); __builtin_unreachable();
+}
+WHOLE static int enter(int n) { return depth += n; }
+WHOLE static int leave(int n) { return depth -= n; }
+WHOLE static void enter_one(void) { if (depth) enter(1); }
+WHOLE static void leave_one(void) { if (depth) leave(1); }
+WHOLE static int edited(int x) { return x * 3 + printf("%d", x); }
+int main(int argc, char **argv) {
+    return check(&argc, argc - 1) + known(argc, 1, 2) + enter(argc) + leave(argc) + edited(argc);
+}
+"#;
+
+#[test]
+fn what_never_returns_is_a_part_of_its_function_without_symbols() {
+    let room = tempfile::tempdir().unwrap();
+    let edits = [
+        ("body", "x * 3", "x * 5"),
+        ("check", "p[n] + depth", "p[n] - depth"),
+        ("check-cold", "\"too many\"", "\"far too many\""),
+        ("known", "return a ^ b", "return a | b"),
+        ("known-cold", "report(7", "report(8"),
+    ];
+    for flags in ["-O2", "-O3", "-Os", "-O2 -no-pie -fno-pie"] {
+        let name = |n: &str| format!("{n}{}", flags.replace(' ', ""));
+        let old = compile(room.path(), &name("old"), APART, flags);
+        for (edit, from, to) in edits {
+            assert!(APART.contains(from));
+            let new = compile(room.path(), &name(edit), &APART.replace(from, to), flags);
+            let bare = diff(&stripped(&old), &stripped(&new));
+            let errors: Vec<_> = bare.findings.iter().filter(|f| f.level == Level::Error).collect();
+            assert!(!doubts(&bare), "{edit} {flags}: {errors:?}");
+            let one = bare.changes.iter().all(|c| c.kind == ChangeKind::Changed) && bare.changes.len() == 1;
+            assert!(one, "{edit} {flags}: {:?}", bare.changes);
+            assert_eq!(changed(&bare), changed(&diff(&old, &new)), "{edit} {flags}");
+        }
+    }
+}
+
+/// Without debug information a grown structure shows in the distances that code reaches into it.
+#[test]
+fn a_structure_that_grew_is_suspected() {
+    let room = tempfile::tempdir().unwrap();
+    let source = |members: &str, kept: &str| {
+        format!(
+            "#include <stdlib.h>
+            struct thing {{ {members} }};
+            __attribute__((noinline)) long kept(struct thing *t) {{ return t->{kept} + 1; }}
+            int main(void) {{ struct thing *t = calloc(1, sizeof *t); return (int)kept(t); }}"
+        )
+    };
+    let old = source("long first, last, other;", "last");
+    for (what, new, suspected) in [
+        ("grown", source("long first, second, last, other;", "last"), true),
+        ("another member", source("long first, last, other;", "other"), true),
+        ("another number", source("long first, last, other;", "last + 1"), false),
+    ] {
+        for flags in ["-O2 -rdynamic", "-O0 -rdynamic", "-O2 -rdynamic -g"] {
+            let old = compile(room.path(), &format!("old{what}{flags}"), &old, flags);
+            let new = compile(room.path(), &format!("new{what}{flags}"), &new, flags);
+            for (with_symbols, report) in [(true, diff(&old, &new)), (false, diff(&stripped(&old), &stripped(&new)))] {
+                let found: Vec<_> = report.findings.iter().filter(|f| f.code == Code::LayoutSuspected).collect();
+                let described = flags.ends_with("-g") && with_symbols;
+                assert_eq!(!found.is_empty(), suspected && !described, "{what} {flags}: {:?}", report.findings);
+                assert!(found.iter().all(|f| f.level == Level::Error), "{what} {flags}: {found:?}");
+            }
+        }
+    }
+}
+
 /// All fixtures, old against new.
 #[test]
 fn fixtures_give_the_same_without_symbols() {

@@ -1,6 +1,6 @@
 //! The named things of a build: ranges of code, data objects, markers; and where anything refers to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rayon::prelude::*;
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -80,12 +80,10 @@ impl<'a> Side<'a> {
     pub(crate) fn new(image: Image<'a>) -> Side<'a> {
         let (objects, markers) = objects(&image);
         let mut ranges = ranges(&image);
-        if image.stripped {
-            unnamed::add(&image, &mut ranges);
-        }
+        let unnamed = if image.stripped { unnamed::add(&image, &mut ranges) } else { BTreeSet::new() };
         let mut parents = cold_parents(&ranges);
         if image.stripped {
-            unnamed::find_parents(&image, &ranges, &mut parents);
+            unnamed::find_parents(&image, &ranges, &unnamed, &mut parents);
         }
         let parts = attach_parts(&mut ranges, parents);
         let mut side = Side { image, ranges, parts, objects, markers, borders: Vec::new(), templates: Vec::new() };

@@ -1,11 +1,13 @@
 //! Functions of stripped builds.
 //!
 //! Unwind rows say where code begins and ends; what lies between two of their ranges is taken for one piece of code
-//! without rows. A piece that jumps into the middle of one other function, and that nothing but this function leads to,
-//! is a part of it.
+//! without rows. A piece with rows that nothing but the jumps of one other function lead to is a part of that function if
+//! control passes between the two as it does inside of a function only: into the middle of one of them, or to the piece on a
+//! condition.
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use iced_x86::FlowControl;
 use rayon::prelude::*;
 
 use crate::code::{self, Use};
@@ -13,13 +15,13 @@ use crate::entities::{Range, without_padding};
 use crate::image::{Image, Word};
 use crate::unwind;
 
-/// Adds the ranges that no symbol names, and orders all of them.
-pub(crate) fn add<'a>(image: &Image<'a>, ranges: &mut Vec<Range<'a>>) {
+/// Adds the ranges that no symbol names, and orders all of them. Gives the starts of those that have unwind rows.
+pub(crate) fn add<'a>(image: &Image<'a>, ranges: &mut Vec<Range<'a>>) -> BTreeSet<u64> {
     let rows = image.sections.iter().find(|s| s.name == ".eh_frame").map(|s| unwind::read(s.address, s.data).0);
     let mut known: BTreeMap<u64, (u64, bool)> =
         rows.unwrap_or_default().into_iter().map(|(start, rows)| (start, (rows.size, false))).collect();
     known.extend(ranges.iter().map(|r| (r.address, (r.bytes.len() as u64, true))));
-    let mut found = Vec::new();
+    let (mut found, mut with_rows) = (Vec::new(), BTreeSet::new());
     let unnamed = |address: u64, size: u64| -> Option<Range<'a>> {
         let bytes = image.bytes(address, size).filter(|b| !b.is_empty())?;
         Some(Range { address, bytes, names: Vec::new(), file: "", unnamed: true, parent: 0 })
@@ -34,46 +36,76 @@ pub(crate) fn add<'a>(image: &Image<'a>, ranges: &mut Vec<Range<'a>>) {
             }
             if !named && at <= start && start + size <= section.end() {
                 found.extend(unnamed(start, size));
+                with_rows.insert(start);
             }
             at = at.max(start + size);
         }
     }
     ranges.extend(found);
     ranges.sort_by_key(|r| r.address);
+    with_rows
 }
 
-/// Finds the function of each part that has no name.
-pub(crate) fn find_parents(image: &Image<'_>, ranges: &[Range<'_>], parents: &mut [Option<usize>]) {
+/// One place in `from` that leads to `to`.
+struct Link {
+    from: usize,
+    to: usize,
+    jump: bool,
+    /// Into the middle of `to`.
+    middle: bool,
+    conditional: bool,
+}
+
+/// Finds the function of each part that has no name, among the ranges that begin at `candidates`.
+pub(crate) fn find_parents(
+    image: &Image<'_>,
+    ranges: &[Range<'_>],
+    candidates: &BTreeSet<u64>,
+    parents: &mut [Option<usize>],
+) {
     let at = |address: u64| {
         let i = ranges.partition_point(|r| r.address <= address).checked_sub(1)?;
         (address < ranges[i].end()).then(|| (i, address - ranges[i].address))
     };
-    let leads = |i: usize| -> Vec<(usize, usize, bool, bool)> {
-        let fields = code::steps(ranges[i].address, ranges[i].bytes, image.fixed).flat_map(|(_, s)| s.fields);
-        let to = fields.filter_map(|f| at(f.target).map(|(to, offset)| (i, to, offset == 0, f.usage == Use::Branch)));
-        to.filter(|(from, to, ..)| from != to).collect()
-    };
-    let all: Vec<_> = (0..ranges.len()).into_par_iter().flat_map_iter(leads).collect();
-    let (mut entered, mut inside) =
-        (BTreeMap::<usize, BTreeSet<usize>>::new(), BTreeMap::<usize, BTreeSet<usize>>::new());
+    let links = (0..ranges.len()).into_par_iter().flat_map_iter(|from| {
+        let steps = code::steps(ranges[from].address, ranges[from].bytes, image.fixed);
+        let links = steps.flat_map(|(_, step)| {
+            let flow = step.instruction.flow_control();
+            let fields = step.fields.into_iter().filter_map(|f| Some((at(f.target)?, f.usage)));
+            let links = fields.map(|((to, offset), usage)| Link {
+                from,
+                to,
+                jump: usage == Use::Branch && !matches!(flow, FlowControl::Call | FlowControl::IndirectCall),
+                middle: offset > 0,
+                conditional: flow == FlowControl::ConditionalBranch,
+            });
+            links.collect::<Vec<_>>()
+        });
+        links.filter(|l| l.from != l.to).collect::<Vec<_>>()
+    });
+    let links: Vec<Link> = links.collect();
     let pointers = image.words.values().filter_map(|w| match w {
         Word::Address(a) | Word::Resolver(a) => at(*a).map(|r| r.0),
         _ => None,
     });
     let mut taken: BTreeSet<usize> = pointers.collect();
-    for (from, to, start, branch) in all {
-        match (start, branch) {
-            (true, true) => drop(entered.entry(to).or_default().insert(from)),
-            (true, false) => drop(taken.insert(to)),
-            (false, true) => drop(inside.entry(from).or_default().insert(to)),
-            (false, false) => {}
+    taken.extend(links.iter().filter(|l| !l.jump).map(|l| l.to));
+    let mut entered = BTreeMap::<usize, BTreeSet<usize>>::new();
+    let mut bound = BTreeMap::<usize, BTreeSet<usize>>::new();
+    for link in links.iter().filter(|l| l.jump) {
+        entered.entry(link.to).or_default().insert(link.from);
+        if link.middle || link.conditional {
+            bound.entry(link.to).or_default().insert(link.from);
+        }
+        if link.middle {
+            bound.entry(link.from).or_default().insert(link.to);
         }
     }
     let belongs = |part: usize, to: usize| {
         let only = entered.get(&part).is_none_or(|from| from.iter().all(|f| *f == to));
-        ranges[part].unnamed && !taken.contains(&part) && only
+        candidates.contains(&ranges[part].address) && !taken.contains(&part) && only
     };
-    let single = inside.iter().filter(|(_, to)| to.len() == 1).filter_map(|(part, to)| Some((*part, *to.first()?)));
+    let single = bound.iter().filter(|(_, to)| to.len() == 1).filter_map(|(part, to)| Some((*part, *to.first()?)));
     let found: BTreeMap<usize, usize> =
         single.filter(|(part, to)| belongs(*part, *to) && !belongs(*to, *part)).collect();
     for (part, to) in &found {

@@ -11,9 +11,9 @@ mod x86_64;
 pub(crate) use sites::Sites;
 
 pub(crate) use x86_64::{
-    CallArgument, DecodeRoom, Field, JumpTableContext, Jumps, add_known, call_arguments, changed_registers,
-    compares_address, copied, decode, differing_arguments, field, first_difference, instructions, is_call, is_indexed,
-    memory_numbers, numbers, padding, plt_stubs, returns, shape, tables, texts, thunk, unpadded,
+    CallArgument, DecodeRoom, Field, JumpTableContext, Jumps, add_known, branch, call_arguments, changed_registers,
+    compares_address, copied, decode, differing_arguments, displaced, field, first_difference, instructions, is_call,
+    is_indexed, memory_numbers, numbers, padding, plt_stubs, returns, shape, tables, texts, thunk, unpadded,
 };
 
 /// How a field in an instruction encodes its target.
@@ -55,6 +55,16 @@ pub(crate) struct Site {
     pub usage: Use,
     /// Link-time address that the field encodes.
     pub target: u64,
+}
+
+/// How an instruction transfers control to its target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Branch {
+    Call,
+    Jump,
+    Conditional,
+    /// Not at all.
+    None,
 }
 
 /// One range of code, decoded.

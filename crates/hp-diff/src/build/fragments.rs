@@ -1,13 +1,14 @@
 //! Which ranges are one function, where symbols do not say so.
 //!
 //! Compilers move unlikely code of a function elsewhere, where it has unwind rows of its own and, in a
-//! symbol table, the name `f.cold`. Without symbols it is known by what it does: it jumps
-//! into the middle of the function that it belongs to, and nothing else leads to it. A fragment
-//! that never comes back is left as it is: all that it needs is what it finds when it is jumped to.
+//! symbol table, the name `f.cold`. Without symbols it is known by what compilers do inside of one function only:
+//! it jumps into the middle of the function that it belongs to, or that one into its middle, or to its start on a
+//! condition; and nothing else leads to it. What is reached by one plain jump and never comes back
+//! may be a function: it is left as it is, for all that it needs is what it finds when it is jumped to.
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use crate::arch::{Code, Site, Use};
+use crate::arch::{self, Branch, Code, Site, Use};
 use crate::entity::{FunctionId, Map, cold_parent};
 use crate::image::{Evidence, Image, Word};
 
@@ -77,40 +78,30 @@ impl Who {
     }
 }
 
+/// How the code of others leads to a range.
+#[derive(Clone)]
+struct Entrances {
+    /// Who jumps to it.
+    users: Who,
+    /// Who of them does what compilers do inside of a function only: it jumps into the middle, or on a condition; and whose
+    /// middle this range jumps into.
+    bound: Who,
+    /// Something calls it or refers to it in another way.
+    escapes: bool,
+}
+
 /// The parent of each fragment.
 fn parents(map: &Map<'_>, image: &Image<'_>, code: &[Vec<Code>]) -> FxHashMap<FunctionId, FunctionId> {
-    let is_unnamed = |f: FunctionId| map.functions[f].evidence == Evidence::UnwindRows;
-    // Who leads to the start of a function from elsewhere; and where functions lead into the middle of others.
-    let mut entered = vec![Who::Nobody; map.functions.len()];
-    let mut inside = vec![Who::Nobody; map.functions.len()];
-    let mut escapes = vec![false; map.functions.len()];
-    let mut note = |f: FunctionId, site: Site| match map.function_at(site.target) {
-        Some((g, _, _)) if g == f => {}
-        Some((g, _, 0)) if site.usage == Use::Branch => entered[g].add(f),
-        Some((g, _, 0)) => escapes[g] = true,
-        Some((g, _, _)) if site.usage == Use::Branch => inside[f].add(g),
-        _ => {}
-    };
-    for (f, ranges) in code.iter().enumerate() {
-        let sites = ranges.iter().map(|c| &c.sites);
-        match map.functions[f].overlaps {
-            true => sites.flatten().for_each(|site| note(f, site)),
-            false => sites.flat_map(|s| s.leaving()).for_each(|site| note(f, site)),
-        }
-    }
-    for word in image.words.values() {
-        if let Word::Address(a) | Word::Resolver(a) = word
-            && let Some((f, _, _)) = map.function_at(*a)
-        {
-            escapes[f] = true;
-        }
-    }
+    let entrances = entrances(map, image, code);
     let is_fragment_of = |f: FunctionId, parent: FunctionId| {
-        is_unnamed(f) && !escapes[f] && (entered[f] == Who::Nobody || entered[f] == Who::One(parent as u32))
+        let users = entrances[f].users;
+        map.functions[f].evidence == Evidence::UnwindRows
+            && !entrances[f].escapes
+            && (users == Who::Nobody || users == Who::One(parent as u32))
     };
     let mut found = FxHashMap::default();
-    for (f, targets) in inside.iter().enumerate() {
-        if let Who::One(parent) = *targets {
+    for (f, entrances) in entrances.iter().enumerate() {
+        if let Who::One(parent) = entrances.bound {
             let parent = parent as FunctionId;
             if is_fragment_of(f, parent) && !is_fragment_of(parent, f) {
                 found.insert(f, parent);
@@ -120,5 +111,39 @@ fn parents(map: &Map<'_>, image: &Image<'_>, code: &[Vec<Code>]) -> FxHashMap<Fu
     // A fragment of a fragment does not occur; where it seems to, nothing is known.
     let fragments: FxHashSet<FunctionId> = found.keys().copied().collect();
     found.retain(|_, parent| !fragments.contains(parent));
+    found
+}
+
+fn entrances(map: &Map<'_>, image: &Image<'_>, code: &[Vec<Code>]) -> Vec<Entrances> {
+    let nothing = Entrances { users: Who::Nobody, bound: Who::Nobody, escapes: false };
+    let mut found = vec![nothing; map.functions.len()];
+    for (f, ranges) in code.iter().enumerate() {
+        for (range, code) in map.functions[f].ranges.iter().zip(ranges) {
+            let mut note = |site: Site| {
+                let Some((g, _, offset)) = map.function_at(site.target).filter(|(g, _, _)| *g != f) else { return };
+                match arch::branch(range.bytes, &site) {
+                    Branch::Call | Branch::None => found[g].escapes = true,
+                    Branch::Jump | Branch::Conditional if offset > 0 => {
+                        found[g].bound.add(f);
+                        found[f].bound.add(g);
+                    }
+                    Branch::Conditional => found[g].bound.add(f),
+                    Branch::Jump => {}
+                }
+                found[g].users.add(f);
+            };
+            match map.functions[f].overlaps {
+                true => code.sites.iter().for_each(&mut note),
+                false => code.sites.leaving().for_each(&mut note),
+            }
+        }
+    }
+    for word in image.words.values() {
+        if let Word::Address(a) | Word::Resolver(a) = word
+            && let Some((f, _, _)) = map.function_at(*a)
+        {
+            found[f].escapes = true;
+        }
+    }
     found
 }

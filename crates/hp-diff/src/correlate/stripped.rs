@@ -2,7 +2,7 @@
 //!
 //! A function of a stripped build is paired by its content if that occurs once on each side: its
 //! bytes without the fields that lead somewhere, and what those lead to where that has content or a name of
-//! its own (literals, imports, exports). The rest is left to the votes. Both can be wrong: `get() { return a; }` that became
+//! its own (literals, imports, exports); then by its content and the pairs that it refers to. The rest is left to the votes. All of it can be wrong: `get() { return a; }` that became
 //! `return b;` looks the same. So [`audit`] goes through every pair of functions that differ and through all that
 //! is left over, and whatever contradicts a pairing is a finding.
 
@@ -52,7 +52,46 @@ pub(super) fn join_by_content(
             }
         }
     }
-    (before, now)
+    refine((old, new), pairs, votes, (before, now))
+}
+
+/// Pairs what is still alone by its content and the pairs that it refers to. Gives the contents of all that is alone then.
+fn refine(
+    (old, new): (&Build<'_>, &Build<'_>),
+    pairs: &mut Correlation,
+    votes: &mut Votes<'_>,
+    contents: Contents,
+) -> Contents {
+    let (mut before, mut now) = contents;
+    loop {
+        let known = pairs.functions.log().len();
+        let number = |weak: &Weak| match *weak {
+            Weak::Function(f) => pairs.functions.new_of(f),
+            Weak::Object(o) => pairs.objects.new_of(o),
+        };
+        before = alone(&before, |f| pairs.functions.new_of(f), |f, text| content(old, f, &number, text));
+        let number = |weak: &Weak| match *weak {
+            Weak::Function(g) => pairs.functions.old_of(g).map(|_| g),
+            Weak::Object(p) => pairs.objects.old_of(p).map(|_| p),
+        };
+        now = alone(&now, |g| pairs.functions.old_of(g), |g, text| content(new, g, &number, text));
+        let keys = |all: &[(FunctionId, u128)]| all.iter().map(|(f, key)| (*key, *f)).collect::<Vec<_>>();
+        pairs.functions.join_by_key(keys(&before).into_iter(), keys(&now).into_iter());
+        votes.settle(old, new, pairs);
+        if pairs.functions.log().len() == known {
+            return (before, now);
+        }
+    }
+}
+
+/// The new contents of those that have no partner.
+fn alone(
+    all: &[(FunctionId, u128)],
+    partner: impl Fn(FunctionId) -> Option<FunctionId> + Sync,
+    content: impl Fn(FunctionId, &mut Vec<u8>) -> u128 + Sync,
+) -> Vec<(FunctionId, u128)> {
+    let alone = all.par_iter().map(|(f, _)| *f).filter(|f| partner(*f).is_none());
+    alone.map_init(Vec::new, |text, f| (f, content(f, text))).collect()
 }
 
 /// Finds the functions that are left over because they are all the same.
@@ -81,11 +120,12 @@ pub(super) fn set_alike(old: &Build<'_>, new: &Build<'_>, pairs: &mut Correlatio
 fn contents(build: &Build<'_>) -> Vec<(FunctionId, u128)> {
     let functions = (0..build.map.functions.len()).into_par_iter();
     let unnamed = functions.filter(|f| !build.map.functions[*f].evidence.has_name());
-    unnamed.map_init(Vec::new, |text, f| (f, content(build, f, text))).collect()
+    unnamed.map_init(Vec::new, |text, f| (f, content(build, f, &|_| None, text))).collect()
 }
 
-/// What a function contains, wherever it and what it refers to may lie; `text` is room for it.
-fn content(build: &Build<'_>, id: FunctionId, text: &mut Vec<u8>) -> u128 {
+/// What a function contains, wherever it and what it refers to may lie. What has no name counts by its number if it has one;
+/// `text` is room.
+fn content(build: &Build<'_>, id: FunctionId, number: &dyn Fn(&Weak) -> Option<usize>, text: &mut Vec<u8>) -> u128 {
     text.clear();
     let function = &build.map.functions[id];
     for (range, code) in function.ranges.iter().zip(&build.code[id].ranges) {
@@ -104,14 +144,23 @@ fn content(build: &Build<'_>, id: FunctionId, text: &mut Vec<u8>) -> u128 {
                 text.extend((site.target - body.address).to_le_bytes());
                 continue;
             }
-            describe(build, id, &site, text);
+            describe(build, id, &site, number, text);
         }
     }
     xxh3_128(text)
 }
 
-/// What a reference leads to, as far as that can be said without pairing anything.
-fn describe(build: &Build<'_>, id: FunctionId, site: &Site, text: &mut Vec<u8>) {
+/// What a reference leads to, as far as names, contents and numbers can say it.
+fn describe(
+    build: &Build<'_>,
+    id: FunctionId,
+    site: &Site,
+    number: &dyn Fn(&Weak) -> Option<usize>,
+    text: &mut Vec<u8>,
+) {
+    let numbered = |weak: Weak, text: &mut Vec<u8>| {
+        text.extend(number(&weak).map_or(u64::MAX, |n| n as u64).to_le_bytes());
+    };
     if let Some(table) = build.table(id, site.target) {
         for target in &table.targets {
             let place = build.map.function_at(*target).filter(|f| f.0 == id).map_or((9, 9), |f| (f.1, f.2));
@@ -131,9 +180,17 @@ fn describe(build: &Build<'_>, id: FunctionId, site: &Site, text: &mut Vec<u8>) 
             text.extend(offset.to_le_bytes());
             if build.map.functions[f].evidence.has_name() {
                 text.extend(build.map.functions[f].name().bytes());
+            } else if f != id {
+                numbered(Weak::Function(f), text);
             }
         }
-        Target::Object(o, _) if build.map.objects[o].unnamed => text.extend([3]),
+        Target::Object(o, offset) if build.map.objects[o].unnamed => {
+            text.extend([3]);
+            numbered(Weak::Object(o), text);
+            if number(&Weak::Object(o)).is_some() {
+                text.extend(offset.to_le_bytes());
+            }
+        }
         Target::Object(o, offset) => {
             text.extend([4]);
             text.extend(build.map.objects[o].name().bytes());

@@ -9,7 +9,7 @@ use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, OpKind, Regist
 
 use super::jump_table::Window;
 use crate::arch::sites::{Beside, Relation};
-use crate::arch::{Code, Encoding, Site, Sites, Use};
+use crate::arch::{Branch, Code, Encoding, Site, Sites, Use};
 
 /// The stack protector's word, `%fs:0x28` (glibc's `tcbhead_t.stack_guard`).
 const STACK_GUARD: u64 = 0x28;
@@ -211,6 +211,23 @@ fn absolute_sites(
             _ => continue,
         };
         push(offsets.immediate_offset(), offsets.immediate_size(), encoding, Use::Address, target);
+    }
+}
+
+/// How the instruction of `site` in the range `bytes` transfers control.
+pub(crate) fn branch(bytes: &[u8], site: &Site) -> Branch {
+    if site.usage != Use::Branch {
+        return Branch::None;
+    }
+    // The last byte before the field is the opcode's.
+    if let (4, Some(0xe8)) = (site.width, (site.offset as usize).checked_sub(1).and_then(|at| bytes.get(at))) {
+        return Branch::Call;
+    }
+    let mut decoder = Decoder::new(64, &bytes[site.instruction as usize..], DecoderOptions::NONE);
+    match decoder.decode().flow_control() {
+        FlowControl::Call | FlowControl::IndirectCall => Branch::Call,
+        FlowControl::ConditionalBranch => Branch::Conditional,
+        _ => Branch::Jump,
     }
 }
 

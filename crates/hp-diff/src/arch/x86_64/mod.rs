@@ -2,6 +2,7 @@
 
 mod copied;
 mod decode;
+mod displaced;
 mod identity;
 mod immediates;
 mod indexed;
@@ -14,7 +15,8 @@ mod thunk;
 mod values;
 
 pub(crate) use copied::copied;
-pub(crate) use decode::{DecodeRoom, decode, first_difference, instructions, padding, unpadded};
+pub(crate) use decode::{DecodeRoom, branch, decode, first_difference, instructions, padding, unpadded};
+pub(crate) use displaced::displaced;
 pub(crate) use identity::compares_address;
 pub(crate) use immediates::{CallArgument, call_arguments, differing_arguments};
 pub(crate) use indexed::{Field, field, is_indexed, numbers};
