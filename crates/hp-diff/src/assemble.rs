@@ -76,7 +76,7 @@ pub(crate) fn patch(
         .collect();
     let mut findings = std::mem::take(&mut payload.findings);
     findings.extend(adjoin::doubts(&Judge::new(old, new, pairs), pairs, changes, &twins));
-    findings.extend(check::thread_local_layout(&old.image, &new.image, &users));
+    findings.extend(check::thread_local_layout(&Judge::new(old, new, pairs), &users));
     let mut patch = Patch {
         name: options.name.clone().unwrap_or_else(|| old.image.file_name.clone()),
         machine: hp_pack::EM_X86_64,

@@ -9,7 +9,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use crate::arch;
 use crate::build::Build;
 use crate::by_address::Spans;
-use crate::compare::Changes;
+use crate::compare::{Changes, Judge};
 use crate::correlate::{Correlation, described};
 use crate::entity::{FunctionId, Map};
 use crate::finding::{Code, Finding, Level};
@@ -118,7 +118,7 @@ pub(crate) fn data(old: &Build<'_>, new: &Build<'_>, pairs: &Correlation, change
         }
     }
     walked_sections(old, new, pairs, &mut findings);
-    thread_local_values(&old.image, &new.image, &mut findings);
+    thread_local_values(&Judge::new(old, new, pairs), &mut findings);
     aliases(old, new, pairs, &mut findings);
     findings.extend(labels_used_elsewhere(old, changes));
     let changed = |f: &crate::entity::Function<'_>| f.address();
@@ -250,24 +250,35 @@ fn walked_sections(old: &Build<'_>, new: &Build<'_>, pairs: &Correlation, findin
 
 /// A thread that runs has its variables already; one that starts later would get the old
 /// initial value.
-fn thread_local_values(old: &Image<'_>, new: &Image<'_>, findings: &mut Vec<Finding>) {
-    let values = |image: &Image<'_>| -> BTreeMap<String, Vec<u8>> {
-        let (variables, _, initial) = thread_locals(image);
-        let value = |offset: u64, size: u64| {
-            let initial = initial.unwrap_or_default();
-            (offset..offset.saturating_add(size)).map(|i| initial.get(i as usize).copied().unwrap_or(0)).collect()
-        };
-        variables.iter().map(|(name, offset, size)| ((*name).to_owned(), value(*offset, *size))).collect()
-    };
-    let now = values(new);
-    for (name, value) in values(old) {
-        if now.get(&name).is_some_and(|v| *v != value) {
-            findings.push(Finding::new(
-                Code::InitialValueChanged,
-                name,
-                "the initial value of this thread-local variable differs",
-            ));
+fn thread_local_values(judge: &Judge<'_, '_>, findings: &mut Vec<Finding>) {
+    let (old, new) = judge.builds();
+    let now: BTreeMap<&str, (u64, u64)> =
+        thread_locals(&new.image).0.into_iter().map(|(name, offset, size)| (name, (offset, size))).collect();
+    for (name, offset, size) in thread_locals(&old.image).0 {
+        let Some((other, new_size)) = now.get(name) else { continue };
+        if size != *new_size || !same_start(judge, (offset, *other), size) {
+            let message = "the initial value of this thread-local variable differs";
+            findings.push(Finding::new(Code::InitialValueChanged, name, message));
         }
+    }
+}
+
+/// The same initial content at two offsets in the segments of thread-local variables.
+fn same_start(judge: &Judge<'_, '_>, (a, b): (u64, u64), size: u64) -> bool {
+    let (old, new) = judge.builds();
+    let place = |image: &Image<'_>, offset: u64| {
+        let (start, file, ..) = image.tls?;
+        (offset.checked_add(size)? <= file).then(|| start + offset)
+    };
+    let zero = |image: &Image<'_>, at: u64| {
+        let zeros = image.bytes(at, size).is_some_and(|bytes| bytes.iter().all(|b| *b == 0));
+        zeros && image.words.range(at..at + size).next().is_none()
+    };
+    match (place(&old.image, a), place(&new.image, b)) {
+        (None, None) => true,
+        (Some(a), Some(b)) => judge.same_content(a, b, size),
+        (Some(a), None) => zero(&old.image, a),
+        (None, Some(b)) => zero(&new.image, b),
     }
 }
 
@@ -293,29 +304,28 @@ fn aliases(old: &Build<'_>, new: &Build<'_>, pairs: &Correlation, findings: &mut
 }
 
 /// What the thread-local variables of an image are, if it has any: name, offset, size; and
-/// the size, alignment and initial content of the segment.
-type ThreadLocals<'i> = (Vec<(&'i str, u64, u64)>, Option<(u64, u64, u64)>, Option<&'i [u8]>);
+/// the sizes in file and memory and the alignment of the segment.
+type ThreadLocals<'i> = (Vec<(&'i str, u64, u64)>, Option<(u64, u64, u64)>);
 
 fn thread_locals<'i>(image: &'i Image<'_>) -> ThreadLocals<'i> {
     let mut variables: Vec<_> =
         image.symbols.iter().filter(|s| s.kind == SymbolKind::Tls).map(|s| (s.name, s.address, s.size)).collect();
     variables.sort_unstable();
     let segment = image.tls.map(|(_, file, memory, align)| (file, memory, align));
-    let initial = image.tls.and_then(|(address, file, ..)| {
-        let section = image.sections.iter().find(|s| s.tls && s.address == address && !s.data.is_empty())?;
-        section.data.get(..(file as usize).min(section.data.len()))
-    });
-    (variables, segment, initial)
+    (variables, segment)
 }
 
 /// The thread-local layout must be the same if new code uses it. `users` are the names of
 /// payload functions that do.
-pub(crate) fn thread_local_layout(old: &Image<'_>, new: &Image<'_>, users: &[String]) -> Vec<Finding> {
-    if users.is_empty() || thread_locals(old) == thread_locals(new) {
+pub(crate) fn thread_local_layout(judge: &Judge<'_, '_>, users: &[String]) -> Vec<Finding> {
+    let (old, new) = judge.builds();
+    let (before, now) = (thread_locals(&old.image), thread_locals(&new.image));
+    let changed = |v: &&(&str, u64, u64)| !before.0.contains(v) || !same_start(judge, (v.1, v.1), v.2);
+    let differing: Vec<&str> = now.0.iter().filter(changed).map(|v| v.0).collect();
+    let starts_alike = || now.1.is_none_or(|(file, ..)| same_start(judge, (0, 0), file));
+    if users.is_empty() || before == now && starts_alike() {
         return Vec::new();
     }
-    let (before, now) = (thread_locals(old).0, thread_locals(new).0);
-    let differing: Vec<&str> = now.iter().filter(|v| !before.contains(v)).map(|v| v.0).collect();
     let message = format!(
         "new code uses thread-local variables, and their layout or initial content differs ({})",
         differing.join(", ")

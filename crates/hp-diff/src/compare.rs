@@ -344,6 +344,14 @@ impl<'j, 'a> Judge<'j, 'a> {
         verdict
     }
 
+    /// True if `size` bytes of the two builds are the same, words that hold addresses by what they lead to.
+    pub(crate) fn same_content(&self, a: u64, b: u64, size: u64) -> bool {
+        match (self.old.image.bytes(a, size), self.new.image.bytes(b, size)) {
+            (Some(x), Some(y)) => self.contents((a, x), (b, y)) == Verdict::Same,
+            _ => false,
+        }
+    }
+
     /// Compares two pieces of data: bytes, and words that hold addresses. Undecided only
     /// if everything else is the same.
     fn contents(&self, a: (u64, &[u8]), b: (u64, &[u8])) -> Verdict {

@@ -111,6 +111,11 @@ impl DataObject<'_> {
         self.address + self.size
     }
 
+    /// A whole section: nobody makes an address before its start.
+    fn is_section(&self) -> bool {
+        self.name().starts_with('.')
+    }
+
     /// What compilers make for the C++ runtime (Itanium C++ ABI, 5.1.4.1): type infos and their names, virtual tables,
     /// guards. Their addresses are taken as they are, never one past the end or before the start.
     pub(crate) fn is_runtime_record(&self) -> bool {
@@ -448,7 +453,8 @@ impl<'a> Map<'a> {
                 break;
             }
             let inside = (object.address..object.end()).contains(&address);
-            if inside || address <= object.end() && !object.is_runtime_record() {
+            let before = address < object.address;
+            if inside || address <= object.end() && !object.is_runtime_record() && !(before && object.is_section()) {
                 found.push((id, address.wrapping_sub(object.address) as i64));
             }
         }
@@ -665,10 +671,14 @@ fn objects<'a>(image: &Image<'a>) -> (Vec<DataObject<'a>>, BTreeMap<u64, Vec<&'a
     let mut found: Vec<DataObject<'a>> = Vec::new();
     let mut markers: BTreeMap<u64, Vec<&'a str>> = BTreeMap::new();
     for symbol in &image.symbols {
-        if !matches!(symbol.kind, SymbolKind::Data | SymbolKind::Unknown) || symbol.name.is_empty() {
+        // What begins with `.L` is the compiler's name for a constant without an identity; mold keeps those.
+        let nameless = symbol.name.is_empty() || symbol.name.starts_with(".L");
+        if !matches!(symbol.kind, SymbolKind::Data | SymbolKind::Unknown) || nameless {
             continue;
         }
-        if symbol.size == 0 {
+        // gold gives sizes to the linker's own tables.
+        let linkers = |s: &Section<'_>| s.name == ".dynamic" || s.name.starts_with(".got");
+        if symbol.size == 0 || image.section_at(symbol.address).is_some_and(linkers) {
             if !symbol.name.starts_with('.') {
                 markers.entry(symbol.address).or_default().push(symbol.name);
             }

@@ -354,6 +354,11 @@ fn objects<'a>(image: &Image<'a>) -> (Vec<DataObject<'a>>, Markers<'a>) {
     let (mut found, mut markers) = (Vec::new(), Markers::new());
     for symbol in &image.symbols {
         let section = image.section_at(symbol.address);
+        // mold keeps the compiler's own names of constants, and gold gives sizes to the linker's tables.
+        let of_linker = section.is_some_and(|s| s.is_slots() || s.name == ".dynamic");
+        if symbol.name.starts_with(".L") || of_linker && symbol.size > 0 {
+            continue;
+        }
         match (symbol.kind, symbol.size, section) {
             (SymbolType::Object | SymbolType::Other, 0, _) if !symbol.name.starts_with('.') => {
                 markers.entry(symbol.address).or_default().push(symbol.name);

@@ -18,6 +18,10 @@ impl Payload<'_, '_> {
         usage: Use,
     ) -> Result<Bound, Problem> {
         let (old, new) = (self.old, self.new);
+        if address == 0 && new.image.section_at(0).is_none() {
+            // A weak symbol that the linker found nowhere: code asks for it before it goes there.
+            return Ok((self.base_symbol("", SymbolKind::Other, 0, 0), 0));
+        }
         match new.map.resolve_address(&new.image, address, usage) {
             Target::Function(g, 0, 0) => Ok((self.function(g, usage), 0)),
             // A label in a table of a computed `goto`.
