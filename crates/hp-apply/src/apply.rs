@@ -3,7 +3,7 @@
 //! Nothing is written before the whole preflight has passed. Whatever an earlier, killed
 //! apply left is found by its ledger and carried on from where it is.
 
-use crate::addr::{Bias, LinkAddr, LiveAddr, LiveRange};
+use crate::addr::{Bias, LinkAddr, LiveAddr, LiveRange, page_floor};
 use crate::base_file::substitute;
 use crate::bytes::sha256;
 use crate::finders;
@@ -29,8 +29,8 @@ use core::ops::Range;
 use core::time::Duration;
 use hp_pack::{Entry, FunctionRecord, Patch, Place, Role, SectionKind};
 
-/// How many entries are written in one stop; beyond that they get stops of their own.
-const BATCH: usize = 64;
+/// In how many pages entries are written in one stop; beyond that they get stops of their own.
+const BATCH: usize = 32;
 
 /// How long a strict safe point is looked for before a relaxed one will do.
 const STRICT_FIRST: Duration = Duration::from_millis(300);
@@ -522,10 +522,11 @@ impl Work<'_> {
     ) -> Result<Measured, Error> {
         let process = &self.plan.session.process;
         let mut measured = Measured { mapped_bytes: ledger.mapping.len(), ..Measured::default() };
-        let batches = ledger.functions.len() > BATCH;
+        let chunks = chunks(ledger);
+        let batches = chunks.len() > 1;
         if batches && !active {
-            for (which, functions) in chunks(ledger) {
-                let watch = self.with_finders(site_watch(functions));
+            for which in &chunks {
+                let watch = self.with_finders(site_watch(ledger.functions.get(which.clone()).unwrap_or_default()));
                 stops.at_safe_point(&watch, false, None, |stopped| {
                     self.plan.finders.lead_to(self.plan.session, stopped.tid(), ledger)?;
                     writer(stopped, process, ledger).arm(which.clone())
@@ -548,7 +549,7 @@ impl Work<'_> {
         };
         (measured.flip_pause_ns, measured.threads) = (flip.pause_ns, flip.threads);
         if batches {
-            for (which, _) in chunks(ledger) {
+            for which in &chunks {
                 stops.at_safe_point(&Watch::default(), false, None, |stopped| {
                     writer(stopped, process, ledger).tidy(which.clone())
                 })?;
@@ -657,12 +658,23 @@ impl Work<'_> {
     }
 }
 
-/// The functions in batches, with their numbers.
-fn chunks(ledger: &Ledger) -> impl Iterator<Item = (Range<usize>, &[Replaced])> {
-    ledger.functions.chunks(BATCH).enumerate().map(|(index, functions)| {
-        let start = index * BATCH;
-        (start..start + functions.len(), functions)
-    })
+/// Numbers of the functions in batches: those whose entries lie in few pages.
+fn chunks(ledger: &Ledger) -> Vec<Range<usize>> {
+    let mut chunks: Vec<Range<usize>> = Vec::new();
+    let (mut pages, mut last) = (0, None);
+    for (index, function) in ledger.functions.iter().enumerate() {
+        let page = Some(page_floor(function.site.0));
+        pages += usize::from(page != last);
+        last = page;
+        match chunks.last_mut() {
+            Some(chunk) if pages <= BATCH => chunk.end = index + 1,
+            _ => {
+                pages = 1;
+                chunks.push(index..index + 1);
+            }
+        }
+    }
+    chunks
 }
 
 fn writer<'a>(stopped: &Stopped<'_, '_>, process: &'a crate::process::Process, ledger: &'a Ledger) -> Writer<'a> {

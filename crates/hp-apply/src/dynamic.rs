@@ -2,7 +2,7 @@
 //! dynamic linker does it (gABI chapter 5; the GNU extensions for hashing and versions).
 
 use crate::addr::{Bias, LinkAddr, LiveAddr, LiveRange};
-use crate::bytes::{c_string, u16_at, u32_at, u64_at};
+use crate::bytes::{u16_at, u32_at, u64_at};
 use crate::prelude::*;
 use crate::sys::Mem;
 
@@ -131,12 +131,12 @@ impl Module {
 
     fn read_definitions(&mut self, mem: &Mem, mut at: LiveAddr, count: u64) {
         for _ in 0..count.min(MAX_ENTRIES as u64) {
-            let Ok(entry) = mem.array::<20>(at) else { return };
+            let Some(entry) = mem.kept_array::<20>(at) else { return };
             let (flags, index) = (u16_at(&entry, 2).unwrap_or(0), u16_at(&entry, 4).unwrap_or(0));
             let (aux, next) = (u32_at(&entry, 12).unwrap_or(0), u32_at(&entry, 16).unwrap_or(0));
             // The base definition names the file, not a version.
             if flags & 1 == 0
-                && let Ok(name) = mem.u32(at.plus(u64::from(aux)))
+                && let Some(name) = mem.kept_u32(at.plus(u64::from(aux)))
                 && let Some(name) = self.string(mem, name)
             {
                 self.version_names.push((index & 0x7fff, name));
@@ -150,12 +150,12 @@ impl Module {
 
     fn read_needs(&mut self, mem: &Mem, mut at: LiveAddr, count: u64) {
         for _ in 0..count.min(MAX_ENTRIES as u64) {
-            let Ok(entry) = mem.array::<16>(at) else { return };
+            let Some(entry) = mem.kept_array::<16>(at) else { return };
             let names = u16_at(&entry, 2).unwrap_or(0);
             let (aux, next) = (u32_at(&entry, 8).unwrap_or(0), u32_at(&entry, 12).unwrap_or(0));
             let mut aux_at = at.plus(u64::from(aux));
             for _ in 0..names {
-                let Ok(need) = mem.array::<16>(aux_at) else { break };
+                let Some(need) = mem.kept_array::<16>(aux_at) else { break };
                 let index = u16_at(&need, 6).unwrap_or(0);
                 if let Some(name) = self.string(mem, u32_at(&need, 8).unwrap_or(0)) {
                     self.version_names.push((index & 0x7fff, name));
@@ -174,11 +174,16 @@ impl Module {
 
     /// A string of the module, at most 4 KiB long.
     fn string(&self, mem: &Mem, offset: u32) -> Option<Vec<u8>> {
-        let at = self.strings.start.plus(u64::from(offset));
-        let mut buffer = vec![0u8; self.strings.end.0.saturating_sub(at.0).min(4096) as usize];
-        let got = mem.read_some(at, &mut buffer).ok()?;
-        buffer.truncate(got);
-        c_string(&buffer, 0).map(<[u8]>::to_vec)
+        let start = self.strings.start.plus(u64::from(offset));
+        let end = self.strings.end.0.min(start.0.saturating_add(4096));
+        let mut text = Vec::new();
+        for at in start.0..end {
+            match mem.kept_array(LiveAddr(at))? {
+                [0] => return Some(text),
+                [byte] => text.push(byte),
+            }
+        }
+        None
     }
 
     /// Looks a name up. `as_address`: also an undefined symbol with a value, which is the
@@ -192,7 +197,7 @@ impl Module {
     }
 
     fn find_gnu(&self, mem: &Mem, table: LiveAddr, name: Name<'_>, as_address: bool) -> Option<Definition> {
-        let header: [u8; 16] = mem.array(table).ok()?;
+        let header: [u8; 16] = mem.kept_array(table)?;
         let (buckets, first) = (u32_at(&header, 0)?, u32_at(&header, 4)?);
         let (bloom_words, shift) = (u32_at(&header, 8)?, u32_at(&header, 12)?);
         if buckets == 0 || bloom_words == 0 {
@@ -200,16 +205,16 @@ impl Module {
         }
         let hash = gnu_hash(name.name);
         let bloom_at = table.plus(16);
-        let word = mem.u64(bloom_at.plus(u64::from(hash / 64 % bloom_words) * 8)).ok()?;
+        let word = mem.kept_u64(bloom_at.plus(u64::from(hash / 64 % bloom_words) * 8))?;
         let bits = (1u64 << (hash % 64)) | (1u64 << (hash.checked_shr(shift).unwrap_or(0) % 64));
         if word & bits != bits {
             return None;
         }
         let buckets_at = bloom_at.plus(u64::from(bloom_words) * 8);
         let chains_at = buckets_at.plus(u64::from(buckets) * 4);
-        let mut symbol = mem.u32(buckets_at.plus(u64::from(hash % buckets) * 4)).ok()?;
+        let mut symbol = mem.kept_u32(buckets_at.plus(u64::from(hash % buckets) * 4))?;
         for _ in 0..MAX_CHAIN {
-            let entry = mem.u32(chains_at.plus(u64::from(symbol.checked_sub(first)?) * 4)).ok()?;
+            let entry = mem.kept_u32(chains_at.plus(u64::from(symbol.checked_sub(first)?) * 4))?;
             if entry | 1 == hash | 1
                 && let Some(found) = self.matching(mem, symbol, name, as_address)
             {
@@ -224,9 +229,9 @@ impl Module {
     }
 
     fn find_sysv(&self, mem: &Mem, table: LiveAddr, name: Name<'_>, as_address: bool) -> Option<Definition> {
-        let buckets = mem.u32(table).ok().filter(|&buckets| buckets != 0)?;
+        let buckets = mem.kept_u32(table).filter(|&buckets| buckets != 0)?;
         let chains_at = table.plus(8 + u64::from(buckets) * 4);
-        let mut symbol = mem.u32(table.plus(8 + u64::from(sysv_hash(name.name) % buckets) * 4)).ok()?;
+        let mut symbol = mem.kept_u32(table.plus(8 + u64::from(sysv_hash(name.name) % buckets) * 4))?;
         for _ in 0..MAX_CHAIN {
             if symbol == 0 {
                 return None;
@@ -234,7 +239,7 @@ impl Module {
             if let Some(found) = self.matching(mem, symbol, name, as_address) {
                 return Some(found);
             }
-            symbol = mem.u32(chains_at.plus(u64::from(symbol) * 4)).ok()?;
+            symbol = mem.kept_u32(chains_at.plus(u64::from(symbol) * 4))?;
         }
         None
     }
@@ -261,7 +266,7 @@ impl Module {
     /// The dynamic linker's rule (`check_match` in glibc's `dl-lookup.c`).
     fn version_fits(&self, mem: &Mem, symbol: u32, version: Option<&[u8]>) -> bool {
         let Some(versions) = self.versions else { return true };
-        let Ok(entry) = mem.array::<2>(versions.plus(u64::from(symbol) * 2)) else { return false };
+        let Some(entry) = mem.kept_array::<2>(versions.plus(u64::from(symbol) * 2)) else { return false };
         let entry = u16::from_le_bytes(entry);
         let (index, hidden) = (entry & 0x7fff, entry & 0x8000 != 0);
         let name = self.version_names.iter().find(|(known, _)| *known == index).map(|(_, name)| name.as_slice());
@@ -285,7 +290,7 @@ impl Module {
     }
 
     fn all_strings(&self, mem: &Mem) -> Vec<u8> {
-        mem.bytes(self.strings.start, self.strings.len() as usize).unwrap_or_default()
+        mem.kept_bytes(self.strings.start, self.strings.len() as usize).unwrap_or_default()
     }
 
     /// The relocations against symbols of these names, whatever version: number of the name, relocation.
@@ -305,7 +310,7 @@ impl Module {
         if symbols > MAX_TABLE {
             return Vec::new();
         }
-        let Ok(symbols) = mem.bytes(self.symbols, symbols as usize) else { return Vec::new() };
+        let Some(symbols) = mem.kept_bytes(self.symbols, symbols as usize) else { return Vec::new() };
         let name_of = |rela: &Rela| named(u32_at(&symbols, rela.symbol as usize * 24)?);
         relocations.into_iter().filter(|r| r.symbol != 0).filter_map(|r| Some((name_of(&r)?, r))).collect()
     }
@@ -319,7 +324,7 @@ impl Module {
     pub(crate) fn each_relocation(&self, mem: &Mem) -> Vec<Rela> {
         let mut all = Vec::new();
         for table in self.relocations {
-            let Ok(bytes) = mem.bytes(table.start, table.len() as usize) else { continue };
+            let Some(bytes) = mem.kept_bytes(table.start, table.len() as usize) else { continue };
             all.extend(bytes.chunks_exact(24).filter_map(|entry| {
                 let info = u64_at(entry, 8)?;
                 Some(Rela {

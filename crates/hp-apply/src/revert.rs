@@ -134,6 +134,8 @@ fn flip_back(session: &Session, stops: &mut Stops<'_>, ledger: &Ledger, active: 
     // With state = 0 nobody can be in the new code; the entries are jumps either way.
     let watch = if active { new_code(ledger) } else { Watch::default() };
     let process = &session.process;
+    // Tables of modules are read, and kept, before anything stands.
+    let _ = finders::is_led_to(session, ledger);
     stops.at_safe_point(&watch, true, Some(ledger), |stopped| {
         let writer = Writer { process, tid: stopped.tid(), ledger };
         writer.untidy()?;

@@ -195,17 +195,29 @@ impl Writer<'_> {
         bytes: &dyn Fn(usize, &Replaced) -> [u8; SITE],
     ) -> Result<(), Error> {
         let start = which.start;
-        let entries = entries(self.process, self.ledger, which)
-            .map_err(|error| self.process.io_error("cannot read the patched entries", &error))?;
+        let unreadable = |error: &Errno| self.process.io_error("cannot read the patched entries", error);
+        let entries = entries(self.process, self.ledger, which).map_err(|error| unreadable(&error))?;
+        let mut run = Run::default();
         for (index, leads) in (start..).zip(entries) {
             let Some(function) = self.ledger.functions.get(index) else { continue };
-            match leads {
-                Leads::Elsewhere(_) => return Err(stranger(&[&function.name])),
-                leads if from.contains(&leads) => self.write(function.site, &bytes(index, function))?,
-                _ => {}
+            if let Leads::Elsewhere(_) = leads {
+                return self.put(&run).and(Err(stranger(&[&function.name])));
             }
+            if !from.contains(&leads) {
+                continue;
+            }
+            if !run.reaches(function.site) {
+                self.put(&run)?;
+                run = Run::read(self.process, function.site).map_err(|error| unreadable(&error))?;
+            }
+            run.set(function.site, bytes(index, function));
         }
-        Ok(())
+        self.put(&run)
+    }
+
+    fn put(&self, run: &Run) -> Result<(), Error> {
+        let bytes = run.page.get(run.changed.clone()).unwrap_or_default();
+        if bytes.is_empty() { Ok(()) } else { self.write(run.start.plus(run.changed.start as u64), bytes) }
     }
 
     fn write(&self, at: LiveAddr, bytes: &[u8]) -> Result<(), Error> {
@@ -213,6 +225,34 @@ impl Writer<'_> {
             .mem
             .write(self.tid, at, bytes)
             .map_err(|error| self.process.io_error("cannot write to its memory", &error))
+    }
+}
+
+/// Sites in one page, with what lies between them: one write for all. Nothing else writes there while everything stands.
+#[derive(Default)]
+struct Run {
+    start: LiveAddr,
+    page: Vec<u8>,
+    changed: Range<usize>,
+}
+
+impl Run {
+    /// The page of a site, as it is now.
+    fn read(process: &Process, site: LiveAddr) -> Result<Run, Errno> {
+        let start = LiveAddr(page_floor(site.0));
+        Ok(Run { start, page: process.mem.bytes(start, PAGE as usize)?, changed: 0..0 })
+    }
+
+    fn reaches(&self, site: LiveAddr) -> bool {
+        !self.page.is_empty() && self.start.0 == page_floor(site.0)
+    }
+
+    fn set(&mut self, site: LiveAddr, bytes: [u8; SITE]) {
+        let at = (site.0 - self.start.0) as usize;
+        let Some(place) = self.page.get_mut(at..at + SITE) else { return };
+        place.copy_from_slice(&bytes);
+        let first = if self.changed.is_empty() { at } else { self.changed.start.min(at) };
+        self.changed = first..self.changed.end.max(at + SITE);
     }
 }
 

@@ -13,22 +13,19 @@
 //! links: there the section itself is searched for, and counts only if every entry of it is
 //! whole and covers code of that image.
 
-use crate::addr::{LiveAddr, LiveRange, page_floor};
-use crate::bytes::{u32_at, u64_at};
+use crate::addr::{LiveAddr, LiveRange};
+use crate::bytes::u32_at;
 use crate::expression;
 use crate::image::Image;
 use crate::ledger::Ledger;
 use crate::maps::Maps;
 use crate::prelude::*;
-use crate::small::Map;
 use crate::sys::{Mem, Regs};
-use core::cell::RefCell;
 use gimli::{
     BaseAddresses, CfaRule, EhFrame, EhFrameOffset, LittleEndian, Register, RegisterRule, UnwindContext,
     UnwindExpression, UnwindSection,
 };
 
-const PAGE: usize = 4096;
 /// Most frames of one stack.
 const MAX_FRAMES: usize = 4096;
 /// Largest unwind entry.
@@ -63,7 +60,6 @@ pub(crate) struct Walk {
 pub(crate) struct Unwinder<'p> {
     mem: &'p Mem,
     tables: Vec<Table>,
-    pages: RefCell<Map<u64, Box<[u8; PAGE]>>>,
 }
 
 enum Rows {
@@ -81,7 +77,7 @@ struct Table {
 impl<'p> Unwinder<'p> {
     /// Prepares for these images and the payloads of these patches.
     pub(crate) fn new(mem: &'p Mem, images: &[Image], ledgers: &[Ledger]) -> Unwinder<'p> {
-        let mut unwinder = Unwinder { mem, tables: Vec::new(), pages: RefCell::default() };
+        let mut unwinder = Unwinder { mem, tables: Vec::new() };
         let modules = images.iter().filter_map(|image| indexed(mem, image).or_else(|| searched(mem, image)));
         let mut tables: Vec<Table> = modules.collect();
         tables.extend(ledgers.iter().filter_map(|ledger| unwinder.listed(ledger)));
@@ -180,7 +176,7 @@ impl<'p> Unwinder<'p> {
         match &table.rows {
             Rows::Listed(rows) => rows.iter().find(|(code, _)| code.contains(pc)).map(|(_, entry)| *entry),
             Rows::Indexed { from, pairs, count } => {
-                let pair = |index: u64| self.kept_u64(pairs.plus(index * 8));
+                let pair = |index: u64| self.mem.kept_u64(pairs.plus(index * 8));
                 let offset = |half: u32| from.plus(half as i32 as i64 as u64);
                 // The last pair that starts at or before the address.
                 let (mut low, mut high) = (0, *count);
@@ -212,39 +208,14 @@ impl<'p> Unwinder<'p> {
 
     fn one_entry(&self, at: LiveAddr) -> Option<Vec<u8>> {
         let mut start = [0; 4];
-        self.kept(at, &mut start)?;
+        self.mem.kept(at, &mut start)?;
         let len = u32::from_le_bytes(start);
         if !(8..=MAX_ENTRY).contains(&len) {
             return None;
         }
         let mut bytes = vec![0; len as usize + 4];
-        self.kept(at, &mut bytes)?;
+        self.mem.kept(at, &mut bytes)?;
         Some(bytes)
-    }
-
-    fn kept_u64(&self, at: LiveAddr) -> Option<u64> {
-        let mut bytes = [0; 8];
-        self.kept(at, &mut bytes)?;
-        u64_at(&bytes, 0)
-    }
-
-    /// Reads from memory that does not change, by whole pages that are kept.
-    fn kept(&self, at: LiveAddr, out: &mut [u8]) -> Option<()> {
-        let mut pages = self.pages.borrow_mut();
-        let mut done = 0;
-        while done < out.len() {
-            let here = at.0.checked_add(done as u64)?;
-            let page = page_floor(here);
-            if pages.get(&page).is_none() {
-                pages.insert(page, Box::new(self.mem.array(LiveAddr(page)).ok()?));
-            }
-            let from = (here - page) as usize;
-            let count = (PAGE - from).min(out.len() - done);
-            let bytes = pages.get(&page)?;
-            out.get_mut(done..done + count)?.copy_from_slice(bytes.get(from..from + count)?);
-            done += count;
-        }
-        Some(())
     }
 }
 

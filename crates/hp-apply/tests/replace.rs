@@ -120,10 +120,10 @@ fn two_hundred_patches_one_after_another_under_load() {
 fn a_thread_in_the_older_patch_is_in_the_way() {
     let program = Program::build(SERVER, &[]);
     let mut target = program.spawn(&[]);
-    let source = "unsigned sleep(unsigned); int one(int x) { if (x == 7) sleep(2); return x + 10; }";
+    let source = "unsigned sleep(unsigned); int one(int x) { if (x == 7) sleep(3); return x + 10; }";
     applied(apply_patch(target.pid(), &program.patch(source, &["one"]), "aa", &options()));
     target.send("7");
-    std::thread::sleep(Duration::from_millis(300));
+    target.wait_for_sleep();
     let newer = patch(&program, &["one"], 20, 2);
     let quick = hp_apply::Options { timeout: Duration::from_millis(300), ..options() };
     match apply_patch(target.pid(), &newer, "bb", &quick).result {

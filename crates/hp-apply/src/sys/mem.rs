@@ -1,23 +1,31 @@
 //! The memory of a target, through `/proc/PID/mem`.
 
 use super::{Errno, File, poke};
-use crate::addr::LiveAddr;
+use crate::addr::{LiveAddr, page_floor};
 use crate::prelude::*;
+use crate::small::Map;
+use core::cell::RefCell;
+
+const PAGE: usize = 4096;
+/// Longest range whose pages are kept when it is read as a whole.
+const MAX_KEPT: usize = 4 << 20;
 
 /// Bound to the address space that the process had when it was opened: after an exec every
 /// access fails instead of reaching the new program.
 pub(crate) struct Mem {
     file: File,
+    /// Pages that were read of what does not change.
+    pages: RefCell<Map<u64, Box<[u8; PAGE]>>>,
 }
 
 impl Mem {
     pub(crate) fn open(pid: i32) -> Result<Mem, Errno> {
-        Ok(Mem { file: File::open_to_write(&format!("/proc/{pid}/mem"))? })
+        Ok(Mem { file: File::open_to_write(&format!("/proc/{pid}/mem"))?, pages: RefCell::default() })
     }
 
     /// For looking only.
     pub(crate) fn open_read(pid: i32) -> Result<Mem, Errno> {
-        Ok(Mem { file: File::open(format!("/proc/{pid}/mem"))? })
+        Ok(Mem { file: File::open(format!("/proc/{pid}/mem"))?, pages: RefCell::default() })
     }
 
     /// Reads as much as is there; 0 where nothing is mapped any more.
@@ -47,6 +55,48 @@ impl Mem {
 
     pub(crate) fn u32(&self, at: LiveAddr) -> Result<u32, Errno> {
         Ok(u32::from_le_bytes(self.array(at)?))
+    }
+
+    /// Reads from memory that does not change (tables of a module, unwind rows), by whole pages that are kept.
+    pub(crate) fn kept(&self, at: LiveAddr, out: &mut [u8]) -> Option<()> {
+        let mut pages = self.pages.borrow_mut();
+        let mut done = 0;
+        while done < out.len() {
+            let here = at.0.checked_add(done as u64)?;
+            let page = page_floor(here);
+            if pages.get(&page).is_none() {
+                pages.insert(page, Box::new(self.array(LiveAddr(page)).ok()?));
+            }
+            let from = (here - page) as usize;
+            let count = (PAGE - from).min(out.len() - done);
+            let bytes = pages.get(&page)?;
+            out.get_mut(done..done + count)?.copy_from_slice(bytes.get(from..from + count)?);
+            done += count;
+        }
+        Some(())
+    }
+
+    pub(crate) fn kept_array<const N: usize>(&self, at: LiveAddr) -> Option<[u8; N]> {
+        let mut buffer = [0; N];
+        self.kept(at, &mut buffer)?;
+        Some(buffer)
+    }
+
+    pub(crate) fn kept_bytes(&self, at: LiveAddr, len: usize) -> Option<Vec<u8>> {
+        if len > MAX_KEPT {
+            return self.bytes(at, len).ok();
+        }
+        let mut buffer = vec![0; len];
+        self.kept(at, &mut buffer)?;
+        Some(buffer)
+    }
+
+    pub(crate) fn kept_u64(&self, at: LiveAddr) -> Option<u64> {
+        Some(u64::from_le_bytes(self.kept_array(at)?))
+    }
+
+    pub(crate) fn kept_u32(&self, at: LiveAddr) -> Option<u32> {
+        Some(u32::from_le_bytes(self.kept_array(at)?))
     }
 
     /// Writes, also to pages that the program itself may only read. `tid` is a stopped

@@ -375,6 +375,17 @@ impl Process {
         self.output.recv_timeout(Duration::from_secs(20)).expect("the target answers no more")
     }
 
+    /// Waits until its main thread sleeps (`clock_nanosleep`, number 230).
+    pub fn wait_for_sleep(&self) {
+        let path = format!("/proc/{}/syscall", self.pid());
+        let sleeps = || std::fs::read_to_string(&path).is_ok_and(|call| call.starts_with("230 "));
+        let began = std::time::Instant::now();
+        while !sleeps() {
+            assert!(began.elapsed() < Duration::from_secs(20), "it does not sleep");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
     pub fn ask(&mut self, text: &str) -> String {
         self.send(text);
         self.line()
