@@ -456,7 +456,7 @@ impl Work<'_> {
             lines.push(format!("take the place of patch {} ({})", older.name, older.id));
         }
         let patch = self.plan.patch;
-        let imports = self.imports.addresses.len() + self.imports.calls.len();
+        let imports = self.imports.addresses.len() + self.imports.calls.len() + self.imports.resolvers.len();
         lines.push(format!("compute {} relocations, with {imports} imports resolved", patch.relocations.len()));
         lines.push(self.restrictions.clone());
         lines.push(looked(&busy, pause_ns));

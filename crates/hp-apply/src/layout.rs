@@ -1,13 +1,14 @@
 //! Where each part of a payload lies in its one mapping:
 //!
 //! `[ledger][constants, unwind rows, pointer slots, state byte, next words] r--`
-//! `[code, thunks, import stubs, finders, gates, takeover] r-x` `[variables] rw-`
+//! `[code, thunks, import stubs, choosers, finders, gates, takeover] r-x` `[variables] rw-`
 //!
 //! Offsets are from the start of the mapping; they depend on the patch alone, not on the
 //! address, so a mapping found in a target can be compared with the patch.
 
 use crate::Error;
 use crate::addr::{LiveAddr, LiveRange, page_ceil};
+use crate::chooser::{CHOOSER_SIZE, COMMON_SIZE};
 use crate::finders::{CODE_SIZE, FINDER_ROWS, NEXT_SIZE, ROWS_SIZE, count_rows, index_size};
 use crate::gate::GATE_SIZE;
 use crate::ledger::CLAIM_SIZE;
@@ -28,6 +29,10 @@ pub(crate) struct Layout {
     slots: Map<u32, u64>,
     /// Import stub of each symbol that needs one.
     stubs: Map<u32, u64>,
+    /// Chooser of each symbol that may be an indirect function and is only called.
+    choosers: Map<u32, u64>,
+    /// What they share.
+    pub(crate) choosers_common: u64,
     /// Start of the constants, which end where the code begins or earlier.
     pub(crate) constants: (u64, u64),
     pub(crate) code: (u64, u64),
@@ -94,6 +99,14 @@ impl Layout {
             layout.stubs.insert(symbol, at);
             at = at.checked_add(STUB_SIZE)?;
         }
+        layout.choosers_common = at;
+        if slots.iter().any(|&symbol| is_import(patch, symbol)) {
+            at = at.checked_add(COMMON_SIZE)?;
+        }
+        for &symbol in slots.iter().filter(|&&symbol| is_import(patch, symbol)) {
+            layout.choosers.insert(symbol, at);
+            at = at.checked_add(CHOOSER_SIZE)?;
+        }
         layout.finders = take(&mut at, CODE_SIZE)?;
         layout.gates.0 = at;
         let entries = patch.functions.iter().filter(|record| matches!(record.role, Role::Entry(_))).count() as u64;
@@ -142,6 +155,14 @@ impl Layout {
         self.stubs.get(&symbol).copied()
     }
 
+    pub(crate) fn chooser(&self, symbol: u32) -> Option<u64> {
+        self.choosers.get(&symbol).copied()
+    }
+
+    pub(crate) fn choosers(&self) -> impl Iterator<Item = (u32, u64)> + '_ {
+        self.choosers.iter().map(|(&symbol, &offset)| (symbol, offset))
+    }
+
     pub(crate) fn slots(&self) -> impl Iterator<Item = (u32, u64)> + '_ {
         self.slots.iter().map(|(&symbol, &offset)| (symbol, offset))
     }
@@ -158,9 +179,12 @@ fn take(at: &mut u64, size: u64) -> Option<(u64, u64)> {
     Some((start, *at))
 }
 
+fn is_import(patch: &Patch, symbol: u32) -> bool {
+    patch.symbols.get(symbol as usize).is_some_and(|s| s.place == Place::Import)
+}
+
 /// The symbols that need a pointer slot, and those that need an import stub too.
 fn needed(patch: &Patch) -> (Set<u32>, Set<u32>) {
-    let import = |symbol: u32| patch.symbols.get(symbol as usize).is_some_and(|s| s.place == Place::Import);
     let mut slots = Set::new();
     let mut stubs = Set::new();
     for relocation in &patch.relocations {
@@ -168,7 +192,7 @@ fn needed(patch: &Patch) -> (Set<u32>, Set<u32>) {
             RelocationKind::GotPcRel => {
                 slots.insert(relocation.symbol);
             }
-            RelocationKind::Plt32 if import(relocation.symbol) => {
+            RelocationKind::Plt32 if is_import(patch, relocation.symbol) => {
                 slots.insert(relocation.symbol);
                 stubs.insert(relocation.symbol);
             }

@@ -33,6 +33,7 @@ mod apply;
 mod base_file;
 mod bundle;
 mod bytes;
+mod chooser;
 mod cleanup;
 mod code;
 #[cfg(any(feature = "applier", test))]

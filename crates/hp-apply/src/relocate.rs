@@ -2,6 +2,7 @@
 
 use crate::Error;
 use crate::addr::{Bias, LinkAddr, LiveAddr};
+use crate::chooser;
 use crate::finders;
 use crate::gate;
 use crate::layout::Layout;
@@ -17,6 +18,8 @@ pub(crate) struct Imports {
     pub(crate) calls: Map<u32, LiveAddr>,
     /// For all others: the address as the program sees it (a canonical PLT entry, a copied object).
     pub(crate) addresses: Map<u32, LiveAddr>,
+    /// Resolvers of indirect functions that are only called and that the target has bound nowhere.
+    pub(crate) resolvers: Map<u32, LiveAddr>,
 }
 
 /// All inputs that decide the bytes.
@@ -43,12 +46,15 @@ impl Payload<'_> {
         }
         for (symbol, offset) in self.layout.slots() {
             // Where the address is needed as such it serves for calls as well.
-            let value = match self.imports.addresses.get(&symbol).or_else(|| self.imports.calls.get(&symbol)) {
-                Some(&value) => value,
-                None => self.value(symbol)?,
+            let known = self.imports.addresses.get(&symbol).or_else(|| self.imports.calls.get(&symbol));
+            let value = match (known, self.imports.resolvers.get(&symbol)) {
+                (Some(&value), _) => value,
+                (None, Some(_)) => self.own(self.layout.chooser(symbol))?,
+                (None, None) => self.value(symbol)?,
             };
             put(&mut image, offset, &value.0.to_le_bytes())?;
         }
+        self.put_choosers(&mut image)?;
         for (symbol, offset) in self.layout.stubs() {
             let slot = self.layout.slot(symbol).ok_or_else(inconsistent)?;
             let distance = slot.wrapping_sub(offset + 6) as i64;
@@ -73,6 +79,20 @@ impl Payload<'_> {
         }
         self.put_finders(&mut image)?;
         Ok(image)
+    }
+
+    /// Choosers for the indirect functions that the target has not bound.
+    fn put_choosers(&self, image: &mut [u8]) -> Result<(), Error> {
+        let common = self.layout.choosers_common;
+        if self.imports.resolvers.iter().next().is_some() {
+            put(image, common, &chooser::common())?;
+        }
+        for (symbol, offset) in self.layout.choosers() {
+            let Some(&resolver) = self.imports.resolvers.get(&symbol) else { continue };
+            let code = chooser::code(self.base.plus(offset), resolver, self.base.plus(common));
+            put(image, offset, &code.ok_or_else(inconsistent)?)?;
+        }
+        Ok(())
     }
 
     /// The finders and what they show, made from the relocated rows.
@@ -217,6 +237,12 @@ fn is_access(patch: &Patch, relocation: &Relocation) -> bool {
     }
     // A ModRM byte of a RIP-relative operand has the form 00rrr101.
     before(patch, relocation).is_some_and(|[opcode, modrm]| modrm & 0xc7 == 0x05 && opcode != 0x8d)
+}
+
+/// Whether the relocated field leads a call or jump to a slot: `ff 15` or `ff 25` before it.
+pub(crate) fn goes_through_slot(patch: &Patch, relocation: &Relocation) -> bool {
+    let slot = relocation.kind == RelocationKind::GotPcRel && relocation.section == SectionKind::Text;
+    slot && matches!(before(patch, relocation), Some([0xff, 0x15 | 0x25]))
 }
 
 /// Whether the relocated field belongs to a direct call or jump: `e8`, `e9` or `0f 80`-`0f 8f` before it.

@@ -2,8 +2,9 @@
 //! linker's order, first definition wins, so preloaded and interposing libraries count.
 //!
 //! An ifunc's implementation is what the target has already chosen: the resolved slot of
-//! another reference to the same function. Its resolver is never run, so an ifunc that
-//! nobody has bound yet is a refusal.
+//! another reference to the same function. Its resolver is never run from outside: an ifunc
+//! that nobody has bound yet gets a chooser if it is only called, and is a refusal if its
+//! address is taken.
 //!
 //! Limits: modules come in the order of the link map, which puts libraries that were
 //! opened later, with a local scope too, behind all others.
@@ -17,7 +18,7 @@ use crate::image::Image;
 use crate::maps::Maps;
 use crate::prelude::*;
 use crate::process::Process;
-use crate::relocate::Imports;
+use crate::relocate::{Imports, goes_through_slot};
 use crate::session::Session;
 use crate::small::Set;
 use crate::sys::{self, Mem};
@@ -41,6 +42,22 @@ pub(crate) struct Scope<'a> {
     modules: Vec<Module>,
 }
 
+/// What a name leads to.
+enum Found {
+    Address(LiveAddr),
+    /// An indirect function that the process has not bound: the resolver.
+    Resolver(LiveAddr),
+}
+
+impl Found {
+    fn address(self) -> Option<LiveAddr> {
+        match self {
+            Found::Address(address) => Some(address),
+            Found::Resolver(_) => None,
+        }
+    }
+}
+
 /// Resolves every import of the patch.
 pub(crate) fn resolve(session: &Session, patch: &Patch) -> Result<Imports, Error> {
     let Session { process, maps, images, ledgers, .. } = session;
@@ -60,6 +77,14 @@ pub(crate) fn resolve(session: &Session, patch: &Patch) -> Result<Imports, Error
                 continue;
             }
         };
+        let found = match found {
+            Some(Found::Resolver(resolver)) => {
+                imports.resolvers.insert(index, resolver);
+                continue;
+            }
+            Some(Found::Address(address)) => Some(address),
+            None => None,
+        };
         if found.is_none() && !symbol.weak {
             missing.push(format!("{}: no module of the process defines it", symbol.name));
         }
@@ -78,7 +103,8 @@ fn wanted(patch: &Patch) -> Vec<(u32, bool)> {
         if is_import {
             all.insert(relocation.symbol);
         }
-        if is_import && relocation.kind != RelocationKind::Plt32 {
+        let called = relocation.kind == RelocationKind::Plt32 || goes_through_slot(patch, relocation);
+        if is_import && !called {
             taken.insert(relocation.symbol);
         }
     }
@@ -87,7 +113,7 @@ fn wanted(patch: &Patch) -> Vec<(u32, bool)> {
 
 /// Where a name leads that is not a variable of threads nor an indirect function.
 pub(crate) fn definition(session: &Session, name: Name<'_>) -> Option<LiveAddr> {
-    Scope::read(&session.process, &session.maps, &session.images).find(name, false).ok().flatten()
+    Scope::read(&session.process, &session.maps, &session.images).find(name, false).ok().flatten()?.address()
 }
 
 /// The first definition of a function's name.
@@ -120,7 +146,7 @@ impl<'a> Scope<'a> {
         Scope { mem, maps, images, modules }
     }
 
-    fn find(&self, name: Name<'_>, as_address: bool) -> Result<Option<LiveAddr>, String> {
+    fn find(&self, name: Name<'_>, as_address: bool) -> Result<Option<Found>, String> {
         if self.modules.is_empty() {
             return Err("the program is static and has no symbols to resolve it with".to_owned());
         }
@@ -128,15 +154,22 @@ impl<'a> Scope<'a> {
             let Some(found) = module.find(self.mem, name, as_address) else { continue };
             return match found.kind {
                 STT_TLS => Err("it is a thread-local variable".to_owned()),
-                STT_GNU_IFUNC => self.implementation(module, name, found.value).map(Some),
-                _ => Ok(Some(found.address)),
+                STT_GNU_IFUNC => self.implementation(module, name, &found, as_address).map(Some),
+                _ => Ok(Some(Found::Address(found.address))),
             };
         }
         Ok(None)
     }
 
-    /// What the target has bound an ifunc to.
-    fn implementation(&self, owner: &Module, name: Name<'_>, resolver: u64) -> Result<LiveAddr, String> {
+    /// What the target has bound an ifunc to; its resolver if that is nothing yet, and only calls lead there.
+    fn implementation(
+        &self,
+        owner: &Module,
+        name: Name<'_>,
+        function: &Definition,
+        as_address: bool,
+    ) -> Result<Found, String> {
+        let resolver = function.value;
         let inside = |at: LiveAddr| {
             let image = self.images.iter().find(|image| image.bias == owner.bias);
             image.is_some_and(|image| image.span.contains(at)) && self.maps.at(at).is_some_and(|map| map.execute)
@@ -153,10 +186,12 @@ impl<'a> Scope<'a> {
                 slot && module.symbol_is(self.mem, rela.symbol, name)
             })
         });
-        own.chain(named)
-            .filter_map(|rela| self.mem.u64(rela.place).ok().map(LiveAddr))
-            .find(|&value| inside(value))
-            .ok_or_else(|| "it is an ifunc that the process has not bound yet".to_owned())
+        let bound = own.chain(named).filter_map(|rela| self.mem.u64(rela.place).ok().map(LiveAddr));
+        match bound.into_iter().find(|&value| inside(value)) {
+            Some(value) => Ok(Found::Address(value)),
+            None if !as_address && inside(function.address) => Ok(Found::Resolver(function.address)),
+            None => Err("it is an ifunc that the process has not bound yet, and its address is taken".to_owned()),
+        }
     }
 }
 

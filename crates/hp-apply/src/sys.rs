@@ -11,6 +11,7 @@
 #[cfg(feature = "std")]
 pub(crate) mod child;
 mod clock;
+mod cpu;
 mod errno;
 mod file;
 #[cfg(feature = "applier")]
@@ -26,6 +27,7 @@ mod task;
 mod trace;
 
 pub(crate) use clock::{Instant, epoch_seconds, now_ns, sleep};
+pub(crate) use cpu::cpuid;
 pub(crate) use errno::Errno;
 pub(crate) use file::{File, about, numbers_in, read_file, read_link};
 #[cfg(any(feature = "applier", test))]
