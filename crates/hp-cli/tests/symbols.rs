@@ -126,6 +126,15 @@ fn assert_named(text: &str) {
     assert_eq!(rest, Some(&["stay_here", "work", "main"][..]), "{text}");
 }
 
+/// Where `stay_here` waits, and where `work` calls it.
+#[track_caller]
+fn assert_lines(text: &str) {
+    let line = |words: &str| 1 + SOURCE.lines().position(|line| line.contains(words)).expect("it is there");
+    for line in [line("pause()"), line("stay_here(busy)")] {
+        assert!(text.contains(&format!("wait.c:{line}")), "line {line}: {text}");
+    }
+}
+
 fn gdb_names_the_frames() {
     let patched = Patched::start(&[]);
     let pid = patched.pid();
@@ -145,11 +154,7 @@ fn gdb_names_the_frames() {
     hp(arguments).exits(0);
     let text = gdb(&["-p", &pid], Some(&script));
     assert_named(&text);
-    // Where `stay_here` waits, and where `work` calls it.
-    let line = |words: &str| 1 + SOURCE.lines().position(|line| line.contains(words)).expect("it is there");
-    for line in [line("pause()"), line("stay_here(busy)")] {
-        assert!(text.contains(&format!("wait.c:{line}")), "line {line}: {text}");
-    }
+    assert_lines(&text);
 }
 
 fn a_core_dump_too() {
@@ -163,6 +168,12 @@ fn a_core_dump_too() {
     hp(["symbols", &core, "--patch", &patch, "--gdb", &script.display().to_string()]).exits(0);
     let program = patched.path("old").display().to_string();
     assert_named(&gdb(&[&program, &core], Some(&script)));
+    let new = patched.path("new").display().to_string();
+    let script = patched.path("lines.gdb");
+    hp(["symbols", &core, "--patch", &patch, "--new", &new, "--gdb", &script.display().to_string()]).exits(0);
+    let text = gdb(&[&program, &core], Some(&script));
+    assert_named(&text);
+    assert_lines(&text);
     let script = patched.path("alone.gdb");
     hp(["symbols", &core, "--gdb", &script.display().to_string()]).exits(0);
     let text = gdb(&[&program, &core], Some(&script));

@@ -1,5 +1,6 @@
 //! Unwinders of all kinds meet new code: several patches at once, a plugin that throws and was opened after the
-//! patch, other libraries between an unwinder and the C library, and one that nothing shows the way.
+//! patch, other libraries between an unwinder and the C library, and one that nothing shows the way. And thunks: the
+//! applier dies at each point, and exceptions pass through entries that are redirected and still lead to the old code.
 
 mod support;
 
@@ -12,6 +13,9 @@ use support::process::Running;
 use support::{lacks, trial};
 
 fn main() -> ExitCode {
+    if let Ok(job) = std::env::var(JOB) {
+        return apply_and_die(&job);
+    }
     let gxx = || lacks("g++");
     let trials = vec![
         trial("a_plugin_opened_later_throws_through_new_code", gxx(), a_plugin_opened_later_throws_through_new_code),
@@ -19,6 +23,7 @@ fn main() -> ExitCode {
         trial("another_library_answers_for_the_loader", gxx(), another_library_answers_for_the_loader),
         trial("a_stripped_static_program_is_refused", gxx(), a_stripped_static_program_is_refused),
         trial("a_wrong_call_is_no_call", gxx(), a_wrong_call_is_no_call),
+        trial("exceptions_pass_through_thunks", gxx(), exceptions_pass_through_thunks),
         trial("an_unwinder_that_asks_nobody_is_refused", gxx(), an_unwinder_that_asks_nobody_is_refused),
     ];
     libtest_mimic::run(&libtest_mimic::Arguments::from_args(), trials).exit_code()
@@ -310,4 +315,102 @@ fn a_wrong_call_is_no_call() {
     fs::write(&file, hp_pack::write(&patch).expect("it can be written")).expect("it is written");
     let judged = verify().exits(1);
     assert!(judged.out.contains("no call of the base"), "{judged}");
+}
+
+/// Set for this program as an applier that dies: `PID POINT PATCH`.
+const JOB: &str = "HP_UNWINDERS_JOB";
+
+fn apply_and_die(job: &str) -> ExitCode {
+    let words: Vec<&str> = job.splitn(3, ' ').collect();
+    let [pid, point, patch] = words[..] else { return ExitCode::FAILURE };
+    hp_apply::die_at(point.parse().expect("a number"));
+    let options = hp_apply::Options {
+        timeout: std::time::Duration::from_secs(10),
+        max_pause: None,
+        dry_run: false,
+        relaxed: false,
+    };
+    let file = fs::read(patch).expect("the patch is there");
+    let outcome = hp_apply::apply(pid.parse().expect("a number"), &file, &options);
+    outcome.result.map_or(ExitCode::FAILURE, |_| ExitCode::SUCCESS)
+}
+
+/// Both functions begin with a call that throws, so their thunks repeat it: one lets the exception pass, one catches it
+/// in a landing pad of the old function.
+const THROUGH: &str = r#"
+#include <stdio.h>
+__attribute__((noipa)) void thrower(int n) { if (n > 0) throw n; }
+__attribute__((noipa)) int passes(int n) { thrower(n); return VERSION; }
+__attribute__((noipa)) int caught(int n)
+{
+    try {
+        thrower(n);
+        return 0;
+    } catch (int thrown) {
+        return 10 * VERSION + thrown;
+    }
+}
+int main()
+{
+    char line[256];
+    setvbuf(stdout, NULL, _IONBF, 0);
+    puts("ready");
+    while (fgets(line, sizeof line, stdin)) {
+        int passed = 0;
+        try {
+            passes(5);
+        } catch (int thrown) {
+            passed = thrown;
+        }
+        printf("%d %d %d\n", passed, caught(7), passes(0));
+    }
+}
+"#;
+
+/// The old entries of all functions of the patch in a process are jumps.
+fn are_redirected(pid: u32) -> bool {
+    use std::os::unix::fs::FileExt;
+    let shown = hp(["status", "--pid", &pid.to_string(), "--json"]).out;
+    let shown: serde_json::Value = serde_json::from_str(&shown).expect("JSON");
+    let functions = shown.pointer("/processes/0/patches/0/functions").and_then(|f| f.as_array().cloned());
+    let memory = fs::File::open(format!("/proc/{pid}/mem")).expect("the memory can be read");
+    let is_jump = |function: &serde_json::Value| {
+        let mut byte = [0];
+        let at = function["old_address"].as_u64().expect("an address");
+        memory.read_exact_at(&mut byte, at).is_ok() && byte == [0xe9]
+    };
+    functions.is_some_and(|f| f.len() == 2 && f.iter().all(is_jump))
+}
+
+fn exceptions_pass_through_thunks() {
+    use std::os::unix::process::ExitStatusExt;
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let [old, new] = [1, 2].map(|version| {
+        let define = format!("-DVERSION={version}");
+        compile(folder.path(), "through.cc", THROUGH, &format!("through{version}"), &[&define])
+    });
+    let patch = folder.path().join("fix.hpatch");
+    let [before, after, file] = [&old, &new, &patch].map(|path| path.display().to_string());
+    hp(["diff", &before, &after, "-o", &file]).exits(0);
+    let thunks = Command::new("objdump").args(["-d", "-j", ".text.hpatch.thunks", &file]).output().expect("objdump");
+    let calls = String::from_utf8_lossy(&thunks.stdout).matches("\tcall ").count();
+    assert_eq!(calls, 2, "the thunks repeat calls");
+    let mut target = Target::start(&mut Command::new(&old));
+    let mut redirected = 0;
+    for point in 1.. {
+        let job = format!("{} {point} {file}", target.pid());
+        let own = std::env::current_exe().expect("this program");
+        let status = Command::new(own).env(JOB, job).status().expect("it can be run");
+        let answer = target.ask("go");
+        let is_old = answer == "5 17 1";
+        assert!(is_old || answer == "5 27 2", "killed at point {point}: {answer}");
+        redirected += usize::from(is_old && are_redirected(target.pid()));
+        if status.signal() != Some(9) {
+            assert!(status.success() && !is_old, "{status}");
+            break;
+        }
+        hp(["revert", "--everything", "--pid", &target.pid().to_string()]);
+        assert_eq!(target.ask("go"), "5 17 1", "taken back after point {point}");
+    }
+    assert!(redirected > 0, "no applier died between arming and flip");
 }
