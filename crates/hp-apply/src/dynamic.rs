@@ -343,12 +343,24 @@ fn relocated(bias: Bias, value: u64) -> LiveAddr {
     if value >= bias.0 { LiveAddr(value) } else { bias.live(LinkAddr(value)) }
 }
 
+/// The dynamic section, which ends with a zero.
 fn entries(mem: &Mem, dynamic: LiveAddr) -> Option<Vec<(u64, u64)>> {
-    let mut buffer = vec![0u8; MAX_ENTRIES * 16];
-    let got = mem.read_some(dynamic, &mut buffer).ok()?;
-    buffer.truncate(got);
-    let pairs = buffer.chunks_exact(16).map_while(|entry| Some((u64_at(entry, 0)?, u64_at(entry, 8)?)));
-    Some(pairs.take_while(|entry| entry.0 != 0).collect())
+    let mut entries = Vec::new();
+    let mut buffer = [0u8; 1024];
+    while entries.len() < MAX_ENTRIES {
+        let got = mem.read_some(dynamic.plus(entries.len() as u64 * 16), &mut buffer).ok()?;
+        let read = buffer.get(..got)?.chunks_exact(16);
+        if read.len() == 0 {
+            break;
+        }
+        for entry in read {
+            match (u64_at(entry, 0)?, u64_at(entry, 8)?) {
+                (0, _) => return Some(entries),
+                pair => entries.push(pair),
+            }
+        }
+    }
+    Some(entries)
 }
 
 fn gnu_hash(name: &[u8]) -> u32 {

@@ -52,6 +52,22 @@ impl Maps {
         self.list.iter()
     }
 
+    /// Changes, but for a chance of 1 in 2^64, when files or code are mapped or go (FNV-1a).
+    pub(crate) fn fingerprint(&self) -> u64 {
+        let mut hash = 0xcbf2_9ce4_8422_2325;
+        let mut add = |number: u64| {
+            for byte in number.to_le_bytes() {
+                hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+            }
+        };
+        for mapping in self.list.iter().filter(|mapping| mapping.is_file() || mapping.execute) {
+            let device = mapping.file.0.bytes().fold(0, |number, byte| number << 8 | u64::from(byte));
+            let numbers = [mapping.range.start.0, mapping.range.end.0, mapping.offset, device, mapping.file.1];
+            numbers.into_iter().for_each(&mut add);
+        }
+        hash
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.list.is_empty()
     }
@@ -105,6 +121,18 @@ fn line(line: &str) -> Option<Mapping> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn another_file_in_the_same_place_changes_the_fingerprint() {
+        let one = |inode: u32, heap: u32| {
+            let text = format!(
+                "1000-2000 r--p 00000000 08:01 {inode} /lib/a.so\n3000-{heap}000 rw-p 00000000 00:00 0 [heap]\n"
+            );
+            Maps::parse(&text).fingerprint()
+        };
+        assert_eq!(one(5, 4), one(5, 6));
+        assert_ne!(one(5, 4), one(6, 4));
+    }
 
     #[test]
     fn parses_paths_with_spaces_and_skips_nonsense() {

@@ -125,6 +125,7 @@ impl Session {
 /// The maps as they are now.
 pub(crate) fn read_maps(process: &Process) -> Result<Maps, Error> {
     let maps = Maps::of(process.pid).map_err(|error| process.io_error("cannot read its memory map", &error))?;
+    process.mem.is_mapped(maps.fingerprint());
     // A process that is ending has no memory any more.
     if maps.is_empty() { Err(process::ended(process.pid)) } else { Ok(maps) }
 }

@@ -14,18 +14,24 @@ const MAX_KEPT: usize = 4 << 20;
 /// access fails instead of reaching the new program.
 pub(crate) struct Mem {
     file: File,
-    /// Pages that were read of what does not change.
-    pages: RefCell<Map<u64, Box<[u8; PAGE]>>>,
+    kept: RefCell<Kept>,
+}
+
+/// Pages that were read of what does not change as long as the same is mapped.
+#[derive(Default)]
+struct Kept {
+    mapped: u64,
+    pages: Map<u64, Box<[u8; PAGE]>>,
 }
 
 impl Mem {
     pub(crate) fn open(pid: i32) -> Result<Mem, Errno> {
-        Ok(Mem { file: File::open_to_write(&format!("/proc/{pid}/mem"))?, pages: RefCell::default() })
+        Ok(Mem { file: File::open_to_write(&format!("/proc/{pid}/mem"))?, kept: RefCell::default() })
     }
 
     /// For looking only.
     pub(crate) fn open_read(pid: i32) -> Result<Mem, Errno> {
-        Ok(Mem { file: File::open(format!("/proc/{pid}/mem"))?, pages: RefCell::default() })
+        Ok(Mem { file: File::open(format!("/proc/{pid}/mem"))?, kept: RefCell::default() })
     }
 
     /// Reads as much as is there; 0 where nothing is mapped any more.
@@ -57,9 +63,18 @@ impl Mem {
         Ok(u32::from_le_bytes(self.array(at)?))
     }
 
+    /// What is mapped now, as a number: where it is another one than before, what was kept is forgotten. A library may
+    /// have been closed, and another one lie in its place.
+    pub(crate) fn is_mapped(&self, mapped: u64) {
+        let mut kept = self.kept.borrow_mut();
+        if kept.mapped != mapped {
+            *kept = Kept { mapped, pages: Map::default() };
+        }
+    }
+
     /// Reads from memory that does not change (tables of a module, unwind rows), by whole pages that are kept.
     pub(crate) fn kept(&self, at: LiveAddr, out: &mut [u8]) -> Option<()> {
-        let mut pages = self.pages.borrow_mut();
+        let pages = &mut self.kept.borrow_mut().pages;
         let mut done = 0;
         while done < out.len() {
             let here = at.0.checked_add(done as u64)?;
