@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use rayon::prelude::*;
 use rustc_hash::FxHashSet;
 
-use crate::arch::Use;
+use crate::arch::{self, Use};
 use crate::build::Build;
 use crate::by_address::Spans;
 use crate::compare::{Changes, Judge, Verdict};
@@ -20,6 +20,7 @@ use crate::correlate::Correlation;
 use crate::entity::{FunctionId, Target};
 use crate::finding::{Code, Finding};
 use crate::image::Word;
+use crate::rust;
 
 /// What unchanged functions and objects refer to, in both builds, and the texts that a
 /// changed function has kept.
@@ -132,6 +133,12 @@ fn sites<'b>(
     ranges.flat_map(|(x, y)| x.sites.iter().zip(&y.sites)).map(|(s, t)| (s.target, t.target, s.usage))
 }
 
+/// True if the function has this number, such as the length of a text that it hands on.
+fn has_number(build: &Build<'_>, function: FunctionId, number: u64) -> bool {
+    let mut ranges = build.map.functions[function].ranges.iter();
+    ranges.any(|r| arch::numbers(r.bytes).any(|n| n as u64 == number))
+}
+
 /// Unchanged functions of which that is in doubt, because what lies behind a literal that
 /// they use changed.
 pub(crate) fn doubts(judge: &Judge<'_, '_>, pairs: &Correlation, changes: &Changes, twins: &Twins) -> Vec<Finding> {
@@ -143,14 +150,23 @@ pub(crate) fn doubts(judge: &Judge<'_, '_>, pairs: &Correlation, changes: &Chang
     // Every pair of literals that unchanged functions use is one of the twins, templates put aside; and many use the same.
     let doubtful: FxHashSet<(u64, u64)> = twins.forward.par_iter().copied().filter(in_doubt).collect();
     let is_template = |a: u64| old.map.template_at(a).is_some();
-    if doubtful.is_empty() && old.map.templates.is_empty() {
+    // Same only as far as the next constant: the length must stand somewhere.
+    let cut_short = |pair, a, b| {
+        judge.same_rust_constant(pair, a, b)
+            && old.map.resolve_address(&old.image, a, Use::Address) == Target::Literal
+            && judge.literals(a, b, Use::Address) == Verdict::Different
+    };
+    let is_rust = old.map.functions.iter().any(|f| rust::is_mangled(f.name()));
+    if doubtful.is_empty() && old.map.templates.is_empty() && !is_rust {
         return Vec::new();
     }
     let of_pair = |pair: &(FunctionId, FunctionId)| {
         let doubtful = sites(old, new, *pair).find(|&(a, b, usage)| {
             usage == Use::Address
                 && old.table(pair.0, a).is_none()
-                && (doubtful.contains(&(a, b)) || is_template(a) && in_doubt(&(a, b)))
+                && (doubtful.contains(&(a, b))
+                    || is_template(a) && in_doubt(&(a, b))
+                    || cut_short(*pair, a, b) && !has_number(old, pair.0, old.map.next_reference(a) - a))
         })?;
         let text = String::from_utf8_lossy(old.map.literal(&old.image, doubtful.0));
         let text: String = text.trim_end_matches('\0').chars().take(40).collect();

@@ -47,7 +47,7 @@ impl<'a> Build<'a> {
         let decoded = fragments::attach(&mut map, &image, decoded);
         let leaving = decoded.par_iter().flat_map_iter(|ranges| ranges.iter().flat_map(|c| c.sites.leaving()));
         map.set_references(&image, leaving.map(|s| s.target));
-        let mut found: Vec<(FunctionCode, Vec<u64>)> = decoded
+        let found: Vec<(FunctionCode, Vec<u64>)> = decoded
             .into_par_iter()
             .zip(&map.functions)
             .map(|(ranges, function)| {
@@ -64,9 +64,10 @@ impl<'a> Build<'a> {
                 (FunctionCode { ranges, tables: tables.jumps, unresolved_jump }, tables.distances)
             })
             .collect();
-        let starts: Vec<u64> = found.iter_mut().flat_map(|(_, starts)| std::mem::take(starts)).collect();
+        let starts = found.iter().enumerate().flat_map(|(f, (_, starts))| starts.iter().map(move |at| (*at, f)));
+        let starts: Vec<(u64, FunctionId)> = starts.collect();
         let code: Vec<FunctionCode> = found.into_iter().map(|(code, _)| code).collect();
-        map.add_distances(&image, starts);
+        map.add_distances(&image, &starts);
         templates::find(&mut map, &image, &code);
         let landing = lsda::tables(&image);
         let mut tables: Vec<u64> = code.iter().flat_map(|c| &c.tables).map(|t| t.address).collect();

@@ -119,6 +119,7 @@ pub(crate) fn data(old: &Build<'_>, new: &Build<'_>, pairs: &Correlation, change
     }
     walked_sections(old, new, pairs, &mut findings);
     thread_local_values(&Judge::new(old, new, pairs), &mut findings);
+    thread_locals_moved(old, new, pairs, changes, &mut findings);
     aliases(old, new, pairs, &mut findings);
     findings.extend(labels_used_elsewhere(old, changes));
     let changed = |f: &crate::entity::Function<'_>| f.address();
@@ -279,6 +280,36 @@ fn same_start(judge: &Judge<'_, '_>, (a, b): (u64, u64), size: u64) -> bool {
         (Some(a), Some(b)) => judge.same_content(a, b, size),
         (Some(a), None) => zero(&old.image, a),
         (None, Some(b)) => zero(&new.image, b),
+    }
+}
+
+/// Code has thread-local variables by their distance from the thread pointer, as a plain number. Where variables changed
+/// places, equal code means another one.
+fn thread_locals_moved(
+    old: &Build<'_>,
+    new: &Build<'_>,
+    pairs: &Correlation,
+    changes: &Changes,
+    findings: &mut Vec<Finding>,
+) {
+    let places = |image: &Image<'_>| -> BTreeMap<String, i64> {
+        let end = image.tls.map_or(0, |(_, _, size, align)| size.next_multiple_of(align.max(1)));
+        let variables = image.symbols.iter().filter(|s| s.kind == SymbolKind::Tls && !s.name.is_empty());
+        variables.map(|s| (s.name.to_owned(), s.address.wrapping_sub(end) as i64)).collect()
+    };
+    let now = places(&new.image);
+    let moved: Vec<String> =
+        places(&old.image).into_iter().filter(|(n, at)| now.get(n).is_some_and(|a| a != at)).map(|(n, _)| n).collect();
+    let changed: FxHashSet<FunctionId> = changes.functions.iter().map(|c| c.0).collect();
+    let uses = |f: FunctionId| old.code[f].ranges.iter().any(|c| c.thread_local);
+    let user = pairs.functions.iter().find(|(f, _)| !changed.contains(f) && uses(*f));
+    if let (Some(name), Some((f, _))) = (moved.first(), user) {
+        let function = old.map.functions[f].qualified_name();
+        let message = format!(
+            "it uses thread-local variables and has the same code in both builds, but {} of them changed places, such as {name}",
+            moved.len()
+        );
+        findings.push(Finding::new(Code::ThreadLocalChanged, function, message));
     }
 }
 

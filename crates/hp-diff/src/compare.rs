@@ -14,9 +14,10 @@ use rustc_hash::FxHashSet;
 use crate::arch::{self, Encoding, JumpTable, Site, Use};
 use crate::build::Build;
 use crate::correlate::{Correlation, Relation, Settled, View};
-use crate::entity::{FunctionId, ObjectId, Target};
+use crate::entity::{Distance, FunctionId, ObjectId, Target};
 use crate::image::{Evidence, Word};
 use crate::lsda::{self, CallSite, Lsda};
+use crate::rust;
 use crate::unwind::Pointer;
 
 /// What a pair of references is.
@@ -201,7 +202,64 @@ impl<'j, 'a> Judge<'j, 'a> {
             return (a.target == b.target).into();
         }
         let doubtful = verdict == Verdict::Different && a.usage == Use::Address;
-        if doubtful && self.same_in_reach(pair, a, b) { Verdict::Same } else { verdict }
+        let same = doubtful && (self.same_in_reach(pair, a, b) || self.same_rust_constant(pair, a.target, b.target));
+        if same { Verdict::Same } else { verdict }
+    }
+
+    /// Rust's texts and other constants have no terminators, and linkers do not merge their tails: for a function of
+    /// Rust a constant reaches to the next one, though letters follow.
+    pub(crate) fn same_rust_constant(&self, pair: (FunctionId, FunctionId), a: u64, b: u64) -> bool {
+        let (old, new) = (self.old, self.new);
+        rust::is_mangled(old.map.functions[pair.0].name())
+            && rust::is_mangled(new.map.functions[pair.1].name())
+            && self.same_to_next(a, b)
+    }
+
+    /// Constants that are equal as far as the next one; where they have different room, there are zeros behind.
+    fn same_to_next(&self, a: u64, b: u64) -> bool {
+        let (old, new) = (self.old, self.new);
+        let literal =
+            |build: &Build<'_>, at: u64| build.map.resolve_address(&build.image, at, Use::Address) == Target::Literal;
+        let (x, y) = (old.map.next_reference(a).wrapping_sub(a), new.map.next_reference(b).wrapping_sub(b));
+        let size = x.min(y);
+        let padded = |build: &Build<'_>, at: u64, room: u64| {
+            build.image.bytes(at + size, room - size).is_some_and(|rest| rest.iter().all(|b| *b == 0))
+        };
+        literal(old, a)
+            && literal(new, b)
+            && size > 0
+            && self.same_bytes(a, b, size)
+            && (x == y || padded(old, a, x) && padded(new, b, y))
+    }
+
+    /// A text whose length stands beside its address, in both builds, and ends where another reference leads.
+    fn same_counted_text(&self, a: u64, b: u64, size: u64) -> bool {
+        let (x, y) = (self.old.map.next_reference(a).wrapping_sub(a), self.new.map.next_reference(b).wrapping_sub(b));
+        let is_rust = |build: &Build<'_>| build.image.compilers.iter().any(|c| c.starts_with("rustc"));
+        let text = |bytes: &[u8]| !bytes.contains(&0) && std::str::from_utf8(bytes).is_ok();
+        let ends = size > 0 && size <= x && size <= y && (size == x || size == y);
+        ends && is_rust(self.old)
+            && is_rust(self.new)
+            && self.old.image.bytes(a, size).is_some_and(text)
+            && self.same_bytes(a, b, size)
+    }
+
+    /// Two words, and the numbers behind them, that lead to one text.
+    fn same_text_words(&self, (v, p): (&Word, Option<u64>), (w, q): (&Word, Option<u64>), rust: bool) -> bool {
+        match (v, w) {
+            (Word::Address(a), Word::Address(b)) => {
+                p.is_some_and(|size| p == q && self.same_counted_text(*a, *b, size))
+                    || rust && self.same_to_next(*a, *b)
+            }
+            _ => false,
+        }
+    }
+
+    fn same_bytes(&self, a: u64, b: u64, size: u64) -> bool {
+        match (self.old.image.bytes(a, size), self.new.image.bytes(b, size)) {
+            (Some(x), Some(y)) => self.contents((a, x), (b, y), true) == Verdict::Same,
+            _ => false,
+        }
     }
 
     /// `a[i - 100]` leads to whatever lies before `a`. The same is meant if everything in reach is the same
@@ -336,7 +394,7 @@ impl<'j, 'a> Judge<'j, 'a> {
             }
             _ => (self.old.map.literal(&self.old.image, a), self.new.map.literal(&self.new.image, b)),
         };
-        let verdict = self.contents((a, x), (b, y));
+        let verdict = self.contents((a, x), (b, y), false);
         if let Verdict::UndecidedFunctions(f, _) = verdict {
             // More may be open behind it, so whatever becomes of it must be noted.
             self.pairs.functions.new_of(f);
@@ -347,16 +405,16 @@ impl<'j, 'a> Judge<'j, 'a> {
     /// True if `size` bytes of the two builds are the same, words that hold addresses by what they lead to.
     pub(crate) fn same_content(&self, a: u64, b: u64, size: u64) -> bool {
         match (self.old.image.bytes(a, size), self.new.image.bytes(b, size)) {
-            (Some(x), Some(y)) => self.contents((a, x), (b, y)) == Verdict::Same,
+            (Some(x), Some(y)) => self.contents((a, x), (b, y), false) == Verdict::Same,
             _ => false,
         }
     }
 
     /// Compares two pieces of data: bytes, and words that hold addresses. Undecided only
-    /// if everything else is the same.
-    fn contents(&self, a: (u64, &[u8]), b: (u64, &[u8])) -> Verdict {
+    /// if everything else is the same. `rust`: only Rust knows of this data.
+    fn contents(&self, a: (u64, &[u8]), b: (u64, &[u8]), rust: bool) -> Verdict {
         let mut all = Verdict::Same;
-        self.pieces(a, b, &mut |verdict| {
+        self.pieces(a, b, rust, &mut |verdict| {
             all = all.and(verdict);
             all != Verdict::Different
         });
@@ -364,7 +422,7 @@ impl<'j, 'a> Judge<'j, 'a> {
     }
 
     /// The verdicts of all pieces of two pieces of data, until `go_on` has heard enough.
-    fn pieces(&self, (a, x): (u64, &[u8]), (b, y): (u64, &[u8]), go_on: &mut dyn FnMut(Verdict) -> bool) {
+    fn pieces(&self, (a, x): (u64, &[u8]), (b, y): (u64, &[u8]), rust: bool, go_on: &mut dyn FnMut(Verdict) -> bool) {
         if x.len() != y.len() {
             go_on(Verdict::Different);
             return;
@@ -375,9 +433,16 @@ impl<'j, 'a> Judge<'j, 'a> {
             let (end, width, field) = match (old_fields.next(), new_fields.next()) {
                 (None, None) => (x.len(), 0, Verdict::Same),
                 (Some((i, v)), Some((j, w))) if i == j && i >= at => match (v, w) {
-                    (DataField::Word(v), DataField::Word(w)) => (i, 8, self.words(v, w)),
+                    (DataField::Word(v), DataField::Word(w)) => {
+                        let verdict = self.words(v, w);
+                        let texts = verdict == Verdict::Different
+                            && self.same_text_words((v, count(x, i)), (w, count(y, i)), rust);
+                        (i, 8, if texts { Verdict::Same } else { verdict })
+                    }
                     (DataField::Distance(v), DataField::Distance(w)) => {
-                        (i, 4, self.addresses(None, (v, w), Use::Address))
+                        let verdict = self.addresses(None, (v.target, w.target), Use::Address);
+                        let text = v.rust && w.rust && verdict == Verdict::Different;
+                        (i, 4, if text && self.same_to_next(v.target, w.target) { Verdict::Same } else { verdict })
                     }
                     _ => (i, 0, Verdict::Different),
                 },
@@ -466,7 +531,10 @@ impl<'j, 'a> Judge<'j, 'a> {
             return;
         }
         match (self.old.image.bytes(x.address, shorter), self.new.image.bytes(y.address, shorter)) {
-            (Some(p), Some(q)) => self.pieces((x.address, p), (y.address, q), go_on),
+            (Some(p), Some(q)) => {
+                let rust = rust::is_mangled(x.name()) && rust::is_mangled(y.name());
+                self.pieces((x.address, p), (y.address, q), rust, go_on)
+            }
             (None, None) => {}
             // One of them moved between `.bss` and `.data`.
             (Some(bytes), None) | (None, Some(bytes)) => {
@@ -476,11 +544,15 @@ impl<'j, 'a> Judge<'j, 'a> {
     }
 }
 
+/// The number behind a word: of a text in Rust, its length.
+fn count(bytes: &[u8], word: usize) -> Option<u64> {
+    Some(u64::from_le_bytes(bytes.get(word + 8..word + 16)?.try_into().ok()?))
+}
+
 /// A field of data that leads somewhere.
 enum DataField<'b> {
     Word(&'b Word),
-    /// A distance of 32 bits to this link-time address.
-    Distance(u64),
+    Distance(&'b Distance),
 }
 
 /// The fields of `size` bytes of data, by offset.
@@ -496,7 +568,7 @@ fn fields<'b>(build: &'b Build<'_>, start: u64, size: usize) -> impl Iterator<It
         let field = if word_first {
             words.next().map(|(at, w)| (at, DataField::Word(w)))
         } else {
-            distances.next().map(|(at, d)| (at, DataField::Distance(d.target)))
+            distances.next().map(|(at, d)| (at, DataField::Distance(d)))
         };
         field.map(|(at, f)| ((at - start) as usize, f))
     })

@@ -5,6 +5,7 @@
 //! 2. for variables, the same file, function and name in the debug information of both: static locals, and
 //!    what became static or global;
 //! 3. the same name once the compiler's numbering (`.constprop.0`, `.lto_priv.1`) is put aside;
+//!    or, for names of Rust, hashes and disambiguators; instances of one generic function by their content;
 //! 4. the references that pairs of otherwise identical functions or objects make at the
 //!    same place; they must be unanimous;
 //! 5. for static locals without any of these, the only variable of that name in the file,
@@ -28,6 +29,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use crate::build::Build;
 use crate::entity::{FunctionId, Map, ObjectId};
 use crate::layout::Variable;
+use crate::rust;
 use names::Names;
 use votes::Votes;
 
@@ -73,6 +75,7 @@ pub(crate) fn correlate(old: &Build<'_>, new: &Build<'_>, variables: (&[Variable
     pairs.objects.join_by_key(variable_keys(&old.map, variables.0), variable_keys(&new.map, variables.1));
     let mut votes = Votes::new(&pairs, names);
     votes.settle(old, new, &mut pairs);
+    join_rust_by_content(old, new, &mut pairs, &mut votes);
     let contents = stripped::join_by_content(old, new, &mut pairs, &mut votes);
     let known = (described(&old.map, variables.0), described(&new.map, variables.1));
     let (before, now) = (only_of_their_name(&old.map, &known.0), only_of_their_name(&new.map, &known.1));
@@ -120,6 +123,25 @@ fn users<'m>(build: &Build<'_>, objects: impl Iterator<Item = &'m ObjectId>) -> 
         }
     }
     users
+}
+
+/// Instances of one generic function have the same legacy name but for the hash: their content tells them apart.
+fn join_rust_by_content(old: &Build<'_>, new: &Build<'_>, pairs: &mut Correlation, votes: &mut Votes<'_>) {
+    let keys = |build: &Build<'_>, alone: &dyn Fn(FunctionId) -> bool| {
+        let mut found = Vec::new();
+        for (id, function) in build.map.functions.iter().enumerate().filter(|(id, _)| alone(*id)) {
+            for name in function.names.iter().filter_map(|n| rust::quiet_name(n)) {
+                found.push(((name.into_owned(), stripped::named_content(build, id)), id));
+            }
+        }
+        found
+    };
+    let before = keys(old, &|f| pairs.functions.new_of(f).is_none());
+    let now = keys(new, &|g| pairs.functions.old_of(g).is_none());
+    if !before.is_empty() && !now.is_empty() {
+        pairs.functions.join_by_key(before.into_iter(), now.into_iter());
+        votes.settle(old, new, pairs);
+    }
 }
 
 /// The name without the numbers that the compiler gives to clones.

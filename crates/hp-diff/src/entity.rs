@@ -16,6 +16,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use crate::arch::{self, Site, Use};
 use crate::by_address::{ByAddress, Spans, Starts};
 use crate::image::{Evidence, Image, Section, Symbol, Word, is_constant_section};
+use crate::rust;
 
 /// Index of a function in its [`Map`].
 pub(crate) type FunctionId = usize;
@@ -179,6 +180,8 @@ pub(crate) struct Distance {
     pub table: u64,
     /// Link-time address that the field leads to.
     pub target: u64,
+    /// Only functions of Rust read the table.
+    pub rust: bool,
 }
 
 impl<'a> Map<'a> {
@@ -232,6 +235,7 @@ impl<'a> Map<'a> {
             Word::Address(a) => Some(*a).filter(in_data),
             _ => None,
         }));
+        targets.extend(static_addresses(image));
         targets.par_sort_unstable();
         targets.dedup();
         let mut all = targets.clone();
@@ -246,11 +250,13 @@ impl<'a> Map<'a> {
     /// Finds tables of distances to constant data, which rustc and clang make of arrays of texts, at the places where code that
     /// reads such tables takes addresses. A table reaches to the next address that something refers to; it
     /// is one if all its entries lead to constant data outside of it.
-    pub(crate) fn add_distances(&mut self, image: &Image<'a>, mut starts: Vec<u64>) {
-        starts.sort_unstable();
-        starts.dedup();
+    pub(crate) fn add_distances(&mut self, image: &Image<'a>, starts: &[(u64, FunctionId)]) {
+        let mut tables: BTreeMap<u64, bool> = BTreeMap::new();
+        for (table, user) in starts {
+            *tables.entry(*table).or_insert(true) &= rust::is_mangled(self.functions[*user].name());
+        }
         let mut found = Vec::new();
-        for table in starts {
+        for (table, rust) in tables {
             let limit = match self.object_at(table) {
                 Some(id) => self.objects[id].end(),
                 None => self.next_reference(table),
@@ -270,7 +276,7 @@ impl<'a> Map<'a> {
             let padded = bytes[run.len() * 4..].iter().all(|b| *b == 0);
             if run.len() > 1 && padded {
                 found.extend(run.iter().enumerate().map(|(i, d)| {
-                    (table + 4 * i as u64, Distance { table, target: table.wrapping_add_signed(i64::from(*d)) })
+                    (table + 4 * i as u64, Distance { table, target: table.wrapping_add_signed(i64::from(*d)), rust })
                 }));
             }
         }
@@ -545,6 +551,22 @@ impl<'a> Map<'a> {
         let end = self.next_reference(address + last_of_text);
         (address, end.clamp(address, address + rest.len() as u64))
     }
+}
+
+/// In a position-dependent image no relocation marks the words that hold addresses. Those that lead to the start of
+/// something constant by all appearances: behind a terminator, or well aligned.
+fn static_addresses<'i>(image: &'i Image<'_>) -> impl Iterator<Item = u64> + 'i {
+    let data = image.sections.iter().filter(|s| image.fixed_address && s.content && !s.executable);
+    let words = data.flat_map(|s| {
+        let first = (s.address.next_multiple_of(8) - s.address) as usize;
+        s.data.get(first..).unwrap_or_default().chunks_exact(8)
+    });
+    words.map(|w| u64::from_le_bytes(w.try_into().unwrap_or_default())).filter(|a| {
+        (image.start..image.span).contains(a)
+            && image.is_constant(*a)
+            && image.section_at(*a).is_some_and(|s| !s.executable)
+            && (a.is_multiple_of(8) || image.bytes(a - 1, 1) == Some(&[0]))
+    })
 }
 
 /// Bytes of the text that `bytes` begin with, with its terminator; 0 if it is none. Linkers merge tails of wide

@@ -29,6 +29,7 @@ mod made_with;
 mod payload;
 mod progress;
 mod references;
+mod rust;
 mod same;
 mod slots;
 mod source;

@@ -123,6 +123,11 @@ fn contents(build: &Build<'_>) -> Vec<(FunctionId, u128)> {
     unnamed.map_init(Vec::new, |text, f| (f, content(build, f, &|_| None, text))).collect()
 }
 
+/// What a function contains, apart from what has no name.
+pub(super) fn named_content(build: &Build<'_>, id: FunctionId) -> u128 {
+    content(build, id, &|_| None, &mut Vec::new())
+}
+
 /// What a function contains, wherever it and what it refers to may lie. What has no name counts by its number if it has one;
 /// `text` is room.
 fn content(build: &Build<'_>, id: FunctionId, number: &dyn Fn(&Weak) -> Option<usize>, text: &mut Vec<u8>) -> u128 {

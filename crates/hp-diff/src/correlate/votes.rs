@@ -51,6 +51,7 @@ impl<'m> Votes<'m> {
 
     /// Votes and pairs until nothing changes.
     pub(super) fn settle(&mut self, old: &Build<'_>, new: &Build<'_>, pairs: &mut Correlation) {
+        self.names.join(pairs);
         while self.round(old, new, pairs) {}
     }
 
