@@ -1,4 +1,37 @@
 //! Two builds of a program in, a [`Patch`](hp_pack::Patch) or the findings that forbid one out.
+//!
+//! [`diff`] reads two builds as they come out of a compiler or a distribution package, finds every function that differs and why,
+//! and makes the patch that brings a running copy of the old build to the behaviour of the new one. What it
+//! cannot prove is a [`Finding`] with a [`Code`]; one of level error means that there is no patch.
+//!
+//! ```no_run
+//! let report = hp_diff::diff("old/server".as_ref(), "new/server".as_ref(), &hp_diff::Options::default())?;
+//! for change in &report.changes {
+//!     println!("{}: {}", change.name, change.cause);
+//! }
+//! # Ok::<(), hp_diff::Error>(())
+//! ```
+//!
+//! Two programs in `examples` show more: `changed_functions` lists what differs and what forbids a patch,
+//! `explain_function` renders the difference of one function.
+//!
+//! # How functions are compared
+//! By their bytes, with each field that leads somewhere masked, and by *what the fields lead to*: entities that were paired by
+//! names, debug information or unanimous references, imports by name and version, constants by content. Where something lies is
+//! never evidence. The modules are listed, with what goes in and out, in `ARCHITECTURE.md`.
+//!
+//! # What to expect
+//! - The only input and output is opening the builds and their debug files. Nothing is printed; [`Progress`] tells a caller
+//!   how far a comparison has come.
+//! - The same two builds give the same report and patch on any number of threads (rayon's pool is used).
+//! - Errors are for builds that cannot be read at all. Everything else is a finding.
+//! - Cost grows linearly with the code of both builds; see `docs/BENCHMARKS.md`.
+//!
+//! # Not suitable for
+//! - anything but x86-64 ELF files, and programs whose runtime moves code or stacks by itself, such as Go: a finding says so;
+//! - the last word on a patch: `hp-verify` judges it independently;
+//! - differences in meaning: what a *value* in a live object stands for no tool can prove, so numbers that may
+//!   have changed their meaning are searched for and reported.
 #![forbid(unsafe_op_in_unsafe_fn)]
 
 mod adjoin;

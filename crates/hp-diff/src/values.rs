@@ -11,6 +11,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use rayon::prelude::*;
+
 use crate::arch::{self, Cell, Deed, Use};
 use crate::build::Build;
 use crate::compare::Changes;
@@ -63,7 +65,7 @@ pub(crate) fn changed_values(old: &Build<'_>, new: &Build<'_>, pairs: &Correlati
         let of_releases = (!released.is_empty()).then(|| Finding::new(Code::ReleaseAdded, &name, few(&released)));
         of_numbers.into_iter().chain(of_releases)
     };
-    changes.functions.iter().flat_map(of_function).collect()
+    changes.functions.par_iter().flat_map_iter(of_function).collect()
 }
 
 /// The first few of them in one line.

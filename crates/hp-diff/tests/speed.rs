@@ -57,6 +57,23 @@ fn one_byte_of_data_beside_equal_code_is_not_overlooked() {
     assert!(value.findings.iter().any(|f| f.subject == "limit"), "{value:?}");
 }
 
+/// The vote of a pair says that its code is the same; it must not be believed where a constant that it leads to has changed.
+#[test]
+fn a_function_differs_if_only_a_constant_that_it_reads_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = |price: u32| {
+        format!(
+            "#include <stdio.h>\nconst int prices[] = {{ 3, 5, {price}, 11, 13, 17, 19, 23 }};\n{}\n{}\n",
+            "__attribute__((noinline)) int pick(int n) { return prices[n & 7]; }",
+            "int main(int argc, char **argv) { return printf(\"%d %s\", pick(argc), argv[0]); }"
+        )
+    };
+    let old = build(folder.path(), "old", &program(7), "sha1");
+    let new = build(folder.path(), "new", &program(8), "sha1");
+    let report = diff(&old, &new);
+    assert_eq!(report.changes.iter().map(|c| c.name.as_str()).collect::<Vec<_>>(), ["pick"], "{report:?}");
+}
+
 #[test]
 fn the_number_of_threads_changes_nothing() {
     let folder = tempfile::tempdir().unwrap();

@@ -30,8 +30,7 @@ pub(crate) fn run(cache: &Cache, words: &[&str]) -> Result<bool> {
             eprintln!("xtask: without {tool}: {why}");
         }
     }
-    let build =
-        ["build", "--quiet", "--release", "-p", "hp-cli", "-p", "hp-diff", "--bin", "hp", "--example", "decode"];
+    let build = ["build", "--quiet", "--release", "-p", "hp-cli", "-p", "hp-diff", "--bin", "hp", "--examples"];
     if !succeeds(&mut cargo(&build))? {
         bail!("cargo could not build hp");
     }
@@ -55,13 +54,14 @@ pub(crate) fn run(cache: &Cache, words: &[&str]) -> Result<bool> {
     Ok(!rows.is_empty())
 }
 
-const HEAD: [&str; 12] = [
+const HEAD: [&str; 13] = [
     "pair            ",
     "MB each",
     "  D (s)",
-    "hp CPU (s)",
-    "hp / D",
+    "diff (s)",
+    "diff / D",
     "ms per MB",
+    "hp (s)",
     "cores",
     "peak (MiB)",
     "of budget",
@@ -75,25 +75,28 @@ struct Row {
     /// Loaded bytes of both files.
     loaded: u64,
     decode: Cost,
+    /// The comparison alone, without the judge.
+    diff: Cost,
     hp: Cost,
     objdump: Option<Cost>,
     bsdiff: Option<Cost>,
 }
 
 impl Row {
-    fn cells(&self) -> [String; 12] {
+    fn cells(&self) -> [String; 13] {
         let seconds = |c: &Cost| c.cpu.as_secs_f64();
-        let (hp, megabytes) = (seconds(&self.hp), self.loaded as f64 / 2e6);
+        let (diff, hp, megabytes) = (seconds(&self.diff), seconds(&self.hp), self.loaded as f64 / 2e6);
         let budget = 2 * self.loaded + (16 << 20);
         let times = |c: &Option<Cost>| c.map_or("-".into(), |c| format!("{:.1}", seconds(&c) / hp));
         let cells = [
             self.name.clone(),
             format!("{megabytes:.1}"),
             format!("{:.2}", seconds(&self.decode)),
+            format!("{diff:.2}"),
+            format!("{:.2}", diff / seconds(&self.decode)),
+            format!("{:.1}", diff * 1e3 / (2.0 * megabytes)),
             format!("{hp:.2}"),
-            format!("{:.1}", hp / seconds(&self.decode)),
-            format!("{:.1}", hp * 1e3 / (2.0 * megabytes)),
-            format!("{:.1}", hp / self.hp.wall.as_secs_f64()),
+            format!("{:.1}", diff / self.diff.wall.as_secs_f64()),
             (self.hp.peak >> 20).to_string(),
             format!("{:.0} %", self.hp.peak as f64 * 100.0 / budget as f64),
             self.hp.exit.to_string(),
@@ -120,6 +123,7 @@ fn row(cache: &Cache, pair: &Pair, full: bool) -> Result<Row> {
     let size = pair.old.metadata()?.len();
     let others = full || size <= OTHERS_UP_TO;
     let decode = best(RUNS, || both(&programs.join("examples/decode"), &[]))?;
+    let diff = best(RUNS, || both(&programs.join("examples/changed_functions"), &[]))?;
     let hp = best(RUNS, || {
         let mut hp = both(&programs.join("hp"), &["diff", "--json"]);
         hp.arg("-o").arg(out.join("patch"));
@@ -137,7 +141,7 @@ fn row(cache: &Cache, pair: &Pair, full: bool) -> Result<Row> {
         .then(|| measured(both(Path::new("bsdiff"), &[]).arg(out.join("bsdiff"))))
         .transpose()?;
     let loaded = loaded(&pair.old)? + loaded(&pair.new)?;
-    Ok(Row { name: pair.name.clone(), loaded, decode, hp, objdump, bsdiff })
+    Ok(Row { name: pair.name.clone(), loaded, decode, diff, hp, objdump, bsdiff })
 }
 
 /// Bytes of the file's sections that are loaded.

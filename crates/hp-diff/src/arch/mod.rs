@@ -13,7 +13,7 @@ pub(crate) use sites::Sites;
 pub(crate) use x86_64::{
     CallArgument, DecodeRoom, Field, JumpTableContext, Jumps, add_known, branch, call_arguments, changed_registers,
     compares_address, copied, decode, differing_arguments, displaced, field, first_difference, instructions, is_call,
-    is_indexed, memory_numbers, numbers, padding, plt_stubs, returns, shape, tables, texts, thunk, unpadded,
+    is_indexed, memory_numbers, numbers, padding, plt_stubs, returns, shape, tables, text, texts, thunk, unpadded,
 };
 
 /// How a field in an instruction encodes its target.

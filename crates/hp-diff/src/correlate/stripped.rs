@@ -231,9 +231,8 @@ pub(crate) fn audit(old: &Build<'_>, new: &Build<'_>, pairs: &Correlation, chang
     }
     let mut findings = leftovers(old, new, pairs);
     let judge = Judge::new(old, new, pairs).with_changed_constants(changes.constants.clone());
-    for &(f, g, _) in &changes.functions {
-        findings.extend(contradictions(&judge, (old, new), pairs, (f, g)));
-    }
+    let of_pair = |&(f, g, _): &(FunctionId, FunctionId, _)| contradictions(&judge, (old, new), pairs, (f, g));
+    findings.par_extend(changes.functions.par_iter().flat_map_iter(of_pair));
     findings
 }
 
@@ -265,9 +264,15 @@ fn contradictions(
     pair: (FunctionId, FunctionId),
 ) -> Vec<Finding> {
     let (before, now) = (tokens(old, pair.0), tokens(new, pair.1));
-    let keys = |tokens: &[Token]| tokens.iter().map(|t| t.bytes.clone()).collect::<Vec<_>>();
+    // Equal instructions have the same number.
+    let mut numbers: FxHashMap<&[u8], usize> = FxHashMap::default();
+    let mut number = |token| {
+        let next = numbers.len();
+        *numbers.entry(token).or_insert(next)
+    };
+    let [x, y] = [&before, &now].map(|tokens| tokens.iter().map(|t| number(&t.bytes)).collect::<Vec<usize>>());
     // Without a deadline: the answer must not depend on how busy the machine is.
-    let steps = similar::capture_diff_slices(similar::Algorithm::Myers, &keys(&before), &keys(&now));
+    let steps = similar::capture_diff_slices(similar::Algorithm::Myers, &x, &y);
     let name = old.map.functions[pair.0].name();
     let mut findings = Vec::new();
     let (mut left, mut come) = (FxHashSet::default(), FxHashSet::default());

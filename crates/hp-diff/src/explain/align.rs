@@ -17,18 +17,19 @@ pub(super) struct Pair {
     pub new: Option<usize>,
 }
 
-/// Both lists from `start` on, at most `limit` tokens of each, in rows.
-pub(super) fn align(old: &[Token], new: &[Token], start: usize, limit: usize, deadline: Option<Instant>) -> Vec<Pair> {
+/// Both lists in rows, from the first difference on at most `limit` tokens of each.
+pub(super) fn align(old: &[Token<'_>], new: &[Token<'_>], limit: usize, deadline: Option<Instant>) -> Vec<Pair> {
     let mut numbers: FxHashMap<String, u32> = FxHashMap::default();
-    let mut number = |token: &Token| {
+    let mut number = |token: &Token<'_>| {
         let next = numbers.len() as u32;
         *numbers.entry(token.key()).or_insert(next)
     };
-    let part = |all: &[Token]| start.min(all.len())..all.len().min(start.saturating_add(limit));
-    let x: Vec<u32> = old[part(old)].iter().map(&mut number).collect();
-    let y: Vec<u32> = new[part(new)].iter().map(&mut number).collect();
-    let mut rows: Vec<Pair> = (0..start.min(old.len())).map(same).collect();
-    for op in capture_diff_slices_deadline(Algorithm::Myers, &x, &y, deadline) {
+    let x: Vec<u32> = old.iter().map(&mut number).collect();
+    let y: Vec<u32> = new.iter().map(&mut number).collect();
+    let start = x.iter().zip(&y).take_while(|(a, b)| a == b).count();
+    let part = |all: &[u32]| start..all.len().min(start.saturating_add(limit));
+    let mut rows: Vec<Pair> = (0..start).map(same).collect();
+    for op in capture_diff_slices_deadline(Algorithm::Myers, &x[part(&x)], &y[part(&y)], deadline) {
         push(&mut rows, &op, start, old, new);
     }
     rows
@@ -38,7 +39,7 @@ fn same(i: usize) -> Pair {
     Pair { kind: RowKind::Same, old: Some(i), new: Some(i) }
 }
 
-fn push(rows: &mut Vec<Pair>, op: &DiffOp, start: usize, old: &[Token], new: &[Token]) {
+fn push(rows: &mut Vec<Pair>, op: &DiffOp, start: usize, old: &[Token<'_>], new: &[Token<'_>]) {
     let (a, b) = (op.old_range(), op.new_range());
     let (a, b) = (a.start + start..a.end + start, b.start + start..b.end + start);
     let equal = matches!(op, DiffOp::Equal { .. });
@@ -82,15 +83,15 @@ fn added(j: usize) -> Pair {
 }
 
 /// The same operation, with other operands.
-fn alike(a: &Token, b: &Token) -> bool {
-    let operation = |t: &Token| t.masked.split_once(' ').map_or(t.masked.len(), |(word, _)| word.len());
+fn alike(a: &Token<'_>, b: &Token<'_>) -> bool {
+    let operation = |t: &Token<'_>| t.masked.split_once(' ').map_or(t.masked.len(), |(word, _)| word.len());
     a.masked[..operation(a)] == b.masked[..operation(b)]
 }
 
 /// Rows of equal tokens whose branches or jump tables lead to places that are not aligned: they differ all the same.
 pub(super) fn misled(
     rows: &[Pair],
-    (old, new): (&[Token], &[Token]),
+    (old, new): (&[Token<'_>], &[Token<'_>]),
     (before, now): (&Side<'_, '_>, &Side<'_, '_>),
     (f, g): (FunctionId, FunctionId),
 ) -> Vec<usize> {
@@ -132,7 +133,7 @@ struct Places {
 }
 
 impl Places {
-    fn new(rows: &[Pair], old: &[Token], new: &[Token]) -> Places {
+    fn new(rows: &[Pair], old: &[Token<'_>], new: &[Token<'_>]) -> Places {
         let mut places = Places { old: FxHashMap::default(), new: FxHashMap::default() };
         let mut equal_before = 0;
         for row in rows {

@@ -40,9 +40,9 @@ pub(crate) struct Causes<'c, 'a> {
 }
 
 /// A pair of functions, aligned.
-struct Aligned {
-    old: Vec<Token>,
-    new: Vec<Token>,
+struct Aligned<'a> {
+    old: Vec<Token<'a>>,
+    new: Vec<Token<'a>>,
     rows: Vec<Pair>,
     /// Rows that differ only in where a branch or table within the function leads.
     misled: Vec<usize>,
@@ -94,10 +94,9 @@ impl<'c, 'a> Causes<'c, 'a> {
         }
     }
 
-    fn align(&self, pair: (FunctionId, FunctionId), limit: usize, deadline: Option<std::time::Instant>) -> Aligned {
+    fn align(&self, pair: (FunctionId, FunctionId), limit: usize, deadline: Option<std::time::Instant>) -> Aligned<'a> {
         let (old, new) = (self.old.tokens(pair.0), self.new.tokens(pair.1));
-        let start = old.iter().zip(&new).take_while(|(a, b)| a.key() == b.key()).count();
-        let rows = align(&old, &new, start, limit, deadline);
+        let rows = align(&old, &new, limit, deadline);
         let misled = misled(&rows, (&old, &new), (&self.old, &self.new), pair);
         Aligned { old, new, rows, misled }
     }
@@ -128,7 +127,7 @@ impl<'c, 'a> Causes<'c, 'a> {
     }
 
     /// The same instructions lead elsewhere.
-    fn reference(&self, aligned: &Aligned, differing: &[&Pair]) -> Cause {
+    fn reference(&self, aligned: &Aligned<'_>, differing: &[&Pair]) -> Cause {
         let row = differing[0];
         let first = self.first(aligned, row);
         let tokens = (row.old.map(|i| &aligned.old[i]), row.new.map(|j| &aligned.new[j]));
@@ -152,7 +151,7 @@ impl<'c, 'a> Causes<'c, 'a> {
     /// Where most of the differing instructions come from: an inlined function, or the function itself; and the first
     /// of those. The stack frame and the choice of registers follow from the rest, so they do not count where there is
     /// anything else.
-    fn origin<'r>(&self, aligned: &Aligned, differing: &[&'r Pair]) -> (Option<String>, &'r Pair) {
+    fn origin<'r>(&self, aligned: &Aligned<'_>, differing: &[&'r Pair]) -> (Option<String>, &'r Pair) {
         let tokens = |row: &Pair| [row.old.map(|i| &aligned.old[i]), row.new.map(|j| &aligned.new[j])];
         let telling = |row: &Pair| match tokens(row) {
             [Some(a), Some(b)] => arch::shape(&a.masked) != arch::shape(&b.masked) && !(a.frame && b.frame),
@@ -174,7 +173,7 @@ impl<'c, 'a> Causes<'c, 'a> {
         (origin.map(str::to_owned), shown.copied().unwrap_or(differing[0]))
     }
 
-    fn first(&self, aligned: &Aligned, row: &Pair) -> First {
+    fn first(&self, aligned: &Aligned<'_>, row: &Pair) -> First {
         First {
             old: row.old.map(|i| instruction(&aligned.old[i], &self.sources.0)),
             new: row.new.map(|j| instruction(&aligned.new[j], &self.sources.1)),
@@ -182,7 +181,7 @@ impl<'c, 'a> Causes<'c, 'a> {
     }
 }
 
-impl Aligned {
+impl Aligned<'_> {
     /// Rows that differ; where only branches lead elsewhere, those.
     fn differing(&self) -> impl Iterator<Item = &Pair> {
         let is_padding =
@@ -208,10 +207,10 @@ fn exceptions() -> Cause {
 pub(super) fn rows_of(
     rows: &[Pair],
     misled: &[usize],
-    (old, before): (&[Token], &SourceMap),
-    (new, now): (&[Token], &SourceMap),
+    (old, before): (&[Token<'_>], &SourceMap),
+    (new, now): (&[Token<'_>], &SourceMap),
 ) -> Vec<Row> {
-    let side = |tokens: &[Token], at: Option<usize>, source| at.map(|i| instruction(&tokens[i], source));
+    let side = |tokens: &[Token<'_>], at: Option<usize>, source| at.map(|i| instruction(&tokens[i], source));
     let row = |(n, row): (usize, &Pair)| Row {
         kind: if misled.contains(&n) { RowKind::Changed } else { row.kind },
         old: side(old, row.old, before),
@@ -229,11 +228,11 @@ fn noise() -> Cause {
     }
 }
 
-pub(super) fn instruction(token: &Token, source: &SourceMap) -> Instruction {
+pub(super) fn instruction(token: &Token<'_>, source: &SourceMap) -> Instruction {
     Instruction {
         offset: token.offset,
         cold: token.cold,
-        text: token.text.clone(),
+        text: token.text(),
         place: source.place(token.address),
         inlined: source.inlined(token.address).map(str::to_owned),
     }

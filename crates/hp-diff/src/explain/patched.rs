@@ -98,15 +98,14 @@ fn replaced(new: &Build<'_>, patch: &Patch) -> FxHashMap<FunctionId, u64> {
 
 fn beside(
     (before, f, source): (&Side<'_, '_>, FunctionId, &SourceMap),
-    (now, g, new): (&Side<'_, '_>, FunctionId, &[Token]),
+    (now, g, new): (&Side<'_, '_>, FunctionId, &[Token<'_>]),
 ) -> Vec<Row> {
     let old = before.tokens(f);
-    let start = old.iter().zip(new).take_while(|(a, b)| a.key() == b.key()).count();
-    let pairs = align::align(&old, new, start, usize::MAX, deadline());
+    let pairs = align::align(&old, new, usize::MAX, deadline());
     let misled = align::misled(&pairs, (&old, new), (before, now), (f, g));
     rows_of(&pairs, &misled, (&old, source), (new, &SourceMap::default()))
 }
 
-fn added(token: &Token, source: &SourceMap) -> Row {
+fn added(token: &Token<'_>, source: &SourceMap) -> Row {
     Row { kind: RowKind::Added, old: None, new: Some(instruction(token, source)) }
 }

@@ -26,20 +26,27 @@ pub(super) struct Lead {
 
 /// One instruction.
 #[derive(Debug)]
-pub(super) struct Token {
+pub(super) struct Token<'a> {
     pub range: usize,
     pub offset: u32,
     /// Link-time address.
     pub address: u64,
     pub cold: bool,
-    pub text: String,
+    /// Its bytes; empty for what is no instruction.
+    code: &'a [u8],
     pub masked: String,
     pub padding: bool,
     pub frame: bool,
     pub leads: Vec<Lead>,
 }
 
-impl Token {
+impl Token<'_> {
+    /// With the names of what its fields lead to.
+    pub(super) fn text(&self) -> String {
+        let names = self.leads.iter().map(|l| ((self.address, l.site.target), l.name.clone()));
+        if self.code.is_empty() { self.masked.clone() } else { arch::text(self.address, self.code, names.collect()) }
+    }
+
     /// Equal for instructions that do the same and lead to the same.
     pub(super) fn key(&self) -> String {
         let leads: Vec<&str> = self.leads.iter().map(|l| l.key.as_str()).collect();
@@ -85,25 +92,23 @@ impl<'s, 'a> Side<'s, 'a> {
     }
 
     /// The tokens of a function, all its ranges one after the other.
-    pub(super) fn tokens(&self, function: FunctionId) -> Vec<Token> {
+    pub(super) fn tokens(&self, function: FunctionId) -> Vec<Token<'a>> {
         let mut tokens = Vec::new();
         for (i, range) in self.build.map.functions[function].ranges.iter().enumerate() {
             let mut leads: FxHashMap<u32, Vec<Lead>> = FxHashMap::default();
             for site in &self.build.code[function].ranges[i].sites {
                 leads.entry(site.instruction).or_default().push(self.lead(function, site));
             }
-            let names = leads.values().flatten().map(|l| {
-                let ip = range.address + u64::from(l.site.instruction);
-                ((ip, l.site.target), l.name.clone())
-            });
-            let texts = arch::texts(range.address, range.bytes, names.collect());
+            let named =
+                leads.values().flatten().map(|l| (range.address + u64::from(l.site.instruction), l.site.target));
+            let texts = arch::texts(range.address, range.bytes, named);
             let cold = i > 0 || cold_parent(range.name).is_some();
             tokens.extend(texts.into_iter().map(|t| Token {
                 range: i,
                 offset: t.offset,
                 address: range.address + u64::from(t.offset),
                 cold,
-                text: t.text,
+                code: &range.bytes[t.offset as usize..][..usize::from(t.length)],
                 masked: t.masked,
                 padding: t.padding,
                 frame: t.frame,
@@ -241,7 +246,8 @@ impl<'s, 'a> Side<'s, 'a> {
             bytes[at..last].fill(0);
             words.push(self.word(word));
         }
-        format!("{bytes:?} {}", words.join(" "))
+        // One letter for each byte: nobody reads it.
+        bytes.iter().map(|b| char::from(*b)).chain(words.join(" ").chars()).collect()
     }
 
     fn literal_name(&self, site: &Site) -> String {

@@ -24,6 +24,6 @@ pub(crate) use jump_table::{Context as JumpTableContext, Jumps, tables};
 pub(crate) use known::add_known;
 pub(crate) use plt::plt_stubs;
 pub(crate) use registers::{changed_registers, is_call, returns};
-pub(crate) use text::{shape, texts};
+pub(crate) use text::{shape, text, texts};
 pub(crate) use thunk::thunk;
 pub(crate) use values::memory_numbers;

@@ -14,9 +14,9 @@ pub(crate) type Names = FxHashMap<(u64, u64), String>;
 pub(crate) struct Text {
     /// From the start of the range.
     pub offset: u32,
-    /// With names.
-    pub text: String,
-    /// With each name blotted out: what is left is operation, registers and numbers.
+    /// Length in bytes; 0 for what is no instruction.
+    pub length: u8,
+    /// The text with each name blotted out: what is left is operation, registers and numbers.
     pub masked: String,
     /// Does nothing.
     pub padding: bool,
@@ -27,27 +27,34 @@ pub(crate) struct Text {
 /// What stands for a name that was blotted out.
 const BLOT: &str = "·";
 
-/// The instructions in `bytes`. What is no instruction ends them: one last text for the rest.
-pub(crate) fn texts(address: u64, bytes: &[u8], names: Names) -> Vec<Text> {
-    let blots = names.keys().map(|k| (*k, BLOT.to_owned())).collect();
-    let (mut plain, mut blotted) = (formatter(names), formatter(blots));
+/// The instructions in `bytes`, whose fields at these places lead to something with a name. What is no instruction ends
+/// them: one last text for the rest.
+pub(crate) fn texts(address: u64, bytes: &[u8], named: impl Iterator<Item = (u64, u64)>) -> Vec<Text> {
+    let mut blotted = formatter(named.map(|place| (place, BLOT.to_owned())).collect());
     let mut decoder = Decoder::with_ip(64, bytes, address, DecoderOptions::NONE);
     let mut found = Vec::new();
     while decoder.can_decode() {
         let offset = decoder.position() as u32;
         let instruction = decoder.decode();
         if instruction.is_invalid() {
-            let rest = format!("bytes that are no instruction: {:02x?}", &bytes[offset as usize..]);
-            found.push(Text { offset, masked: rest.clone(), text: rest, padding: false, frame: false });
+            let masked = format!("bytes that are no instruction: {:02x?}", &bytes[offset as usize..]);
+            found.push(Text { offset, length: 0, masked, padding: false, frame: false });
             break;
         }
-        let (mut text, mut masked) = (String::new(), String::new());
-        plain.format(&instruction, &mut text);
+        let mut masked = String::new();
         blotted.format(&instruction, &mut masked);
         let padding = matches!(instruction.mnemonic(), Mnemonic::Nop | Mnemonic::Int3);
-        found.push(Text { offset, text, masked, padding, frame: is_frame(&instruction) });
+        let length = instruction.len() as u8;
+        found.push(Text { offset, length, masked, padding, frame: is_frame(&instruction) });
     }
     found
+}
+
+/// The text of one instruction, with names.
+pub(crate) fn text(address: u64, bytes: &[u8], names: Names) -> String {
+    let mut text = String::new();
+    formatter(names).format(&Decoder::with_ip(64, bytes, address, DecoderOptions::NONE).decode(), &mut text);
+    text
 }
 
 /// What is left of a masked text without the choice of registers and of places on the stack, which one change
@@ -150,8 +157,12 @@ mod tests {
         // call +0x100; mov eax,[rip+0x10]; nop; sub rsp,8
         let code = [0xe8, 0xfb, 0, 0, 0, 0x8b, 0x05, 0x10, 0, 0, 0, 0x90, 0x48, 0x83, 0xec, 8];
         let names = [((0x1000, 0x1100), "callee".to_owned()), ((0x1005, 0x101b), "variable".to_owned())];
-        let found = texts(0x1000, &code, names.into_iter().collect());
-        let all: Vec<&str> = found.iter().map(|t| t.text.as_str()).collect();
+        let found = texts(0x1000, &code, names.iter().map(|n| n.0));
+        let one = |t: &Text| {
+            let bytes = &code[t.offset as usize..][..usize::from(t.length)];
+            text(0x1000 + u64::from(t.offset), bytes, names.iter().cloned().collect())
+        };
+        let all: Vec<String> = found.iter().map(one).collect();
         assert_eq!(all, ["call callee", "mov eax, [rel variable]", "nop", "sub rsp, 8"]);
         assert_eq!(found[0].masked, "call ·");
         assert_eq!(found[1].masked, "mov eax, [rel ·]");
