@@ -27,7 +27,7 @@ pub(crate) fn report(old: &Path, new: &Path, options: &Options) -> Result<Option
         return Ok(None);
     }
     let input = Input::open(old, options.old_debug.as_deref(), &options.places)?;
-    let image = Image::parse(&input)?;
+    let image = Image::without_words(&input)?;
     let mut findings = check::images(&image, &image);
     if findings.iter().any(check::is_fatal) {
         return Ok(None);

@@ -117,6 +117,15 @@ pub(crate) struct Image<'a> {
 impl<'a> Image<'a> {
     /// Parses an opened build.
     pub(crate) fn parse(input: &'a Input) -> Result<Image<'a>, Error> {
+        Image::of(input, true)
+    }
+
+    /// Parses an opened build, and leaves out what lies in its words, and whether its code is relocated.
+    pub(crate) fn without_words(input: &'a Input) -> Result<Image<'a>, Error> {
+        Image::of(input, false)
+    }
+
+    fn of(input: &'a Input, words: bool) -> Result<Image<'a>, Error> {
         let (path, data) = (&input.path, &input.data[..]);
         let bad = |reason: String| Error::Input { path: path.to_owned(), reason };
         let malformed = |e: object::Error| bad(format!("malformed ELF file ({e}); is it complete?"));
@@ -173,7 +182,10 @@ impl<'a> Image<'a> {
             tls,
             compilers: Vec::new(),
         };
-        image.read_words(&elf).map_err(malformed)?;
+        image.read_imports(&elf).map_err(malformed)?;
+        if words {
+            image.read_words(&elf).map_err(malformed)?;
+        }
         if let Some(comment) = elf.section_by_name(".comment") {
             let text = comment.data().map_err(malformed)?;
             image.compilers = text

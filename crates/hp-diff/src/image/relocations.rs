@@ -26,37 +26,26 @@ impl<'a> Image<'a> {
         Ok(())
     }
 
-    fn read_relocations(&mut self, elf: &ElfFile64<'a, Endianness>, words: &mut Words) -> object::Result<()> {
-        let (endian, data) = (elf.endian(), elf.data());
-        let table = elf.elf_section_table();
-        let versions = table.versions(endian, data)?;
-        let dynsyms = elf.elf_dynamic_symbol_table();
-        let name_of = |index: object::SymbolIndex| -> object::Result<String> {
-            if index.0 == 0 {
-                return Ok(String::new());
-            }
-            let symbol = dynsyms.symbol(index)?;
-            let name = String::from_utf8_lossy(dynsyms.symbol_name(endian, symbol)?).into_owned();
-            let version = match &versions {
-                Some(v) => v.version(v.version_index(endian, index).index())?,
-                None => None,
-            };
-            Ok(match version {
-                Some(v) if symbol.st_shndx(endian) == elf::SHN_UNDEF => {
-                    format!("{name}@{}", String::from_utf8_lossy(v.name()))
-                }
-                _ => name,
-            })
-        };
-        for (index, symbol) in dynsyms.enumerate() {
+    /// Finds the names that the image imports.
+    pub(super) fn read_imports(&mut self, elf: &ElfFile64<'a, Endianness>) -> object::Result<()> {
+        let endian = elf.endian();
+        let names = Names::of(elf)?;
+        for (index, symbol) in elf.elf_dynamic_symbol_table().enumerate() {
             if symbol.st_shndx(endian) == elf::SHN_UNDEF {
-                let name = name_of(index)?;
+                let name = names.of_symbol(index)?;
                 if symbol.st_bind() == elf::STB_WEAK {
                     self.weak.insert(name.clone());
                 }
                 self.imported.push(name);
             }
         }
+        Ok(())
+    }
+
+    fn read_relocations(&mut self, elf: &ElfFile64<'a, Endianness>, words: &mut Words) -> object::Result<()> {
+        let (endian, data) = (elf.endian(), elf.data());
+        let table = elf.elf_section_table();
+        let names = Names::of(elf)?;
         for section in table.iter() {
             let allocated = section.sh_flags(endian).contains(elf::SHF_ALLOC);
             if let (true, Some((relas, _))) = (allocated, section.rela(endian, data)?) {
@@ -64,14 +53,14 @@ impl<'a> Image<'a> {
                     let address = rela.r_offset(endian);
                     let addend = rela.r_addend(endian);
                     let kind = rela.r_type(endian, false);
-                    let symbol = || name_of(object::SymbolIndex(rela.r_sym(endian, false) as usize));
+                    let symbol = || names.of_symbol(object::SymbolIndex(rela.r_sym(endian, false) as usize));
                     let word = match kind {
                         elf::R_X86_64_RELATIVE => Word::Address(addend as u64),
                         elf::R_X86_64_IRELATIVE => Word::Resolver(addend as u64),
                         elf::R_X86_64_64 | elf::R_X86_64_GLOB_DAT | elf::R_X86_64_JUMP_SLOT => {
                             Word::Symbol(symbol()?, addend)
                         }
-                        elf::R_X86_64_COPY => Word::Copy(copied_name(elf, rela, &name_of)?),
+                        elf::R_X86_64_COPY => Word::Copy(symbol()?),
                         elf::R_X86_64_DTPMOD64
                         | elf::R_X86_64_DTPOFF64
                         | elf::R_X86_64_TPOFF64
@@ -133,10 +122,33 @@ fn dead_slots(stubs: &[(u64, u64)]) -> Words {
     slots.map(|slot| (slot, Word::Other(elf::R_X86_64_NONE.0, String::new(), 0))).collect()
 }
 
-fn copied_name(
-    elf: &ElfFile64<'_, Endianness>,
-    rela: &elf::Rela64<Endianness>,
-    name_of: &dyn Fn(object::SymbolIndex) -> object::Result<String>,
-) -> object::Result<String> {
-    name_of(object::SymbolIndex(rela.r_sym(elf.endian(), false) as usize))
+/// Names of dynamic symbols: `name@VERSION` for those that are imported.
+struct Names<'e, 'a> {
+    elf: &'e ElfFile64<'a, Endianness>,
+    versions: Option<object::read::elf::VersionTable<'a, object::elf::FileHeader64<Endianness>>>,
+}
+
+impl<'e, 'a> Names<'e, 'a> {
+    fn of(elf: &'e ElfFile64<'a, Endianness>) -> object::Result<Names<'e, 'a>> {
+        Ok(Names { elf, versions: elf.elf_section_table().versions(elf.endian(), elf.data())? })
+    }
+
+    fn of_symbol(&self, index: object::SymbolIndex) -> object::Result<String> {
+        if index.0 == 0 {
+            return Ok(String::new());
+        }
+        let (endian, symbols) = (self.elf.endian(), self.elf.elf_dynamic_symbol_table());
+        let symbol = symbols.symbol(index)?;
+        let name = String::from_utf8_lossy(symbols.symbol_name(endian, symbol)?).into_owned();
+        let version = match &self.versions {
+            Some(v) => v.version(v.version_index(endian, index).index())?,
+            None => None,
+        };
+        Ok(match version {
+            Some(v) if symbol.st_shndx(endian) == elf::SHN_UNDEF => {
+                format!("{name}@{}", String::from_utf8_lossy(v.name()))
+            }
+            _ => name,
+        })
+    }
 }
