@@ -30,7 +30,21 @@ pub(crate) fn run(cache: &Cache, words: &[&str]) -> Result<bool> {
             eprintln!("xtask: without {tool}: {why}");
         }
     }
-    let build = ["build", "--quiet", "--release", "-p", "hp-cli", "-p", "hp-diff", "--bin", "hp", "--examples"];
+    let build = [
+        "build",
+        "--quiet",
+        "--release",
+        "-p",
+        "hp-cli",
+        "-p",
+        "hp-diff",
+        "--bin",
+        "hp",
+        "--example",
+        "decode",
+        "--example",
+        "changed_functions",
+    ];
     if !succeeds(&mut cargo(&build))? {
         bail!("cargo could not build hp");
     }
