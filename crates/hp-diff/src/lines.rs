@@ -3,7 +3,8 @@
 //!
 //! A number alone never tells: a corrected bound may be near a line, and move like one. So each differing number needs
 //! all of this, in both builds:
-//! - it is an argument of a call, and everything else in the function is equal;
+//! - whatever way the code takes from it, it is an argument of calls of one function or forgotten, and everything else
+//!   in the function is equal;
 //! - the line table (DWARF 5, section 6.2) has the instruction at that line or at most [`REACH`] lines before (a macro's
 //!   line is where its call ends), and number and line moved by the same amount;
 //! - the call takes lines: it is given the name of the source file too, as assertions and logs are; or *every* call of
@@ -19,7 +20,7 @@ use std::ops::Range;
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use crate::arch::{self, CallArgument, Site, Sites, Use};
+use crate::arch::{self, CallArgument, Site, Use};
 use crate::build::Build;
 use crate::compare::{Changes, Judge, Verdict};
 use crate::correlate::Correlation;
@@ -42,20 +43,10 @@ struct Candidate {
 }
 
 /// A number that a call is given, in one build.
-#[derive(Clone, Copy)]
 struct Argument {
-    /// Of the instruction.
-    address: u64,
     call: CallArgument,
-    /// The call is given the name of a source file too, at these addresses.
-    texts: Option<(u64, u64)>,
-}
-
-impl Argument {
-    /// Where the arguments of the same call begin.
-    fn window(&self) -> u64 {
-        self.address - u64::from(self.call.at) + u64::from(self.call.window.0)
-    }
+    /// What the call is given that may be the name of a source file: address and length.
+    texts: Vec<(u64, u64)>,
 }
 
 /// A panic's place, in one build.
@@ -91,11 +82,12 @@ pub(crate) fn line_only(
     };
     let (before, now) = (side(0, old), side(1, new));
     let is_line = |all: &[[Argument; 2]], [a, b]: &[Argument; 2]| {
-        let (Some(x), Some(y)) = (before.line(a.address), now.line(b.address)) else { return false };
+        let (Some(x), Some(y)) = (before.line(a.call.at), now.line(b.call.at)) else { return false };
         let (m, n) = (u64::from(a.call.value), u64::from(b.call.value));
         let moved_alike = (x..=x + REACH).contains(&m) && m - x == n.wrapping_sub(y);
         // Of two numbers beside the file's name only one is the line, and which one is not known.
-        let alone = all.iter().filter(|other| other[0].window() == a.window()).count() == 1;
+        let beside = |other: &[Argument; 2]| a.call.beside(other[0].call.at) || other[0].call.way.contains(&a.call.at);
+        let alone = !all.iter().any(|other| other[0].call.at != a.call.at && beside(other));
         let named = alone && before.names_file(a) && now.names_file(b);
         moved_alike && (named || before.takes_lines(a) && now.takes_lines(b))
     };
@@ -114,6 +106,7 @@ fn candidate(judge: &Judge<'_, '_>, pair: (FunctionId, FunctionId)) -> Option<Ca
         return None;
     }
     let mut found = Candidate { pair, arguments: Vec::new(), locations: Vec::new() };
+    let mut differing = Vec::new();
     let codes = old.code[pair.0].ranges.iter().zip(&new.code[pair.1].ranges);
     for ((a, b), (x, y)) in f.ranges.iter().zip(&g.ranges).zip(codes) {
         if x.invalid.is_some() || x.sites.len() != y.sites.len() {
@@ -128,37 +121,54 @@ fn candidate(judge: &Judge<'_, '_>, pair: (FunctionId, FunctionId)) -> Option<Ca
             }
         }
         let is_site = |at: usize| x.sites.at(at).is_some();
-        let differing = arch::differing_arguments(a.bytes, b.bytes, is_site)?;
-        if differing.is_empty() {
-            continue;
-        }
-        let (p, q) = (arch::call_arguments(a.address, a.bytes), arch::call_arguments(b.address, b.bytes));
-        for difference in differing {
-            let given = |all: &[CallArgument]| all.iter().copied().find(|c| c.at == difference.offset);
-            let one = |build: &Build<'_>, sites: &Sites, address: u64, call: CallArgument| Argument {
-                address: address + u64::from(call.at),
-                texts: file_text(build, sites, &call),
-                call,
-            };
-            found
-                .arguments
-                .push([one(old, &x.sites, a.address, given(&p)?), one(new, &y.sites, b.address, given(&q)?)]);
-        }
+        let places = arch::differing_arguments(a.bytes, b.bytes, is_site)?.into_iter().map(|d| u64::from(d.offset));
+        differing.extend(places.map(|at| [a.address + at, b.address + at]));
     }
+    found.arguments = arguments(judge.builds(), pair, &differing)?;
     (!found.arguments.is_empty() || !found.locations.is_empty()).then_some(found)
 }
 
-/// The text among a call's arguments that may be the name of a source file: address and length.
-fn file_text(build: &Build<'_>, sites: &Sites, call: &CallArgument) -> Option<(u64, u64)> {
-    let inside = |s: &Site| (call.window.0..call.window.1).contains(&s.instruction) && s.usage == Use::Address;
-    sites.iter().filter(inside).find_map(|s| {
+/// The numbers that the instructions at these addresses hand to calls, if all of them do nothing else.
+fn arguments(
+    (old, new): (&Build<'_>, &Build<'_>),
+    pair: (FunctionId, FunctionId),
+    addresses: &[[u64; 2]],
+) -> Option<Vec<[Argument; 2]>> {
+    if addresses.is_empty() {
+        return Some(Vec::new());
+    }
+    let (mut before, mut now) = (call_arguments(old, pair.0), call_arguments(new, pair.1));
+    let mut one = |n: usize, at: u64| {
+        let (build, function, all) = if n == 0 { (old, pair.0, &mut before) } else { (new, pair.1, &mut now) };
+        let call = all.swap_remove(all.iter().position(|c| c.at == at && c.sure)?);
+        Some(Argument { texts: file_texts(build, function, &call), call })
+    };
+    addresses.iter().map(|[a, b]| Some([one(0, *a)?, one(1, *b)?])).collect()
+}
+
+/// The constants that a function's calls are given.
+fn call_arguments(build: &Build<'_>, function: FunctionId) -> Vec<CallArgument> {
+    arch::call_arguments(build.map.functions[function].ranges.iter().map(|r| (r.address, r.bytes)))
+}
+
+/// The texts among a call's arguments that may be the name of a source file: address and length.
+fn file_texts(build: &Build<'_>, function: FunctionId, call: &CallArgument) -> Vec<(u64, u64)> {
+    let ranges = build.map.functions[function].ranges.iter().zip(&build.code[function].ranges);
+    let beside = ranges.flat_map(|(range, code)| {
+        code.sites.iter().filter(|s| s.usage == Use::Address && call.beside(range.address + u64::from(s.instruction)))
+    });
+    let is_name = |text: &str| {
+        let suffix =
+            text.rsplit('/').next().and_then(|name| name.rsplit_once('.')).map_or(0, |(_, suffix)| suffix.len());
+        (1..=4).contains(&suffix) && !text.contains(' ')
+    };
+    let text = |s: Site| {
         let bytes = build.image.bytes_from(s.target);
         let length = bytes.iter().position(|b| *b == 0)?;
-        let text = std::str::from_utf8(&bytes[..length]).ok()?;
-        let suffix = text.rsplit('/').next()?.rsplit_once('.')?.1;
-        let is_name = build.image.is_constant(s.target) && (1..=4).contains(&suffix.len()) && !text.contains(' ');
-        is_name.then_some((s.target, length as u64))
-    })
+        let named = build.image.is_constant(s.target) && std::str::from_utf8(&bytes[..length]).is_ok_and(is_name);
+        named.then_some((s.target, length as u64))
+    };
+    beside.filter_map(text).collect()
 }
 
 /// Two sites that lead to locations which differ in line and column only.
@@ -202,7 +212,7 @@ impl<'s, 'a> Side<'s, 'a> {
         panics: bool,
         arguments: impl Iterator<Item = &'c Argument>,
     ) -> Side<'s, 'a> {
-        let targets: FxHashSet<u64> = arguments.filter(|a| a.texts.is_none()).map(|a| a.call.target).collect();
+        let targets: FxHashSet<u64> = arguments.filter(|a| a.texts.is_empty()).map(|a| a.call.target).collect();
         let mut wanted: FxHashSet<FunctionId> = functions.collect();
         let mut calls: FxHashMap<_, Vec<(u64, u32)>> = FxHashMap::default();
         for (id, code) in build.code.iter().enumerate() {
@@ -211,12 +221,8 @@ impl<'s, 'a> Side<'s, 'a> {
                 continue;
             }
             wanted.insert(id);
-            for range in &build.map.functions[id].ranges {
-                for call in arch::call_arguments(range.address, range.bytes) {
-                    if targets.contains(&call.target) {
-                        calls.entry(key(&call)).or_default().push((range.address + u64::from(call.at), call.value));
-                    }
-                }
+            for call in call_arguments(build, id).into_iter().filter(|c| targets.contains(&c.target)) {
+                calls.entry(key(&call)).or_default().push((call.at, call.value));
             }
         }
         let ranges: Vec<Range<u64>> =
@@ -232,9 +238,11 @@ impl<'s, 'a> Side<'s, 'a> {
     /// True if the call is given the name of the file that its instruction comes from.
     fn names_file(&self, argument: &Argument) -> bool {
         let base = |path: &str| path.rsplit('/').next().unwrap_or_default().to_owned();
-        let text = argument.texts.and_then(|(at, length)| self.build.image.bytes(at, length));
-        let named = text.and_then(|t| std::str::from_utf8(t).ok()).map(base);
-        named.is_some() && named == self.sources.place(argument.address).map(|p| base(&p.file))
+        let Some(file) = self.sources.place(argument.call.at).map(|p| base(&p.file)) else { return false };
+        argument.texts.iter().any(|&(at, length)| {
+            let text = self.build.image.bytes(at, length).and_then(|t| std::str::from_utf8(t).ok());
+            text.map(base).as_deref() == Some(file.as_str())
+        })
     }
 
     /// True if every call of the same function that has a constant there has its line there.

@@ -102,8 +102,11 @@ fn is_release(name: &str) -> bool {
 /// A place, in words.
 fn shown(old: &Build<'_>, place: Place, width: u8) -> String {
     match place {
-        Place::Field(offset) if width == 1 => format!("the byte at offset {offset:#x} of an object"),
-        Place::Field(offset) => format!("the {width} bytes at offset {offset:#x} of an object"),
+        Place::Field(offset) => {
+            let (sign, offset) = (if offset < 0 { "-" } else { "" }, offset.unsigned_abs());
+            let bytes = if width == 1 { "byte".to_owned() } else { format!("{width} bytes") };
+            format!("the {bytes} at offset {sign}{offset:#x} of an object")
+        }
         Place::Variable(id, 0) => old.map.objects[id].name().to_owned(),
         Place::Variable(id, offset) => format!("{}+{offset:#x}", old.map.objects[id].name()),
     }

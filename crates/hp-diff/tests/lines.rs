@@ -117,6 +117,34 @@ fn a_function_that_is_always_given_its_line_takes_lines() {
     assert_eq!(kind_of(&few, "user0"), Some(ChangeKind::Changed), "two calls show nothing: {few:?}");
 }
 
+/// Three reports whose calls the compiler makes one of, so that each number comes to it by a jump.
+fn merged(line: usize, bound: u32) -> String {
+    let text = "__attribute__((noinline)) void full(const char *file, const char *function, int line, int a, int b) {\n\
+            printf(\"%s:%s:%d %d\\n\", file, function, line, a + b); }\n\
+        int merged(int x, int y) {\n\
+            if (x > 3) {\n\
+                if (puts(\"big\") < 0)\n    full(__FILE__, __func__, __LINE__, y, 2);\n\
+                else if (puts(\"still\") < 0)\n    full(__FILE__, __func__, __LINE__, x, 2);\n\
+                else if (y > 9)\n    full(__FILE__, __func__, __LINE__, BOUND, 2);\n\
+                return 1;\n\
+            }\n\
+            return 0;\n\
+        }\n\
+        int main(int argc, char **argv) { return merged(argc, argv == 0); }\n";
+    at_line(line, &text.replace("BOUND", &bound.to_string()))
+}
+
+#[test]
+fn lines_come_to_a_call_that_several_places_share() {
+    let builds = Builds::new();
+    let small = |name: &str, line, bound| {
+        builds.build(name, "part.c", &["gcc", "-Os", "-g", "-fno-inline"], &merged(line, bound))
+    };
+    let old = small("old", 60, 70);
+    assert_eq!(kind_of(&kinds(&old, &small("moved", 63, 70)), "merged"), Some(ChangeKind::LineOnly));
+    assert_eq!(kind_of(&kinds(&old, &small("bound", 63, 73)), "merged"), Some(ChangeKind::Changed));
+}
+
 const RUST: &str = "use std::collections::HashMap;\n\
     #[inline(never)]\npub fn at(all: &[u32], n: usize) -> u32 {\n    all[n] + 1\n}\n\
     #[inline(never)]\npub fn first(text: &str) -> u32 {\n    text.chars()\n        .next()\n        .unwrap() as u32\n}\n\

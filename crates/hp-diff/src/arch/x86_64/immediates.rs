@@ -1,6 +1,6 @@
-//! Numbers that code hands to a call: the only places where a line number is expected.
+//! Numbers that code sets for a call: the only places where a line number is expected.
 
-use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Code, Decoder, DecoderOptions, Instruction, OpKind, Register};
 
 /// A pair of arguments, equal in place and kind, with different numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,70 +41,8 @@ pub(crate) fn differing_arguments(
     Some(found)
 }
 
-/// A constant that a call is given.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct CallArgument {
-    /// Offset of the instruction that sets it.
-    pub at: u32,
-    /// Where it is put: a register, or a place on the stack.
-    pub place: Register,
-    pub slot: u64,
-    pub value: u32,
-    /// Offset behind the call before, where this call's arguments begin; and of this call.
-    pub window: (u32, u32),
-    /// Where the call leads.
-    pub target: u64,
-}
-
-/// The constants that each direct call in `bytes` is given, as far as they stand before it without another call between.
-pub(crate) fn call_arguments(address: u64, bytes: &[u8]) -> Vec<CallArgument> {
-    let mut found = Vec::new();
-    let mut pending: Vec<CallArgument> = Vec::new();
-    let mut start = 0;
-    let mut decoder = Decoder::with_ip(64, bytes, address, DecoderOptions::NONE);
-    while decoder.can_decode() {
-        let at = decoder.position() as u32;
-        let instruction = decoder.decode();
-        if let Some(value) = argument(&instruction) {
-            let (place, slot) = place(&instruction);
-            pending.retain(|p| (p.place, p.slot) != (place, slot));
-            pending.push(CallArgument { at, place, slot, value, window: (0, 0), target: 0 });
-            continue;
-        }
-        let leaves = match instruction.flow_control() {
-            FlowControl::Call | FlowControl::IndirectCall | FlowControl::IndirectBranch | FlowControl::Return => true,
-            FlowControl::UnconditionalBranch => {
-                let to = instruction.near_branch_target();
-                !(address..address + bytes.len() as u64).contains(&to)
-            }
-            _ => false,
-        };
-        if leaves {
-            if matches!(instruction.op0_kind(), OpKind::NearBranch64) {
-                let target = instruction.near_branch_target();
-                found.extend(pending.iter().map(|p| CallArgument { window: (start, at), target, ..*p }));
-            }
-            pending.clear();
-            start = decoder.position() as u32;
-        } else if instruction.op0_kind() == OpKind::Register && instruction.mnemonic() != Mnemonic::Cmp {
-            pending.retain(|p| p.place != instruction.op0_register().full_register());
-        }
-    }
-    found
-}
-
-/// Where an argument is put.
-fn place(instruction: &Instruction) -> (Register, u64) {
-    match instruction.op0_kind() {
-        OpKind::Register => (instruction.op0_register().full_register(), 0),
-        OpKind::Memory => (Register::None, instruction.memory_displacement64()),
-        // Pushed: which of the arguments it is depends on the pushes behind it.
-        _ => (Register::RSP, 0),
-    }
-}
-
 /// The number that the instruction puts into a register or stack slot for a call.
-fn argument(instruction: &Instruction) -> Option<u32> {
+pub(super) fn argument(instruction: &Instruction) -> Option<u32> {
     use Register::{ECX, EDI, EDX, ESI, R8D, R9D, RSP};
     match instruction.code() {
         Code::Mov_r32_imm32 if [EDI, ESI, EDX, ECX, R8D, R9D].contains(&instruction.op0_register()) => {

@@ -1,5 +1,6 @@
 //! x86-64: decoding by `iced-x86`, encodings after the Intel SDM, volume 2.
 
+mod arguments;
 mod copied;
 mod decode;
 mod displaced;
@@ -14,11 +15,12 @@ mod text;
 mod thunk;
 mod values;
 
+pub(crate) use arguments::{CallArgument, call_arguments};
 pub(crate) use copied::copied;
 pub(crate) use decode::{DecodeRoom, branch, decode, first_difference, instructions, padding, unpadded};
 pub(crate) use displaced::displaced;
 pub(crate) use identity::compares_address;
-pub(crate) use immediates::{CallArgument, call_arguments, differing_arguments};
+pub(crate) use immediates::differing_arguments;
 pub(crate) use indexed::{Field, field, is_indexed, numbers};
 pub(crate) use jump_table::{Context as JumpTableContext, Jumps, tables};
 pub(crate) use known::add_known;
