@@ -407,7 +407,7 @@ impl<'a> Map<'a> {
                 return Target::Literal;
             }
             // Nothing is there: the end of the object before, or an empty text.
-            return match self.ending_at(address) {
+            return match self.ending_at(address).filter(|id| !self.objects[*id].is_runtime_record()) {
                 Some(id) => Target::Object(id, self.objects[id].size as i64),
                 None => Target::Literal,
             };

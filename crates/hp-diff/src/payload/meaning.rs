@@ -61,7 +61,8 @@ impl Payload<'_, '_> {
         usage: Use,
     ) -> Result<Option<Bound>, Problem> {
         let (old, new) = (self.old, self.new);
-        let ending = new.map.ending_at(address).filter(|_| usage == Use::Address);
+        let is_end = |p: &ObjectId| usage == Use::Address && !new.map.objects[*p].is_runtime_record();
+        let ending = new.map.ending_at(address).filter(is_end);
         let used = |p: &ObjectId| within.is_some_and(|id| uses(new, id, *p));
         let Some(p) = ending.filter(used) else { return Ok(None) };
         let unclear = || {

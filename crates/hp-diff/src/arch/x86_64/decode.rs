@@ -86,6 +86,10 @@ fn note(
             && instruction.memory_index() == Register::None
             && instruction.memory_displacement64() == STACK_GUARD;
         code.thread_local |= !plain;
+        // What is stored there may be an address all the same.
+        if let Some(image) = absolute {
+            absolute_sites(decoder, instruction, start, end, false, image, sites);
+        }
         return;
     }
     if instruction.is_ip_rel_memory_operand() {
