@@ -50,6 +50,15 @@ impl Step {
         matches!(self.instruction.flow_control(), Return | UnconditionalBranch | IndirectBranch)
     }
 
+    /// Reads one of many 32-bit numbers and makes 64 bits of it, as code does that keeps distances instead of addresses.
+    pub(crate) fn reads_distance(&self) -> bool {
+        let i = &self.instruction;
+        i.mnemonic() == Mnemonic::Movsxd
+            && i.op1_kind() == OpKind::Memory
+            && i.memory_index() != Register::None
+            && i.memory_index_scale() == 4
+    }
+
     /// A jump through a register or a table.
     pub(crate) fn is_computed_jump(&self) -> bool {
         self.instruction.flow_control() == FlowControl::IndirectBranch && self.fields.iter().all(|f| !f.relative)

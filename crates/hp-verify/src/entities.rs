@@ -88,6 +88,12 @@ impl<'a> Side<'a> {
         let parts = attach_parts(&mut ranges, parents);
         let mut side = Side { image, ranges, parts, objects, markers, borders: Vec::new(), templates: Vec::new() };
         side.borders = side.find_borders();
+        let texts = side.distance_targets();
+        if !texts.is_empty() {
+            side.borders.extend(texts);
+            side.borders.par_sort_unstable();
+            side.borders.dedup();
+        }
         side.templates = templates::find(&side);
         side
     }
@@ -183,6 +189,36 @@ impl<'a> Side<'a> {
         code::steps(range.address, range.bytes, self.image.fixed)
     }
 
+    /// Where the entries of all tables of distances lead.
+    fn distance_targets(&self) -> Vec<u64> {
+        let tables = (0..self.ranges.len()).into_par_iter().flat_map_iter(|r| {
+            let (mut reads, mut places) = (false, Vec::new());
+            for (_, step) in self.steps(r) {
+                reads |= step.reads_distance();
+                places.extend(step.fields.iter().filter(|f| f.usage == Use::Address).map(|f| f.target));
+            }
+            places.retain(|_| reads);
+            places.into_iter().filter_map(|at| self.distances(at)).flatten().collect::<Vec<u64>>()
+        });
+        tables.collect()
+    }
+
+    /// Where the entries of the table at `address` lead, if that can be one of 32-bit distances from its start to constants, as
+    /// rustc and clang make of arrays of texts. It reaches to the next border.
+    pub(crate) fn distances(&self, address: u64) -> Option<Vec<u64>> {
+        let is_data = |a: u64| self.is_constant(a) && self.image.section_at(a).is_some_and(|s| !s.code);
+        if !is_data(address) || self.image.words.contains_key(&address) {
+            return None;
+        }
+        let end = self.next_border(address);
+        let bytes = self.image.bytes(address, end.checked_sub(address)?)?;
+        let entries = bytes.chunks_exact(4).map(|c| i32::from_le_bytes([c[0], c[1], c[2], c[3]]));
+        let targets = entries.map(|distance| address.wrapping_add_signed(i64::from(distance)));
+        let found: Vec<u64> = targets.take_while(|t| is_data(*t) && !(address..end).contains(t)).collect();
+        let padded = bytes[4 * found.len()..].iter().all(|b| *b == 0);
+        (found.len() > 1 && padded).then_some(found)
+    }
+
     fn find_borders(&self) -> Vec<u64> {
         let in_data = |a: &u64| self.image.section_at(*a).is_some_and(|s| !s.code);
         let from_code = (0..self.ranges.len()).into_par_iter().flat_map_iter(|r| {
@@ -210,6 +246,8 @@ pub(crate) struct Family {
     pub(crate) targets: Vec<(u64, Use)>,
     /// It jumps through a register or a table.
     pub(crate) computed: bool,
+    /// It reads from tables of distances.
+    pub(crate) distances: bool,
 }
 
 impl Family {
@@ -220,6 +258,7 @@ impl Family {
             for (at, step) in side.steps(*part) {
                 family.starts.insert(base + at as u64);
                 family.computed |= step.is_computed_jump();
+                family.distances |= step.reads_distance();
                 let data = step.fields.iter().filter(|f| f.usage != Use::Branch);
                 family.targets.extend(data.map(|f| (f.target, f.usage)));
             }

@@ -12,6 +12,7 @@ use crate::entities::{DataObject, Family, Side};
 use crate::image::{Image, SymbolType, Word};
 use crate::pairs::{Pairs, numbered, quiet};
 use crate::report::Kind;
+use crate::rust;
 
 /// Why two places are not known to be the same.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +44,9 @@ pub(crate) struct Within<'w> {
     pub(crate) patch: bool,
     /// Start-up code of the compiler, which means the linker's symbols.
     pub(crate) startup: bool,
+    /// It is code of Rust, or a constant that such code alone knows: constants have no terminators there, and linkers do not
+    /// merge their tails, so each ends where the next one begins.
+    pub(crate) rust: bool,
 }
 
 impl<'w> Within<'w> {
@@ -109,7 +113,10 @@ impl<'g, 'a> Ground<'g, 'a> {
 
     fn same_object(&self, (o, p): (usize, usize)) -> bool {
         let (x, y) = (&self.old.objects[o], &self.new.objects[p]);
-        x.size == y.size && x.constant == y.constant && self.same_content(x.address, y.address, x.size, DEPTH).is_ok()
+        let within = Within { rust: rust::is_name(x.names[0]) && rust::is_name(y.names[0]), ..Within::default() };
+        x.size == y.size
+            && x.constant == y.constant
+            && self.same_content((x.address, y.address), x.size, within, DEPTH).is_ok()
     }
 
     /// The content of a named constant is the same in both builds.
@@ -220,13 +227,17 @@ impl<'g, 'a> Ground<'g, 'a> {
 
     /// Do two words, as the dynamic linker fills them, hold the same?
     pub(crate) fn same_word(&self, v: &Word, w: &Word, depth: usize) -> Answer {
+        self.same_word_within(v, w, false, depth)
+    }
+
+    fn same_word_within(&self, v: &Word, w: &Word, rust: bool, depth: usize) -> Answer {
         let differ = || Doubt::no(format!("the base has {} there, the new build {}", shown(v), shown(w)));
         match (v, w) {
             (Word::Address(a), Word::Address(n)) | (Word::Resolver(a), Word::Resolver(n)) => {
                 if std::mem::discriminant(v) != std::mem::discriminant(w) || depth == 0 {
                     return differ();
                 }
-                self.same_at(*a, *n, Use::Address, Within::data(false), depth - 1)
+                self.same_at(*a, *n, Use::Address, Within { rust, ..Within::data(false) }, depth - 1)
             }
             (Word::Symbol(x, i), Word::Symbol(y, j)) if (x, i) == (y, j) => Ok(Kind::Import),
             (Word::Copy(x), Word::Copy(y)) if x == y => Ok(Kind::Import),
@@ -338,7 +349,7 @@ impl<'g, 'a> Ground<'g, 'a> {
             && x.constant
             && y.constant
             && x.size == y.size
-            && self.same_content(x.address, y.address, x.size, DEPTH).is_ok()
+            && self.same_content((x.address, y.address), x.size, Within::default(), DEPTH).is_ok()
     }
 
     /// Neither has a pair, and they look alike.
@@ -411,12 +422,20 @@ impl<'g, 'a> Ground<'g, 'a> {
             return Doubt::no(format!("{a:#x} of the base is no constant"));
         }
         if let Use::Access(size) = usage {
-            return self.same_content(a, n, size, depth).map(|()| Kind::Literal);
+            return self.same_content((a, n), size, within, depth).map(|()| Kind::Literal);
         }
         if let Some(family) = within.new
             && let Some(table) = family.table(self.new, n)
         {
             return self.same_table(a, &table, within);
+        }
+        if within.new.is_some_and(|f| f.distances)
+            && let Some(entries) = self.new.distances(n)
+        {
+            return self.same_distances(a, &entries, within, depth);
+        }
+        if within.rust && self.same_to_border(a, n, within, depth) {
+            return Ok(Kind::Literal);
         }
         let (x, y) = (self.old.literal(a), self.new.literal(n));
         if x.len() != y.len() && !(within.patch && x.len() > y.len()) {
@@ -427,7 +446,34 @@ impl<'g, 'a> Ground<'g, 'a> {
         if within.patch && x.len() as u64 > size {
             return Doubt::no(format!("the constant at {a:#x} of the base goes on behind that of the new build"));
         }
-        self.same_content(a, n, size.max(y.len() as u64), depth).map(|()| Kind::Literal)
+        self.same_content((a, n), size.max(y.len() as u64), within, depth).map(|()| Kind::Literal)
+    }
+
+    /// A table of distances in the base leads to the same places.
+    fn same_distances(&self, a: u64, entries: &[u64], within: Within<'_>, depth: usize) -> Answer {
+        let within = Within { old: None, new: None, ..within };
+        for (i, entry) in entries.iter().enumerate() {
+            let distance = self.old.image.i32_at(a + 4 * i as u64);
+            let Some(distance) = distance.filter(|_| depth > 0) else {
+                return Doubt::no(format!("the table of distances at {a:#x} of the base is shorter"));
+            };
+            self.same_at(a.wrapping_add_signed(i64::from(distance)), *entry, Use::Address, within, depth - 1)?;
+        }
+        Ok(Kind::Literal)
+    }
+
+    /// Constants that are equal to where the next one begins in the new build. In the base it may begin later if nothing but
+    /// padding follows; and in unchanged code it may begin earlier for the same reason.
+    fn same_to_border(&self, a: u64, n: u64, within: Within<'_>, depth: usize) -> bool {
+        let (x, y) = (self.old.next_border(a).wrapping_sub(a), self.new.next_border(n).wrapping_sub(n));
+        let size = if within.patch { y } else { x.min(y) };
+        let padded = |side: &Side<'_>, at: u64, room: u64| {
+            let rest = side.image.bytes(at + size, room.saturating_sub(size));
+            rest.is_some_and(|rest| rest.iter().all(|b| *b == 0))
+        };
+        size > 0
+            && (x == y || padded(self.old, a, x) && padded(self.new, n, y))
+            && self.same_content((a, n), size, within, depth).is_ok()
     }
 
     fn same_table(&self, a: u64, (width, labels): &(u64, Vec<u64>), within: Within<'_>) -> Answer {
@@ -447,7 +493,7 @@ impl<'g, 'a> Ground<'g, 'a> {
     }
 
     /// `size` bytes at `a` and `n`: equal, and words that hold addresses lead to the same.
-    fn same_content(&self, a: u64, n: u64, size: u64, depth: usize) -> Result<(), Doubt> {
+    fn same_content(&self, (a, n): (u64, u64), size: u64, within: Within<'_>, depth: usize) -> Result<(), Doubt> {
         let differ = || Doubt::No(format!("{a:#x} of the base has another content than {n:#x} of the new build"));
         if depth == 0 {
             return Doubt::no("constants lead into one another too deeply to follow");
@@ -461,7 +507,7 @@ impl<'g, 'a> Ground<'g, 'a> {
             let here = (self.old.image.words.get(&(a + at as u64)), self.new.image.words.get(&(n + at as u64)));
             let answer = match here {
                 (None, None) => self.same_plain(a, n, at, (&x, &y)),
-                (Some(v), Some(w)) => self.same_word(v, w, depth - 1).map(|_| 8),
+                (Some(v), Some(w)) => self.same_word_within(v, w, within.rust, depth - 1).map(|_| 8),
                 _ => Err(differ()),
             };
             match answer {

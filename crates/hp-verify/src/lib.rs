@@ -43,6 +43,7 @@ mod overlay;
 mod pairs;
 mod report;
 mod rows;
+mod rust;
 mod statics;
 mod templates;
 mod thunk;

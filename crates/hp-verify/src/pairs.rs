@@ -1,15 +1,18 @@
 //! Which entity of the old build is which of the new one, by name.
 //!
 //! A name counts in its scope (the source file of a local symbol), and only where it occurs once on each side.
+//! Names of Rust say by themselves whose they are; they count without what follows the version of their crate.
 //! The numbers that compilers give to clones (`f.constprop.1`) say nothing and are put aside in a second round; a
 //! static local (`count.2`) has no name that counts, and neither has anything in a stripped build: those are left to
 //! [`votes`](crate::votes).
 
+use std::borrow::Cow;
 use std::hash::Hash;
 
 use rustc_hash::FxHashMap;
 
 use crate::entities::{Side, cold_stem};
+use crate::rust;
 
 /// A 1:1 relation between indices of the old and the new side.
 #[derive(Clone, Debug, Default)]
@@ -101,8 +104,10 @@ impl Pairs {
     pub(crate) fn join_by_name(&mut self, old: &Side<'_>, new: &Side<'_>) {
         self.ranges.join_by(range_names(old), range_names(new));
         self.ranges.join_by(quiet_names(old), quiet_names(new));
+        self.ranges.join_by(rust_ranges(old), rust_ranges(new));
         self.join_parts(old, new);
         self.objects.join_by(object_names(old), object_names(new));
+        self.objects.join_by(rust_objects(old), rust_objects(new));
     }
 
     /// The one part of a function is the one part of its twin.
@@ -123,6 +128,16 @@ fn range_names<'s>(side: &'s Side<'_>) -> impl Iterator<Item = ((&'s str, &'s st
 fn quiet_names<'s>(side: &'s Side<'_>) -> impl Iterator<Item = ((&'s str, &'s str), usize)> {
     let entries = side.ranges.iter().enumerate().filter(|(_, r)| !r.unnamed && cold_stem(r.name()).is_none());
     entries.map(|(i, r)| ((r.file, quiet(r.name())), i))
+}
+
+fn rust_ranges<'s>(side: &'s Side<'_>) -> impl Iterator<Item = (Cow<'s, str>, usize)> {
+    let entries = side.ranges.iter().enumerate().filter(|(_, r)| !r.unnamed && cold_stem(r.name()).is_none());
+    entries.flat_map(|(i, r)| r.names.iter().filter_map(move |n| Some((rust::unversioned(n)?, i))))
+}
+
+fn rust_objects<'s>(side: &'s Side<'_>) -> impl Iterator<Item = (Cow<'s, str>, usize)> {
+    let objects = side.objects.iter().enumerate();
+    objects.flat_map(|(i, o)| o.names.iter().filter_map(move |n| Some((rust::unversioned(n)?, i))))
 }
 
 /// `f.constprop` of `f.constprop.0`.

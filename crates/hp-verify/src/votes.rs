@@ -16,6 +16,7 @@ use crate::entities::{Family, Side};
 use crate::ground::{Doubt, Ground, Within};
 use crate::image::Word;
 use crate::pairs::{OneToOne, numbered};
+use crate::rust;
 use crate::statics::Statics;
 
 /// Why two functions are not the same: where in the new one, and what.
@@ -43,7 +44,8 @@ impl Ground<'_, '_> {
         }
         let families = (Family::of(self.old, f), Family::of(self.new, g));
         let startup = self.new.ranges[g].file == "crtstuff.c";
-        let within = Within { old: Some(&families.0), new: Some(&families.1), patch: false, startup };
+        let rust = rust::is_name(self.old.ranges[f].name()) && rust::is_name(self.new.ranges[g].name());
+        let within = Within { old: Some(&families.0), new: Some(&families.1), patch: false, startup, rust };
         for (part, twin) in parts.iter().zip(twins) {
             if !self.compare_ranges((*part, *twin), within, undecided, differs) {
                 return;

@@ -18,6 +18,7 @@ use crate::landing::{self, Tables};
 use crate::near::{Near, Span};
 use crate::overlay::{Layout, Place};
 use crate::report::{Fault, Kind, Proof};
+use crate::rust;
 
 /// A range of payload code and the range of the new build that it equals.
 #[derive(Clone, Copy, Debug)]
@@ -180,8 +181,13 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
         let twin = &new.ranges[range];
         let family = self.family(true, range);
         let old = self.ground.pairs.ranges.old_of(twin.parent).map(|f| self.family(false, f));
-        let within =
-            Within { old: old.as_deref(), new: Some(&family), patch: true, startup: twin.file == "crtstuff.c" };
+        let within = Within {
+            old: old.as_deref(),
+            new: Some(&family),
+            patch: true,
+            startup: twin.file == "crtstuff.c",
+            rust: rust::is_name(twin.name()),
+        };
         let mut end = 0;
         for (at, step) in new.steps(range) {
             end = at + step.len();
@@ -565,7 +571,7 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
             let step = match self.patch_field(kind, here) {
                 Some(field) if field.offset == here => {
                     let width = field.kind.width();
-                    let answer = self.walk_pointer(kind, here, start + at, width);
+                    let answer = self.walk_pointer(kind, (found.value, here), (start, start + at), width);
                     answer.map(|kind| {
                         self.proof.count(kind);
                         width
@@ -584,10 +590,21 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
         }
     }
 
-    fn walk_pointer(&mut self, kind: SectionKind, offset: u64, n: u64, width: u64) -> Answer {
+    /// A pointer in an object of the patch, and in its twin: where the object begins, and the pointer. A narrow one is a distance
+    /// from the start, as in the tables of texts that rustc and clang make.
+    fn walk_pointer(
+        &mut self,
+        kind: SectionKind,
+        (first, offset): (u64, u64),
+        (start, n): (u64, u64),
+        width: u64,
+    ) -> Answer {
         let new = self.ground.new;
         if width != 8 {
-            return Doubt::no("a narrow pointer in data that is no jump table");
+            let place = self.distance(kind, offset, first)?;
+            let distance = new.image.i32_at(n).ok_or_else(|| Doubt::No("no distance in the new build".into()))?;
+            let target = start.wrapping_add_signed(i64::from(distance));
+            return self.same_place(place, target, Use::Address, Within::data(true));
         }
         let place = self.pointer(kind, offset)?;
         let word = match new.image.words.get(&n) {

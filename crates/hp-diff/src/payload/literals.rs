@@ -97,9 +97,13 @@ impl Payload<'_, '_> {
         if new.map.distances.contains_key(&address) {
             return Ok(());
         }
+        // A table has no pointers in it, and no entry that leads to the table itself.
         let filled = |at: u64| new.image.words.range(at.saturating_sub(7)..at + 4).next().is_some();
-        let entries = bytes.chunks_exact(4).zip((address..).step_by(4)).filter(|(_, at)| !filled(*at));
+        let entries = bytes.chunks_exact(4).zip((address..).step_by(4)).take_while(|(_, at)| !filled(*at));
         let entries: Vec<i32> = entries.map(|(c, _)| i32::from_le_bytes(c.try_into().unwrap_or_default())).collect();
+        if entries.first().is_none_or(|first| *first == 0) {
+            return Ok(());
+        }
         let leads_somewhere = |distance: &i32| {
             let target = address.wrapping_add_signed(i64::from(*distance));
             match new.map.resolve_address(&new.image, target, Use::Address) {
