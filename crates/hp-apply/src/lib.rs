@@ -39,6 +39,8 @@ mod code;
 #[cfg(any(feature = "applier", test))]
 mod command;
 mod dynamic;
+#[cfg(feature = "std")]
+mod exec_watch;
 mod expression;
 mod finders;
 mod gate;
@@ -182,8 +184,15 @@ fn outcome(pid: i32, work: impl FnOnce() -> Result<Done, Error> + Send) -> Outco
 #[cfg(feature = "std")]
 fn on_its_own<T: Send>(pid: i32, work: impl FnOnce() -> Result<T, Error> + Send) -> Result<T, Error> {
     extern crate std;
+    let (done, finished) = std::sync::mpsc::channel();
     std::thread::scope(|scope| {
-        scope.spawn(work).join().unwrap_or_else(|_| Err(Error::Unusable(format!("process {pid}: internal error"))))
+        let tracer = scope.spawn(move || {
+            let result = work();
+            drop(done);
+            result
+        });
+        exec_watch::until(&finished, pid);
+        tracer.join().unwrap_or_else(|_| Err(Error::Unusable(format!("process {pid}: internal error"))))
     })
 }
 

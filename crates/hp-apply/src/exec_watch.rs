@@ -1,0 +1,88 @@
+//! A thread of the target calls exec while others are traced: who helps it on.
+//!
+//! The kernel lets an exec go on when all other threads have ended and whoever traces them has taken note; until then it
+//! holds a lock that attaching to any thread of the process waits for (`cred_guard_mutex`, Linux, `fs/exec.c`). So a tracer that is
+//! just attaching waits for the exec, and the exec for the tracer. Any thread of the tracer's process can take note of
+//! the end of what it traces, so the one that waits for the tracer to finish looks for ended threads meanwhile.
+
+extern crate std;
+
+use alloc::format;
+use alloc::vec::Vec;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Duration;
+
+use crate::sys;
+
+/// How long an ended thread is left to the tracer.
+const TICK: Duration = Duration::from_millis(40);
+
+/// Takes note of threads of `pid` that ended and stay unnoticed, until `finished` says that the tracer is done. The end of the
+/// process itself belongs to its parent.
+pub(crate) fn until(finished: &Receiver<()>, pid: i32) {
+    let mut before: Vec<i32> = Vec::new();
+    while let Err(RecvTimeoutError::Timeout) = finished.recv_timeout(TICK) {
+        let ended = ended_threads(pid);
+        for tid in ended.iter().filter(|tid| before.contains(tid)) {
+            sys::bury(*tid);
+        }
+        before = ended;
+    }
+}
+
+fn ended_threads(pid: i32) -> Vec<i32> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let others = tasks.filter_map(|task| task.file_name().to_str()?.parse::<i32>().ok()).filter(|tid| *tid != pid);
+    let is_zombie = |tid: &i32| {
+        let stat = std::fs::read(format!("/proc/{pid}/task/{tid}/stat")).unwrap_or_default();
+        let name_end = stat.iter().rposition(|b| *b == b')').unwrap_or(stat.len());
+        stat.get(name_end + 2) == Some(&b'Z')
+    };
+    others.filter(is_zombie).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    const PROGRAM: &str = "#include <pthread.h>
+        #include <unistd.h>
+        static void *sleeps(void *p) { for (;;) pause(); return p; }
+        int main(void) {
+            pthread_t t; char c;
+            pthread_create(&t, 0, sleeps, 0);
+            if (write(1, \"1\", 1) == 1 && read(0, &c, 1) == 1) execl(\"/bin/echo\", \"echo\", \"went on\", (char *)0);
+            return 1;
+        }";
+
+    /// The thread that exec ends stays as it is until its tracer has taken note, and this tracer never does.
+    #[test]
+    fn an_exec_goes_on_though_the_tracer_of_a_thread_is_busy() {
+        let room = tempfile::tempdir().unwrap();
+        let (source, program) = (room.path().join("program.c"), room.path().join("program"));
+        std::fs::write(&source, PROGRAM).unwrap();
+        let built = Command::new("cc").arg(&source).arg("-o").arg(&program).arg("-pthread").status().unwrap();
+        assert!(built.success());
+        let mut child =
+            Command::new(&program).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("it was just built");
+        let (mut input, mut output) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+        output.read_exact(&mut [0]).unwrap();
+        let pid = child.id() as i32;
+        let tids = crate::process::threads(pid);
+        let other = tids.into_iter().find(|tid| *tid != pid).expect("it has two threads");
+        let (done, finished) = std::sync::mpsc::channel();
+        let mut text = std::string::String::new();
+        std::thread::scope(|scope| {
+            sys::seize(other).unwrap();
+            scope.spawn(move || until(&finished, pid));
+            input.write_all(b"x").unwrap();
+            output.read_to_string(&mut text).unwrap();
+            drop(done);
+        });
+        assert_eq!(text, "went on\n");
+        assert!(child.wait().unwrap().success());
+    }
+}
