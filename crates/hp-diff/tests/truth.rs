@@ -117,3 +117,32 @@ fn thread_local_variables_that_changed_places_are_refused() {
     let same = build(room.path(), "same", &source("a = 1, b = 2", "a + 1"), compiler);
     assert!(!refused(&diff(&old, &same)));
 }
+
+/// Numbers of 32 bits that become 64 bits wide are no distances, though every one of them would lead to a constant: nothing adds
+/// the table's start to them.
+#[test]
+fn a_table_of_numbers_is_no_table_of_distances() {
+    let room = tempfile::tempdir().unwrap();
+    let source = |plus: &str, text: &str| {
+        format!(
+            "#include <stdio.h>
+            static const int limits[] = {{ 1000, 2000, 3000, 4000 }};
+            const char filler[] = {{ [0 ... 8999] = '{text}', 0 }};
+            __attribute__((noinline)) long limit(unsigned i) {{ return limits[i & 3] {plus}; }}
+            int main(int c, char **v) {{ (void)v; return printf(\"%ld %s\\n\", limit(c), filler + c); }}"
+        )
+    };
+    for compiler in ["gcc -O2 -g -fno-toplevel-reorder", "gcc -O1 -g", "clang -O2 -g"] {
+        if !on_path(compiler.split(' ').next().unwrap()) {
+            continue;
+        }
+        let old = build(room.path(), "old", &source("", "x"), compiler);
+        let report = diff(&old, &build(room.path(), "new", &source("+ 1", "x"), compiler));
+        assert_eq!(changed(&report), ["limit"], "{compiler}: {:?}", report.findings);
+        let patch = report.patch.unwrap_or_else(|| panic!("{compiler}: {:?}", report.findings));
+        let fields = patch.relocations.iter().filter(|r| r.section == hp_pack::SectionKind::Rodata).count();
+        assert_eq!(fields, 0, "{compiler}: numbers are relocated");
+        let report = diff(&old, &build(room.path(), "other", &source("", "y"), compiler));
+        assert!(!changed(&report).contains(&"limit"), "{compiler}: {:?}", report.changes);
+    }
+}

@@ -50,13 +50,21 @@ impl Step {
         matches!(self.instruction.flow_control(), Return | UnconditionalBranch | IndirectBranch)
     }
 
-    /// Reads one of many 32-bit numbers and makes 64 bits of it, as code does that keeps distances instead of addresses.
-    pub(crate) fn reads_distance(&self) -> bool {
+    /// Reads one of many 32-bit numbers and makes 64 bits of it: the register that gets it, and the one that leads to all of them.
+    fn reads_number(&self) -> Option<(Register, Register)> {
         let i = &self.instruction;
-        i.mnemonic() == Mnemonic::Movsxd
+        let reads = i.mnemonic() == Mnemonic::Movsxd
             && i.op1_kind() == OpKind::Memory
             && i.memory_index() != Register::None
-            && i.memory_index_scale() == 4
+            && i.memory_index_scale() == 4;
+        reads.then(|| (i.op0_register(), i.memory_base()))
+    }
+
+    /// Adds one register to another one.
+    fn adds(&self) -> Option<(Register, Register)> {
+        let i = &self.instruction;
+        let registers = i.op_count() == 2 && [i.op0_kind(), i.op1_kind()] == [OpKind::Register; 2];
+        (registers && i.mnemonic() == Mnemonic::Add).then(|| (i.op0_register(), i.op1_register()))
     }
 
     /// A jump through a register or a table.
@@ -176,4 +184,26 @@ pub(crate) fn stubs(address: u64, data: &[u8]) -> Vec<(u64, u64)> {
 pub(crate) fn padding(bytes: &[u8]) -> usize {
     let is_padding = |s: &Step| matches!(s.instruction.mnemonic(), Mnemonic::Nop | Mnemonic::Int3);
     steps(0, bytes, false).take_while(|(_, s)| is_padding(s)).last().map_or(0, |(at, s)| at + s.len())
+}
+
+/// How many instructions there may be between reading a distance and adding to it.
+const NEAR: usize = 16;
+
+/// Recognises code that keeps distances instead of addresses: it reads a number from a table, and adds the table's start to it.
+#[derive(Debug, Default)]
+pub(crate) struct Distances {
+    /// The last numbers that were read: into which register, from where, and how many instructions ago.
+    read: Vec<(Register, Register, usize)>,
+    pub(crate) found: bool,
+}
+
+impl Distances {
+    pub(crate) fn see(&mut self, step: &Step) {
+        self.read.iter_mut().for_each(|read| read.2 += 1);
+        self.read.retain(|read| read.2 < NEAR);
+        self.read.extend(step.reads_number().map(|(number, table)| (number, table, 0)));
+        if let Some((x, y)) = step.adds() {
+            self.found |= self.read.iter().any(|read| [(x, y), (y, x)].contains(&(read.0, read.1)));
+        }
+    }
 }

@@ -72,6 +72,8 @@ pub(crate) struct Side<'a> {
     /// Where something in data begins or ends: every place that code or data refers to, and every border of an
     /// object or section. Ordered.
     pub(crate) borders: Vec<u64>,
+    /// Where tables of distances begin that some function reads.
+    pub(crate) tables: BTreeSet<u64>,
     /// Data in writable sections that is only copied from: start and end, ordered.
     templates: Vec<(u64, u64)>,
 }
@@ -86,9 +88,19 @@ impl<'a> Side<'a> {
             unnamed::find_parents(&image, &ranges, &unnamed, &mut parents);
         }
         let parts = attach_parts(&mut ranges, parents);
-        let mut side = Side { image, ranges, parts, objects, markers, borders: Vec::new(), templates: Vec::new() };
+        let mut side = Side {
+            image,
+            ranges,
+            parts,
+            objects,
+            markers,
+            borders: Vec::new(),
+            tables: BTreeSet::new(),
+            templates: Vec::new(),
+        };
         side.borders = side.find_borders();
-        let texts = side.distance_targets();
+        let (tables, texts) = side.distance_tables();
+        side.tables = tables;
         if !texts.is_empty() {
             side.borders.extend(texts);
             side.borders.par_sort_unstable();
@@ -189,18 +201,19 @@ impl<'a> Side<'a> {
         code::steps(range.address, range.bytes, self.image.fixed)
     }
 
-    /// Where the entries of all tables of distances lead.
-    fn distance_targets(&self) -> Vec<u64> {
+    /// Where all tables of distances begin, and where their entries lead.
+    fn distance_tables(&self) -> (BTreeSet<u64>, Vec<u64>) {
         let tables = (0..self.ranges.len()).into_par_iter().flat_map_iter(|r| {
-            let (mut reads, mut places) = (false, Vec::new());
+            let (mut reads, mut places) = (code::Distances::default(), Vec::new());
             for (_, step) in self.steps(r) {
-                reads |= step.reads_distance();
+                reads.see(&step);
                 places.extend(step.fields.iter().filter(|f| f.usage == Use::Address).map(|f| f.target));
             }
-            places.retain(|_| reads);
-            places.into_iter().filter_map(|at| self.distances(at)).flatten().collect::<Vec<u64>>()
+            places.retain(|_| reads.found);
+            places.into_iter().filter_map(|at| Some((at, self.distances(at)?))).collect::<Vec<_>>()
         });
-        tables.collect()
+        let tables: Vec<(u64, Vec<u64>)> = tables.collect();
+        (tables.iter().map(|t| t.0).collect(), tables.into_iter().flat_map(|t| t.1).collect())
     }
 
     /// Where the entries of the table at `address` lead, if that can be one of 32-bit distances from its start to constants, as
@@ -246,8 +259,6 @@ pub(crate) struct Family {
     pub(crate) targets: Vec<(u64, Use)>,
     /// It jumps through a register or a table.
     pub(crate) computed: bool,
-    /// It reads from tables of distances.
-    pub(crate) distances: bool,
 }
 
 impl Family {
@@ -258,7 +269,6 @@ impl Family {
             for (at, step) in side.steps(*part) {
                 family.starts.insert(base + at as u64);
                 family.computed |= step.is_computed_jump();
-                family.distances |= step.reads_distance();
                 let data = step.fields.iter().filter(|f| f.usage != Use::Branch);
                 family.targets.extend(data.map(|f| (f.target, f.usage)));
             }

@@ -429,7 +429,7 @@ impl<'g, 'a> Ground<'g, 'a> {
         {
             return self.same_table(a, &table, within);
         }
-        if within.new.is_some_and(|f| f.distances)
+        if self.new.tables.contains(&n)
             && let Some(entries) = self.new.distances(n)
         {
             return self.same_distances(a, &entries, within, depth);

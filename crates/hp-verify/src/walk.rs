@@ -601,6 +601,9 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
     ) -> Answer {
         let new = self.ground.new;
         if width != 8 {
+            if !new.tables.contains(&start) {
+                return Doubt::no("a narrow pointer in data that is no table of distances");
+            }
             let place = self.distance(kind, offset, first)?;
             let distance = new.image.i32_at(n).ok_or_else(|| Doubt::No("no distance in the new build".into()))?;
             let target = start.wrapping_add_signed(i64::from(distance));

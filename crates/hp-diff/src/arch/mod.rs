@@ -76,7 +76,7 @@ pub(crate) struct Code {
     pub invalid: Option<u32>,
     /// Jumps through a register or an indexed table.
     pub computed_jumps: bool,
-    /// Reads 32-bit distances from a table.
+    /// Reads 32-bit distances from a table and adds the table's start to them.
     pub distances: bool,
     /// Where it does either: what it says about its tables.
     pub jumps: Option<Box<Jumps>>,

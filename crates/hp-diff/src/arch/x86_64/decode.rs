@@ -5,7 +5,7 @@
 //! displacement may also be an address: such a field becomes a site if its value lies
 //! in the image (`image` is that address range), and later stages must prove it.
 
-use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, OpKind, Register};
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
 
 use super::jump_table::Window;
 use crate::arch::sites::{Beside, Relation};
@@ -44,11 +44,13 @@ pub(crate) fn decode(
         } else {
             code.invalid.get_or_insert(start);
         }
+        let adds = valid && instruction.mnemonic() == Mnemonic::Add;
         if instruction.flow_control() == FlowControl::IndirectBranch {
             let slot = instruction.op0_kind() == OpKind::Memory && instruction.is_ip_rel_memory_operand();
             code.computed_jumps |= valid && !slot;
             window.note_jump();
         }
+        code.distances |= adds && window.adds_base();
     }
     if code.computed_jumps || code.distances {
         code.jumps = Some(Box::new(window.jumps()));
@@ -80,7 +82,6 @@ fn note(
         });
         return;
     }
-    code.distances |= is_distance_load(instruction);
     if instruction.segment_prefix() == Register::FS && has_memory(instruction) {
         let plain = instruction.memory_base() == Register::None
             && instruction.memory_index() == Register::None
@@ -149,14 +150,6 @@ pub(crate) fn first_difference(
         }
     }
     if old.1.sites.len() == new.1.sites.len() && a.get(at..) == b.get(at..) { None } else { raw(at) }
-}
-
-/// `movslq (base,index,4),r`.
-pub(super) fn is_distance_load(instruction: &Instruction) -> bool {
-    instruction.mnemonic() == iced_x86::Mnemonic::Movsxd
-        && instruction.op1_kind() == OpKind::Memory
-        && instruction.memory_base() != Register::None
-        && !instruction.is_ip_rel_memory_operand()
 }
 
 fn is_near_branch(instruction: &Instruction) -> bool {

@@ -155,6 +155,21 @@ impl Window {
         &mut self.last[(self.count - 1) % (WINDOW + 1)]
     }
 
+    /// The last instruction, an addition, adds a table's start to a number that was read from that table:
+    /// `movslq (b,i,4),r; add b,r`. Only this tells a distance from any other number of 32 bits.
+    pub(super) fn adds_base(&self) -> bool {
+        let nth = |n: usize| &self.last[(self.count - n) % (WINDOW + 1)];
+        let add = nth(1);
+        if add.op0_kind() != OpKind::Register || add.op1_kind() != OpKind::Register {
+            return false;
+        }
+        let (x, y) = (add.op0_register(), add.op1_register());
+        (2..=self.count.min(WINDOW + 1)).map(nth).any(|load| {
+            let distance = load.mnemonic() == Mnemonic::Movsxd && load.op1_kind() == OpKind::Memory;
+            distance && [(x, y), (y, x)].contains(&(load.op0_register(), load.memory_base()))
+        })
+    }
+
     /// To be called when the last instruction is an indirect jump.
     pub(super) fn note_jump(&mut self) {
         let before = (2..=self.count.min(WINDOW + 1)).map(|n| &self.last[(self.count - n) % (WINDOW + 1)]);
