@@ -6,6 +6,7 @@
 use crate::addr::{Bias, LinkAddr, LiveAddr, LiveRange, page_floor};
 use crate::base_file::substitute;
 use crate::bytes::sha256;
+use crate::failure::{Failure, refused, unusable};
 use crate::finders;
 use crate::image::Image;
 use crate::layout::Layout;
@@ -39,13 +40,13 @@ const STRICT_FIRST: Duration = Duration::from_millis(300);
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// Applies a patch with this ID to a process.
-pub(crate) fn apply(pid: i32, patch: &Patch, id: &str, options: &Options) -> Result<Done, Error> {
-    patch.validate().map_err(|invalid| Error::Unusable(format!("invalid patch: {invalid}")))?;
+pub(crate) fn apply(pid: i32, patch: &Patch, id: &str, options: &Options) -> Result<Done, Failure> {
+    patch.validate().map_err(|invalid| unusable(format_args!("invalid patch: {invalid}")))?;
     let began = Instant::now();
     loop {
         let result = session::with(pid, &|session| apply_in(session, patch, id, options));
         // A program that starts binds its unwinders meanwhile: it is looked at anew.
-        let anew = matches!(&result, Err(Error::Busy(why)) if why.iter().any(|line| **line == *finders::BOUND_ANEW));
+        let anew = result.as_ref().is_err_and(|failure| is_about(failure, finders::BOUND_ANEW));
         if !anew || began.elapsed() >= options.timeout {
             return result;
         }
@@ -53,7 +54,11 @@ pub(crate) fn apply(pid: i32, patch: &Patch, id: &str, options: &Options) -> Res
     }
 }
 
-fn apply_in(session: &Session, patch: &Patch, id: &str, options: &Options) -> Result<Done, Error> {
+fn is_about(failure: &Error, what: &str) -> bool {
+    matches!(failure, Error::Busy(lines) if lines.iter().any(|line| **line == *what))
+}
+
+fn apply_in(session: &Session, patch: &Patch, id: &str, options: &Options) -> Result<Done, Failure> {
     let mut plan = Plan::make(session, patch, id)?;
     if options.dry_run && takeover::is_pending(session)? {
         let what = "finish what an applier left that died while it replaced a patch; then look again".to_owned();
@@ -72,7 +77,7 @@ fn apply_in(session: &Session, patch: &Patch, id: &str, options: &Options) -> Re
         }
         if !standing.is_unused() && !plan.older.is_empty() {
             let what = "an apply of this patch was interrupted before an older one was applied; revert it first";
-            return Err(Error::Refused(what.to_owned()));
+            return Err(refused(format_args!("{what}")));
         }
     }
     plan.check_bytes(found.as_ref().map(|(ledger, _)| *ledger))?;
@@ -106,7 +111,12 @@ fn apply_in(session: &Session, patch: &Patch, id: &str, options: &Options) -> Re
         false => work.carry_out(stops, found),
     };
     match &mut result {
-        Ok(Done::Applied(Measured { left: lines, .. })) | Err(Error::Busy(lines)) => in_base(lines, base),
+        Ok(Done::Applied(Measured { left: lines, .. })) => in_base(lines, base),
+        Err(failure) => {
+            if let Error::Busy(lines) = &mut **failure {
+                in_base(lines, base);
+            }
+        }
         _ => {}
     }
     result
@@ -138,20 +148,20 @@ struct Plan<'a> {
 }
 
 impl<'a> Plan<'a> {
-    fn make(session: &'a Session, patch: &'a Patch, id: &'a str) -> Result<Plan<'a>, Error> {
+    fn make(session: &'a Session, patch: &'a Patch, id: &'a str) -> Result<Plan<'a>, Failure> {
         let base = session.base(&patch.base.build_id)?;
         if patch.base.fixed_address && base.bias != Bias(0) {
-            return Err(Error::Refused(
-                "the patch is for a base at a fixed address, but it is mapped elsewhere".into(),
-            ));
+            return Err(refused(format_args!(
+                "the patch is for a base at a fixed address, but it is mapped elsewhere"
+            )));
         }
         // The size of a ledger does not depend on the addresses in it.
         let empty = Layout::of(patch, 0, 0)?;
         let finders = finders::Slots::find(session, base, patch)?;
         if finders.is_empty() && patch.section(SectionKind::ExceptTable).is_some() {
-            return Err(Error::Refused(
-                "new functions handle exceptions, but no unwinder of the process can be led to them".to_owned(),
-            ));
+            return Err(refused(format_args!(
+                "new functions handle exceptions, but no unwinder of the process can be led to them"
+            )));
         }
         finders.check_all_led()?;
         let mut plan = Plan {
@@ -168,17 +178,14 @@ impl<'a> Plan<'a> {
         plan.lay_out()?;
         for (record, _) in plan.entries() {
             if !base.span.covers(plan.range(record)) {
-                return Err(Error::Refused(format!(
-                    "function at {} is outside the base",
-                    LinkAddr(record.old_address)
-                )));
+                return Err(refused(format_args!("function at {} is outside the base", LinkAddr(record.old_address))));
             }
         }
         Ok(plan)
     }
 
     /// Lays the payload out, with what a takeover needs.
-    fn lay_out(&mut self) -> Result<(), Error> {
+    fn lay_out(&mut self) -> Result<(), Failure> {
         let functions = self.ledger(LiveAddr(0), &[])?.functions;
         let hands_out = hands_out(self.patch).variables;
         self.inherited = inherit::inherited(self.patch, &self.older, &self.session.ledgers, hands_out)?;
@@ -190,7 +197,7 @@ impl<'a> Plan<'a> {
     }
 
     /// The ledger of this patch for this base: the one in use, else any.
-    fn found(&self) -> Result<Option<Found<'a>>, Error> {
+    fn found(&self) -> Result<Option<Found<'a>>, Failure> {
         let mut unused = None;
         for ledger in self.session.ledgers.iter().filter(|ledger| ledger.id == self.id && is_base(self.base, ledger)) {
             let standing = Standing::read(&self.session.process, ledger)?;
@@ -246,7 +253,7 @@ impl<'a> Plan<'a> {
     }
 
     /// The ledger of the payload at `at` with this content.
-    fn ledger(&self, at: LiveAddr, content: &[u8]) -> Result<Ledger, Error> {
+    fn ledger(&self, at: LiveAddr, content: &[u8]) -> Result<Ledger, Failure> {
         let (patch, layout, base) = (self.patch, &self.layout, self.base);
         let part = |(start, end): (u64, u64)| at.plus(start).range(end - start);
         let digest = |(start, end): (u64, u64)| sha256(content.get(start as usize..end as usize).unwrap_or_default());
@@ -298,7 +305,7 @@ impl<'a> Plan<'a> {
         inherit::variables(self.patch).map(variable).filter(short).collect()
     }
 
-    fn replaced(&self, at: LiveAddr, record: &FunctionRecord, entry: &Entry) -> Result<Replaced, Error> {
+    fn replaced(&self, at: LiveAddr, record: &FunctionRecord, entry: &Entry) -> Result<Replaced, Failure> {
         let place = |symbol: u32, kind: SectionKind| {
             let value = self.patch.symbols.get(symbol as usize).map_or(0, |symbol| symbol.value);
             at.plus(self.layout.section(kind).0).plus(value)
@@ -323,12 +330,12 @@ impl<'a> Plan<'a> {
         };
         match is_in_one_page(&replaced) {
             true => Ok(replaced),
-            false => Err(Error::Refused(format!("the entry of {} crosses a page boundary", replaced.name))),
+            false => Err(refused(format_args!("the entry of {} crosses a page boundary", replaced.name))),
         }
     }
 
     /// The patches of the same base that this one takes the place of. Refuses what others stand against.
-    fn check_neighbours(&self, own: Option<&Ledger>) -> Result<Vec<&'a Ledger>, Error> {
+    fn check_neighbours(&self, own: Option<&Ledger>) -> Result<Vec<&'a Ledger>, Failure> {
         let functions = self.ledger(LiveAddr(0), &[])?.functions;
         let touched = Touched::by(&functions);
         let mut older = Vec::new();
@@ -340,7 +347,7 @@ impl<'a> Plan<'a> {
             }
             let (id, name) = (&other.id, &other.name);
             if other.counter > self.patch.counter {
-                return Err(Error::Refused(format!("a newer patch of the same base is applied: {name} ({id})")));
+                return Err(refused(format_args!("a newer patch of the same base is applied: {name} ({id})")));
             }
             let mut names: Vec<&str> =
                 other.functions.iter().filter_map(|function| touched.find(function)).map(|own| &*own.name).collect();
@@ -350,14 +357,12 @@ impl<'a> Plan<'a> {
             }
             if other.counter == self.patch.counter {
                 let names = names.join(", ");
-                return Err(Error::Refused(format!(
+                return Err(refused(format_args!(
                     "patch {name} ({id}) has already replaced {names}; revert it first, or give this one a higher counter"
                 )));
             }
             if !standing.active || !standing.all(Leads::New) {
-                return Err(Error::Refused(format!(
-                    "an apply of patch {name} ({id}) was interrupted; revert it first"
-                )));
+                return Err(refused(format_args!("an apply of patch {name} ({id}) was interrupted; revert it first")));
             }
             older.push(other);
         }
@@ -365,9 +370,9 @@ impl<'a> Plan<'a> {
     }
 
     /// Every byte of every function to be replaced must be what the diff saw.
-    fn check_bytes(&self, own: Option<&Ledger>) -> Result<(), Error> {
+    fn check_bytes(&self, own: Option<&Ledger>) -> Result<(), Failure> {
         let process = &self.session.process;
-        let read = |range: LiveRange| -> Result<Vec<u8>, Error> {
+        let read = |range: LiveRange| -> Result<Vec<u8>, Failure> {
             let mut bytes = process
                 .mem
                 .bytes(range.start, range.len() as usize)
@@ -391,7 +396,7 @@ impl<'a> Plan<'a> {
         different.dedup();
         match different.is_empty() {
             true => Ok(()),
-            false => Err(Error::Refused(format!(
+            false => Err(refused(format_args!(
                 "the code in memory is not what the patch was made for: {}",
                 different.join(", ")
             ))),
@@ -399,7 +404,7 @@ impl<'a> Plan<'a> {
     }
 
     /// Content and ledger for an address.
-    fn payload(&self, at: LiveAddr, imports: &Imports) -> Result<(Vec<u8>, Ledger), Error> {
+    fn payload(&self, at: LiveAddr, imports: &Imports) -> Result<(Vec<u8>, Ledger), Failure> {
         let (process, own) = (&self.session.process, self.session.ledgers.iter().find(|l| l.mapping.start == at));
         let nexts = self.finders.nexts(process, own)?;
         let (patch, layout, bias, link_map) = (self.patch, &self.layout, self.base.bias, self.finders.link_map);
@@ -407,7 +412,7 @@ impl<'a> Plan<'a> {
         let payload = Payload { patch, layout, base: at, bias, imports, inherited, nexts, link_map };
         let mut content = payload.bytes()?;
         if let Some(view) = takeover::view(&self.ledger(at, &[])?) {
-            let far = || Error::Refused("the payload would lie too far from the patch that it replaces".to_owned());
+            let far = || refused(format_args!("the payload would lie too far from the patch that it replaces"));
             let code = takeover::code(&view).ok_or_else(far)?;
             let (start, end) = self.layout.takeover;
             content
@@ -435,7 +440,7 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    fn rehearse(&self, mut stops: Stops<'_>, found: Option<&Ledger>) -> Result<Done, Error> {
+    fn rehearse(&self, mut stops: Stops<'_>, found: Option<&Ledger>) -> Result<Done, Failure> {
         let session = self.plan.session;
         let at = match found {
             Some(ledger) => ledger.mapping.start,
@@ -463,7 +468,7 @@ impl Work<'_> {
         Ok(Done::Rehearsed(lines))
     }
 
-    fn carry_out(&self, mut stops: Stops<'_>, found: Option<Found<'_>>) -> Result<Done, Error> {
+    fn carry_out(&self, mut stops: Stops<'_>, found: Option<Found<'_>>) -> Result<Done, Failure> {
         let (ledger, standing) = self.staged(&mut stops, found)?;
         stops.learn(&ledger);
         let view = takeover::view(&ledger).filter(|_| !standing.active);
@@ -519,7 +524,7 @@ impl Work<'_> {
         (watch, relaxed): (&Watch, Option<&Relaxed>),
         ledger: &Ledger,
         active: bool,
-    ) -> Result<Measured, Error> {
+    ) -> Result<Measured, Failure> {
         let process = &self.plan.session.process;
         let mut measured = Measured { mapped_bytes: ledger.mapping.len(), ..Measured::default() };
         let chunks = chunks(ledger);
@@ -538,7 +543,7 @@ impl Work<'_> {
         let flip = match relaxed {
             None => flip(&watch, stops)?,
             Some((with, functions)) => match stops.within(STRICT_FIRST, |stops| flip(&watch, stops)) {
-                Err(Error::Busy(_)) => {
+                Err(failure) if matches!(*failure, Error::Busy(_)) => {
                     let flip = flip(&self.with_finders(with.clone()), stops)?;
                     // Who is inside now was inside before: nothing leads there any more.
                     measured.left = stops.look(&Watch::new(bodies(ledger, functions)))?.0;
@@ -588,7 +593,7 @@ impl Work<'_> {
     }
 
     /// The payload in the target, ledger written.
-    fn staged(&self, stops: &mut Stops<'_>, found: Option<Found<'_>>) -> Result<(Ledger, Standing), Error> {
+    fn staged(&self, stops: &mut Stops<'_>, found: Option<Found<'_>>) -> Result<(Ledger, Standing), Failure> {
         if let Some((ledger, standing)) = found {
             // Armed or active: its memory is in use as it is.
             if !standing.is_unused() {
@@ -617,11 +622,11 @@ impl Work<'_> {
     }
 
     /// Brings a payload that lies unused in the target up to date. Its variables keep their values.
-    fn refill(&self, stops: &mut Stops<'_>, old: &Ledger) -> Result<Ledger, Error> {
+    fn refill(&self, stops: &mut Stops<'_>, old: &Ledger) -> Result<Ledger, Failure> {
         let plan = &self.plan;
         let (mut content, ledger) = plan.payload(old.mapping.start, &self.imports)?;
         if ledger.mapping != old.mapping {
-            return Err(Error::Refused("an earlier apply left a payload of another size under the same ID".to_owned()));
+            return Err(refused(format_args!("an earlier apply left a payload of another size under the same ID")));
         }
         let (start, end) = plan.layout.variables;
         // Zeros are not written.
@@ -635,7 +640,7 @@ impl Work<'_> {
         Ok(ledger)
     }
 
-    fn flip(&self, stops: &mut Stops<'_>, watch: &Watch, ledger: &Ledger, batches: bool) -> Result<Acted, Error> {
+    fn flip(&self, stops: &mut Stops<'_>, watch: &Watch, ledger: &Ledger, batches: bool) -> Result<Acted, Failure> {
         let process = &self.plan.session.process;
         stops.at_safe_point(watch, true, Some(ledger), |stopped| {
             let standing = Standing::read(process, ledger)?;

@@ -1,9 +1,9 @@
 //! What the base's file says the original bytes are: the witness against a ledger that the
 //! target forged or damaged.
 
-use crate::Error;
 use crate::addr::{LiveAddr, LiveRange};
 use crate::bytes::sha256;
+use crate::failure::{Failure, refused};
 use crate::ledger::{Ledger, Replaced, SITE};
 use crate::maps::{Mapping, Maps};
 use crate::prelude::*;
@@ -12,11 +12,11 @@ use crate::sys::{self, File};
 
 /// Checks that the bytes which a revert would write are the base's own: against the file
 /// where it can be had, else against the digests in the ledger.
-pub(crate) fn check_originals(process: &Process, maps: &Maps, ledger: &Ledger) -> Result<(), Error> {
+pub(crate) fn check_originals(process: &Process, maps: &Maps, ledger: &Ledger) -> Result<(), Failure> {
     let mut files: Vec<(LiveRange, Option<File>)> = Vec::new();
     for function in &ledger.functions {
         let Some(mapping) = maps.at(function.site).filter(|mapping| mapping.range.covers(function.site_range())) else {
-            return Err(Error::Refused(format!("the entry of {} is not mapped any more", function.name)));
+            return Err(refused(format_args!("the entry of {} is not mapped any more", function.name)));
         };
         if !files.iter().any(|(range, _)| *range == mapping.range) {
             files.push((mapping.range, open(process, mapping)));
@@ -28,7 +28,7 @@ pub(crate) fn check_originals(process: &Process, maps: &Maps, ledger: &Ledger) -
         };
         if !known {
             let name = &function.name;
-            return Err(Error::Refused(format!("the recorded original bytes of {name} are not those of the base")));
+            return Err(refused(format_args!("the recorded original bytes of {name} are not those of the base")));
         }
     }
     Ok(())

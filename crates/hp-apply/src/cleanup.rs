@@ -2,7 +2,7 @@
 //! loading was cut short. Neither does any harm where it is, so this is done on the way of
 //! an apply or revert, and only when no thread can be in either.
 
-use crate::Error;
+use crate::failure::Failure;
 use crate::remote::Slots;
 use crate::safe_point::{Judge, Watch, Watched};
 use crate::session::{Session, read_maps};
@@ -15,7 +15,7 @@ use core::time::Duration;
 const TRIES: u64 = 3;
 
 /// Cleans up as far as that is possible now.
-pub(crate) fn clean(session: &Session, stops: &mut Stops<'_>, helpers: &[i32]) -> Result<(), Error> {
+pub(crate) fn clean(session: &Session, stops: &mut Stops<'_>, helpers: &[i32]) -> Result<(), Failure> {
     let process = &session.process;
     let slots = Slots::find(&process.mem, &session.images);
     if slots.left.is_empty() && session.abandoned.is_empty() {

@@ -1,8 +1,8 @@
 //! The code that patches have brought into a process, for debuggers and profilers: from the process itself,
 //! or from the memory that a core dump has kept of it.
 
-use crate::Error;
 use crate::addr::{LiveAddr, LiveRange};
+use crate::failure::Failure;
 use crate::ledger::{self, Ledger};
 use crate::prelude::*;
 use crate::session::Session;
@@ -39,7 +39,7 @@ pub struct LoadedFunction {
 }
 
 /// The code of all patches of a process.
-pub(crate) fn of_process(pid: i32) -> Result<Vec<LoadedCode>, Error> {
+pub(crate) fn of_process(pid: i32) -> Result<Vec<LoadedCode>, Failure> {
     let session = Session::open_read(pid)?;
     let rows = |range: LiveRange| session.process.mem.bytes(range.start, range.len() as usize).unwrap_or_default();
     Ok(session.ledgers.iter().map(|ledger| loaded(ledger, rows(ledger.eh_frame))).collect())

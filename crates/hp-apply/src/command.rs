@@ -12,6 +12,7 @@ mod status;
 mod trust;
 
 use crate::bundle::bundled;
+use crate::failure::{Failure, unusable};
 use crate::prelude::*;
 use crate::small::sort_by_key;
 use crate::sys::{self, Errno};
@@ -71,10 +72,10 @@ struct PatchFile {
 }
 
 impl PatchFile {
-    fn parse(name: String, bytes: Vec<u8>) -> Result<PatchFile, Error> {
+    fn parse(name: String, bytes: Vec<u8>) -> Result<PatchFile, Failure> {
         match hp_pack::read(&bytes) {
             Ok(patch) => Ok(PatchFile { name, id: hp_pack::id(&bytes), bytes, patch }),
-            Err(error) => Err(Error::Unusable(format!("{name}: {error}"))),
+            Err(error) => Err(unusable(format_args!("{name}: {error}"))),
         }
     }
 }
@@ -84,8 +85,8 @@ fn clean(text: &[u8]) -> String {
     String::from_utf8_lossy(text).chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
-fn read_patch_bytes(path: &[u8]) -> Result<Vec<u8>, Error> {
-    let failed = |why: &dyn fmt::Display| Error::Unusable(format!("cannot read the patch {}: {why}", clean(path)));
+fn read_patch_bytes(path: &[u8]) -> Result<Vec<u8>, Failure> {
+    let failed = |why: &dyn fmt::Display| unusable(format_args!("cannot read the patch {}: {why}", clean(path)));
     match sys::read_file_up_to(path, MAX_PATCH) {
         Ok(Some(bytes)) => Ok(bytes),
         Ok(None) => Err(failed(&"it is larger than 1 GiB; is it a patch?")),
@@ -105,19 +106,19 @@ pub(crate) fn run(start: &Start<'_>) -> u8 {
 }
 
 /// The patch behind this very program, if it is a bundle.
-fn own_patch() -> Result<Option<Vec<u8>>, Error> {
+fn own_patch() -> Result<Option<Vec<u8>>, Failure> {
     match sys::read_file_up_to(b"/proc/self/exe", MAX_PATCH + (1 << 20)) {
         Ok(file) => Ok(file.as_deref().and_then(bundled).map(<[u8]>::to_vec)),
         // Every verb needs it, so this is the place to say so.
-        Err(Errno::ENOENT) => Err(Error::Unusable("/proc is not mounted here; processes cannot be found".to_owned())),
-        Err(error) => Err(Error::Unusable(format!("cannot read /proc/self/exe: {error}"))),
+        Err(Errno::ENOENT) => Err(unusable(format_args!("/proc is not mounted here; processes cannot be found"))),
+        Err(error) => Err(unusable(format_args!("cannot read /proc/self/exe: {error}"))),
     }
 }
 
-fn carry_out(start: &Start<'_>, bundled: Option<Vec<u8>>, report: &mut Report) -> Result<Exit, Error> {
+fn carry_out(start: &Start<'_>, bundled: Option<Vec<u8>>, report: &mut Report) -> Result<Exit, Failure> {
     let args = match args::parse(start.arguments.get(1..).unwrap_or_default(), bundled.is_some()) {
         Ok(args) => args,
-        Err(why) => return Err(Error::Unusable(format!("{why}; --help shows what can be asked"))),
+        Err(why) => return Err(unusable(format_args!("{why}; --help shows what can be asked"))),
     };
     match args.what {
         What::Help => report.line(if bundled.is_some() { args::BUNDLE_HELP } else { args::HELP }),

@@ -30,9 +30,9 @@
 //! for a thread is never seen outside of it: an unwinder that is opened later does not see
 //! payloads that are loaded already. The same holds for namespaces of `dlmopen`.
 
-use crate::Error;
 use crate::addr::{Bias, LinkAddr, LiveAddr, LiveRange};
 use crate::dynamic::{Module, Name};
+use crate::failure::{Failure, busy, refused};
 use crate::image::{Image, images};
 use crate::ledger::{self, Ledger};
 use crate::maps::Maps;
@@ -91,12 +91,12 @@ impl Holder {
         }
     }
 
-    fn write(self, process: &Process, tid: i32, value: LiveAddr) -> Result<(), Error> {
+    fn write(self, process: &Process, tid: i32, value: LiveAddr) -> Result<(), Failure> {
         let written = match self {
             Holder::Word(at, bias) => process.mem.write(tid, at, &value.0.wrapping_sub(bias.0).to_le_bytes()),
             Holder::Call(at) => {
                 let distance = i32::try_from(value.0.wrapping_sub(at.plus(4).0) as i64);
-                let far = |_| Error::Refused("its unwinder lies too far from the patch".to_owned());
+                let far = |_| refused(format_args!("its unwinder lies too far from the patch"));
                 process.mem.write(tid, at, &distance.map_err(far)?.to_le_bytes())
             }
         };
@@ -138,7 +138,7 @@ pub(crate) struct Slots {
 
 impl Slots {
     /// Looks for the slots. `base` is asked too if it is no client of another unwinder.
-    pub(crate) fn find(session: &Session, base: &Image, patch: &Patch) -> Result<Slots, Error> {
+    pub(crate) fn find(session: &Session, base: &Image, patch: &Patch) -> Result<Slots, Failure> {
         let process = &session.process;
         let linked = scope::linked(process);
         let mut slots = Slots { link_map: scope::link_map(process, base), linked, ..Slots::default() };
@@ -153,13 +153,13 @@ impl Slots {
     }
 
     /// A call in the base, which must be one, and lead into the base or to another patch's finder.
-    fn add_call(&mut self, process: &Process, base: &Image, at: LiveAddr, question: usize) -> Result<(), Error> {
+    fn add_call(&mut self, process: &Process, base: &Image, at: LiveAddr, question: usize) -> Result<(), Failure> {
         let holder = Holder::Call(at);
         let opcode = process.mem.array::<1>(LiveAddr(at.0.wrapping_sub(1))).map_err(|e| unreadable(process, &e))?;
         let leads = holder.read(&process.mem).map_err(|e| unreadable(process, &e))?;
         if !base.span.covers(at.range(4)) || !matches!(opcode, [0xe8 | 0xe9]) || self.calls.len() >= MAX_CALLS as usize
         {
-            return Err(Error::Refused("its unwinder is not what the patch was made for".to_owned()));
+            return Err(refused(format_args!("its unwinder is not what the patch was made for")));
         }
         self.calls.push(at);
         self.list.push(Slot { holder, question, value: leads, leads, copied: false });
@@ -221,10 +221,10 @@ impl Slots {
 
     /// Refuses a process with an unwinder that would not see new code: for an exception
     /// that passes through it, the stack would end there.
-    pub(crate) fn check_all_led(&self) -> Result<(), Error> {
+    pub(crate) fn check_all_led(&self) -> Result<(), Failure> {
         match &self.unled {
             None => Ok(()),
-            Some(path) => Err(Error::Refused(format!(
+            Some(path) => Err(refused(format_args!(
                 "{path} unwinds stacks and nothing shows how it finds unwind rows: an exception that passes through \
                  new code would end the program"
             ))),
@@ -245,7 +245,7 @@ impl Slots {
 
     /// Where each finder passes on to; zero for one that is not needed. `own`: the ledger of
     /// this payload if it is loaded already, so that its finders may be in use.
-    pub(crate) fn nexts(&self, process: &Process, own: Option<&Ledger>) -> Result<[LiveAddr; COUNT], Error> {
+    pub(crate) fn nexts(&self, process: &Process, own: Option<&Ledger>) -> Result<[LiveAddr; COUNT], Failure> {
         let mut nexts = [LiveAddr(0); COUNT];
         for slot in &self.list {
             let leads = match own.and_then(|own| own.finder_at(slot.leads)) {
@@ -254,13 +254,13 @@ impl Slots {
             };
             let of_kind = nexts.iter_mut().skip(slot.question * EACH).take(EACH);
             let free = of_kind.into_iter().find(|next| next.0 == 0 || **next == leads);
-            *free.ok_or_else(|| Error::Refused("its unwinders ask in too many different ways".to_owned()))? = leads;
+            *free.ok_or_else(|| refused(format_args!("its unwinders ask in too many different ways")))? = leads;
         }
         Ok(nexts)
     }
 
     /// Leads the slots to the finders of a payload. Everything stands.
-    pub(crate) fn lead_to(&self, session: &Session, tid: i32, ledger: &Ledger) -> Result<(), Error> {
+    pub(crate) fn lead_to(&self, session: &Session, tid: i32, ledger: &Ledger) -> Result<(), Failure> {
         let process = &session.process;
         if scope::linked(process) != self.linked {
             // An unwinder may have come. What led to it before is led by its slots.
@@ -276,7 +276,7 @@ impl Slots {
             }
             let finder = ledger.finder_of(process, slot.question * EACH..(slot.question + 1) * EACH, slot.leads)?;
             let (Some(finder), true) = (finder, now == slot.value || now == slot.leads) else {
-                return Err(Error::Busy(vec![BOUND_ANEW.to_owned().into()]));
+                return Err(busy(BOUND_ANEW.to_owned().into()));
             };
             slot.holder.write(process, tid, finder)?;
         }
@@ -319,7 +319,7 @@ fn holders(mem: &Mem, maps: &Maps, ledger: &Ledger) -> Vec<Holder> {
 
 /// Takes the finders of a payload out of all slots and chains. Everything stands, and nobody
 /// is in the payload.
-pub(crate) fn take_out(session: &Session, tid: i32, ledger: &Ledger) -> Result<(), Error> {
+pub(crate) fn take_out(session: &Session, tid: i32, ledger: &Ledger) -> Result<(), Failure> {
     let process = &session.process;
     if ledger.finders.is_empty() {
         return Ok(());
@@ -331,7 +331,7 @@ pub(crate) fn take_out(session: &Session, tid: i32, ledger: &Ledger) -> Result<(
             let next = process.mem.u64(next).map(LiveAddr).map_err(|e| unreadable(process, &e))?;
             let code = maps.at(next).is_some_and(|map| map.execute);
             if !code {
-                return Err(Error::Refused(format!("the patch's memory is damaged: {next} is no code")));
+                return Err(refused(format_args!("the patch's memory is damaged: {next} is no code")));
             }
             holder.write(process, tid, next)?;
         }
@@ -376,7 +376,7 @@ impl Ledger {
         process: &Process,
         which: core::ops::Range<usize>,
         leads: LiveAddr,
-    ) -> Result<Option<LiveAddr>, Error> {
+    ) -> Result<Option<LiveAddr>, Failure> {
         for index in which {
             let next = process.mem.u64(self.next(index)).map_err(|e| unreadable(process, &e))?;
             if LiveAddr(next) == leads {
@@ -387,7 +387,7 @@ impl Ledger {
     }
 }
 
-fn unreadable(process: &Process, error: &Errno) -> Error {
+fn unreadable(process: &Process, error: &Errno) -> Failure {
     process.io_error("cannot read where its unwinder looks", error)
 }
 

@@ -5,8 +5,8 @@
 //! named `hpatch.variable.` and a digest of where it is declared, its type, size and initial value. Equal digests are
 //! equal variables. A variable of an older patch that has a namesake here without that proof is a refusal.
 
-use crate::Error;
 use crate::addr::LiveAddr;
+use crate::failure::{Failure, refused};
 use crate::ledger::{Ledger, Variable};
 use crate::prelude::*;
 use crate::small::Map;
@@ -40,7 +40,7 @@ pub(crate) fn inherited(
     older: &[&Ledger],
     all: &[Ledger],
     hands_out: bool,
-) -> Result<Map<u32, LiveAddr>, Error> {
+) -> Result<Map<u32, LiveAddr>, Failure> {
     let mut found = Map::default();
     for ledger in older {
         for variable in &ledger.named {
@@ -53,14 +53,14 @@ pub(crate) fn inherited(
                 Some((symbol, ..)) if holds(all, variable) => {
                     if hands_out && !all.iter().any(|other| holds_it(other, variable) && other.hands_out.variables) {
                         let why = "keeps its address, which the older patch does not; revert that first";
-                        return Err(Error::Refused(format!("variable {name} of patch {id}: this patch {why}")));
+                        return Err(refused(format_args!("variable {name} of patch {id}: this patch {why}")));
                     }
                     found.insert(symbol, variable.range.start);
                 }
                 None if !namesake => {}
                 _ => {
                     let why = "nothing proves that this patch's variable of that name is the same; revert it first";
-                    return Err(Error::Refused(format!("variable {name} of patch {id}: {why}")));
+                    return Err(refused(format_args!("variable {name} of patch {id}: {why}")));
                 }
             }
         }

@@ -6,13 +6,12 @@
 //! Offsets are from the start of the mapping; they depend on the patch alone, not on the
 //! address, so a mapping found in a target can be compared with the patch.
 
-use crate::Error;
 use crate::addr::{LiveAddr, LiveRange, page_ceil};
 use crate::chooser::{CHOOSER_SIZE, COMMON_SIZE};
+use crate::failure::{Failure, refused};
 use crate::finders::{CODE_SIZE, FINDER_ROWS, NEXT_SIZE, ROWS_SIZE, count_rows, index_size};
 use crate::gate::GATE_SIZE;
 use crate::ledger::CLAIM_SIZE;
-use crate::prelude::*;
 use crate::small::{Map, Set};
 use hp_pack::{Patch, Place, RelocationKind, Role, SectionKind};
 
@@ -54,10 +53,10 @@ pub(crate) struct Layout {
 
 impl Layout {
     /// Lays out a patch behind a ledger of this many bytes, with this much room for a takeover.
-    pub(crate) fn of(patch: &Patch, ledger_size: u64, takeover_size: u64) -> Result<Layout, Error> {
+    pub(crate) fn of(patch: &Patch, ledger_size: u64, takeover_size: u64) -> Result<Layout, Failure> {
         Self::try_of(patch, ledger_size, takeover_size)
             .filter(|layout| layout.size <= MAX_SIZE)
-            .ok_or_else(|| Error::Refused("the patch is larger than 1 GiB".to_owned()))
+            .ok_or_else(|| refused(format_args!("the patch is larger than 1 GiB")))
     }
 
     fn try_of(patch: &Patch, ledger_size: u64, takeover_size: u64) -> Option<Layout> {

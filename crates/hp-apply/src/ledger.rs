@@ -13,9 +13,9 @@
 //! every address lies where it may; nothing found here is believed further than that.
 //! `docs/APPLY.md` describes the bytes.
 
-use crate::Error;
 use crate::addr::{LiveAddr, LiveRange, PAGE};
 use crate::bytes::{array, hex, sha256, u32_at, u64_at};
+use crate::failure::{Failure, refused};
 use crate::finders;
 use crate::gate::{GATE_SIZE, Gates};
 use crate::maps::Maps;
@@ -175,7 +175,7 @@ pub(crate) fn jump_target(site: LiveAddr, bytes: [u8; SITE]) -> Option<LiveAddr>
 
 impl Ledger {
     /// The bytes, for any addresses of the same length.
-    pub(crate) fn bytes(&self) -> Result<Vec<u8>, Error> {
+    pub(crate) fn bytes(&self) -> Result<Vec<u8>, Failure> {
         let mut out = vec![0; HEADER];
         for text in [self.id.as_bytes(), self.name.as_bytes(), &self.build_id] {
             put_bytes(&mut out, text);
@@ -236,7 +236,7 @@ impl Ledger {
             put_bytes(&mut out, variable.identity.as_bytes());
         }
         if out.len() > MAX_SIZE {
-            return Err(Error::Refused("the patch has too many functions for its ledger".to_owned()));
+            return Err(refused(format_args!("the patch has too many functions for its ledger")));
         }
         let digest = sha256(&out[HEADER..]);
         let len = out.len() as u32;

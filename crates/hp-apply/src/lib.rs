@@ -42,6 +42,7 @@ mod dynamic;
 #[cfg(feature = "std")]
 mod exec_watch;
 mod expression;
+mod failure;
 mod finders;
 mod gate;
 mod image;
@@ -82,6 +83,7 @@ pub use start::{Started, start};
 pub use sys::seam::{Fault, calls, die_at, failed_call, fault_at, points};
 
 use core::time::Duration;
+use failure::Failure;
 use hp_pack::Patch;
 use prelude::*;
 
@@ -92,7 +94,7 @@ use prelude::*;
 /// # Errors
 /// [`Error::Unusable`] if `/proc` cannot be read.
 pub fn targets_of(build_id: &[u8]) -> Result<Vec<i32>, Error> {
-    status::targets_of(build_id)
+    Ok(status::targets_of(build_id)?)
 }
 
 /// All processes that hold the record of a patch, in effect or not, ascending.
@@ -100,7 +102,7 @@ pub fn targets_of(build_id: &[u8]) -> Result<Vec<i32>, Error> {
 /// # Errors
 /// [`Error::Unusable`] if `/proc` cannot be read.
 pub fn patched_processes() -> Result<Vec<i32>, Error> {
-    status::patched_processes()
+    Ok(status::patched_processes()?)
 }
 
 /// All processes, ascending.
@@ -108,7 +110,7 @@ pub fn patched_processes() -> Result<Vec<i32>, Error> {
 /// # Errors
 /// [`Error::Unusable`] if `/proc` cannot be read.
 pub fn all_processes() -> Result<Vec<i32>, Error> {
-    status::all_pids()
+    Ok(status::all_pids()?)
 }
 
 /// The build IDs of all images that a process maps.
@@ -116,7 +118,7 @@ pub fn all_processes() -> Result<Vec<i32>, Error> {
 /// # Errors
 /// [`Error::Unusable`] if there is no such process or it may not be read.
 pub fn builds_of(pid: i32) -> Result<Vec<Vec<u8>>, Error> {
-    status::builds_of(pid)
+    Ok(status::builds_of(pid)?)
 }
 
 /// The patches in one process, read from the process alone.
@@ -124,7 +126,7 @@ pub fn builds_of(pid: i32) -> Result<Vec<Vec<u8>>, Error> {
 /// # Errors
 /// [`Error::Unusable`] if there is no such process or it may not be read.
 pub fn status(pid: i32) -> Result<Vec<LedgerEntry>, Error> {
-    status::status(pid)
+    Ok(status::status(pid)?)
 }
 
 /// The code that patches have brought into one process, for debuggers and profilers.
@@ -132,7 +134,7 @@ pub fn status(pid: i32) -> Result<Vec<LedgerEntry>, Error> {
 /// # Errors
 /// [`Error::Unusable`] if there is no such process or it may not be read.
 pub fn loaded_code(pid: i32) -> Result<Vec<LoadedCode>, Error> {
-    code::of_process(pid)
+    Ok(code::of_process(pid)?)
 }
 
 /// The same from memory that a core dump has kept: `memory` lay at `address`, a multiple of the page size.
@@ -168,21 +170,21 @@ pub fn stop_and_go(pid: i32) -> Result<u64, Error> {
         let mut tracer = threads::Tracer::new(&process);
         match tracer.stop_all()? {
             Ok(stopped) => Ok(stopped.release(false)),
-            Err(threads::NotNow(line)) => Err(Error::Busy(vec![line.into()])),
+            Err(threads::NotNow(line)) => Err(failure::busy(line.into())),
         }
     };
-    on_its_own(pid, work)
+    Ok(on_its_own(pid, work)?)
 }
 
-fn outcome(pid: i32, work: impl FnOnce() -> Result<Done, Error> + Send) -> Outcome {
+fn outcome(pid: i32, work: impl FnOnce() -> Result<Done, Failure> + Send) -> Outcome {
     let comm = process::comm(pid);
-    Outcome { pid, comm, result: on_its_own(pid, work) }
+    Outcome { pid, comm, result: on_its_own(pid, work).map_err(Error::from) }
 }
 
 /// Runs the engine on a thread of its own. Tracing belongs to that thread, so when it ends,
 /// however it ends, the kernel releases whatever it still holds.
 #[cfg(feature = "std")]
-fn on_its_own<T: Send>(pid: i32, work: impl FnOnce() -> Result<T, Error> + Send) -> Result<T, Error> {
+fn on_its_own<T: Send>(pid: i32, work: impl FnOnce() -> Result<T, Failure> + Send) -> Result<T, Failure> {
     extern crate std;
     let (done, finished) = std::sync::mpsc::channel();
     std::thread::scope(|scope| {
@@ -192,14 +194,15 @@ fn on_its_own<T: Send>(pid: i32, work: impl FnOnce() -> Result<T, Error> + Send)
             result
         });
         exec_watch::until(&finished, pid);
-        tracer.join().unwrap_or_else(|_| Err(Error::Unusable(format!("process {pid}: internal error"))))
+        tracer.join().unwrap_or_else(|_| Err(failure::unusable(format_args!("process {pid}: internal error"))))
     })
 }
 
 /// The same without the standard library.
 #[cfg(not(feature = "std"))]
-fn on_its_own<T: Send>(pid: i32, work: impl FnOnce() -> Result<T, Error> + Send) -> Result<T, Error> {
-    let failed = |error| Error::Unusable(format!("process {pid}: cannot make a thread to trace it: {error}"));
+fn on_its_own<T: Send>(pid: i32, work: impl FnOnce() -> Result<T, Failure> + Send) -> Result<T, Failure> {
+    let failed =
+        |error: sys::Errno| failure::unusable(format_args!("process {pid}: cannot make a thread to trace it: {error}"));
     sys::run_on_its_own(work).map_err(failed)?
 }
 

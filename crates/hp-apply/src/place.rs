@@ -6,8 +6,8 @@
 //! kernel does not merge the payload with a neighbour, and the room into which the main
 //! stack may grow is left alone.
 
-use crate::Error;
 use crate::addr::{LiveAddr, LiveRange, PAGE};
+use crate::failure::{Failure, refused};
 use crate::maps::Maps;
 use crate::prelude::*;
 
@@ -23,7 +23,7 @@ const STACK_ROOM: u64 = 256 << 20;
 const HEAP_ROOM: u64 = 64 << 20;
 
 /// A free range of `size` bytes near `base`.
-pub(crate) fn find(maps: &Maps, base: LiveRange, size: u64) -> Result<LiveAddr, Error> {
+pub(crate) fn find(maps: &Maps, base: LiveRange, size: u64) -> Result<LiveAddr, Failure> {
     let low = base.end.0.saturating_sub(REACH).max(USER_START);
     let high = base.start.0.saturating_add(REACH).min(USER_END);
     let holes = holes(maps, low, high, size);
@@ -35,7 +35,7 @@ pub(crate) fn find(maps: &Maps, base: LiveRange, size: u64) -> Result<LiveAddr, 
     // Above: the far end of the last hole, as far from the heap as can be.
     let above = holes.iter().rev().find(|hole| hole.start >= base.end);
     above.map(highest).ok_or_else(|| {
-        Error::Refused(format!("no free range of {size:#x} bytes within 2 GiB of the base at {}", base.start))
+        refused(format_args!("no free range of {size:#x} bytes within 2 GiB of the base at {}", base.start))
     })
 }
 

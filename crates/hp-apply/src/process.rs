@@ -1,6 +1,6 @@
 //! What `/proc` says of a process before it is touched, and the one-line reasons for which it cannot be.
 
-use crate::Error;
+use crate::failure::{Failure, unusable};
 use crate::prelude::*;
 use crate::sys::{self, Errno, Mem};
 
@@ -103,25 +103,25 @@ fn read_status(path: &str) -> Option<Status> {
 }
 
 /// That a process is no more, wherever that is noticed.
-pub(crate) fn ended(pid: i32) -> Error {
-    Error::Unusable(format!("process {pid} ended"))
+pub(crate) fn ended(pid: i32) -> Failure {
+    unusable(format_args!("process {pid} ended"))
 }
 
 impl Process {
     /// Opens a process for patching.
-    pub(crate) fn open(pid: i32) -> Result<Process, Error> {
+    pub(crate) fn open(pid: i32) -> Result<Process, Failure> {
         let process = Process::open_with(pid, Mem::open)?;
         process.check_tracer()?;
         Ok(process)
     }
 
     /// Opens a process for looking only; also one that another process traces.
-    pub(crate) fn open_read(pid: i32) -> Result<Process, Error> {
+    pub(crate) fn open_read(pid: i32) -> Result<Process, Failure> {
         Process::open_with(pid, Mem::open_read)
     }
 
-    fn open_with(pid: i32, open: fn(i32) -> Result<Mem, Errno>) -> Result<Process, Error> {
-        let unusable = |text: String| Err(Error::Unusable(text));
+    fn open_with(pid: i32, open: fn(i32) -> Result<Mem, Errno>) -> Result<Process, Failure> {
+        let unusable = |text: String| Err(unusable(format_args!("{text}")));
         let Some(status) = read_status(&format!("/proc/{pid}/status")) else {
             return unusable(format!("no such process: {pid}"));
         };
@@ -150,14 +150,14 @@ impl Process {
     }
 
     /// Only one process can trace a thread. Any thread may have a tracer, not only the first.
-    pub(crate) fn check_tracer(&self) -> Result<(), Error> {
+    pub(crate) fn check_tracer(&self) -> Result<(), Failure> {
         let pid = self.pid;
         let tracer = |tid| read_status(&format!("/proc/{pid}/task/{tid}/status")).map_or(0, |status| status.tracer);
         match threads(pid).into_iter().map(tracer).find(|&tracer| tracer != 0) {
             None => Ok(()),
             Some(tracer) => {
                 let name = comm(tracer);
-                Err(Error::Unusable(format!("process {pid} is already traced by process {tracer} ({name})")))
+                Err(unusable(format_args!("process {pid} is already traced by process {tracer} ({name})")))
             }
         }
     }
@@ -169,29 +169,29 @@ impl Process {
 
     /// What an error is if the process has ended meanwhile: memory that cannot be read any
     /// more looks like a target that does not fit.
-    pub(crate) fn explain(&self, error: Error) -> Error {
+    pub(crate) fn explain(&self, error: Failure) -> Failure {
         let pid = self.pid;
         match life(pid) {
             Some(life) if life == self.life => error,
             // On its way out it has no program any more.
             Some(life) if life.start_time == self.life.start_time && life.program != [0; 2] => {
-                Error::Unusable(format!("process {pid} has started another program meanwhile"))
+                unusable(format_args!("process {pid} has started another program meanwhile"))
             }
             _ => ended(pid),
         }
     }
 
     /// An error while reading or writing the target, in words.
-    pub(crate) fn io_error(&self, what: &str, error: &Errno) -> Error {
+    pub(crate) fn io_error(&self, what: &str, error: &Errno) -> Failure {
         match *error {
             // The memory of a process that has exited reads as an empty file.
             Errno::ESRCH | Errno::ENDED => ended(self.pid),
             _ if !self.is_same() => ended(self.pid),
-            _ => Error::Unusable(format!("process {}: {what}: {error}", self.pid)),
+            _ => unusable(format_args!("process {}: {what}: {error}", self.pid)),
         }
     }
 
-    fn check_machine(&self) -> Result<(), Error> {
+    fn check_machine(&self) -> Result<(), Failure> {
         let mut start = [0u8; 20];
         let exe = format!("/proc/{}/exe", self.pid);
         let read = sys::File::open(&exe).and_then(|file| file.read_exact_at(&mut start, 0));
@@ -201,19 +201,19 @@ impl Process {
         }
         match (start[4], u16::from_le_bytes([start[18], start[19]])) {
             (2, hp_pack::EM_X86_64) => Ok(()),
-            (1, _) => Err(Error::Unusable(format!("process {} is a 32-bit program", self.pid))),
-            _ => Err(Error::Unusable(format!("process {} is not an x86-64 program", self.pid))),
+            (1, _) => Err(unusable(format_args!("process {} is a 32-bit program", self.pid))),
+            _ => Err(unusable(format_args!("process {} is not an x86-64 program", self.pid))),
         }
     }
 }
 
-fn open_error(pid: i32, status: &Status, error: &Errno) -> Error {
+fn open_error(pid: i32, status: &Status, error: &Errno) -> Failure {
     let text = match *error {
         Errno::ESRCH | Errno::ENOENT => return ended(pid),
         Errno::EACCES | Errno::EPERM => not_permitted(pid, status),
         _ => format!("process {pid}: cannot open its memory: {error}"),
     };
-    Error::Unusable(text)
+    unusable(format_args!("{text}"))
 }
 
 /// Why ptrace is not allowed, with what would help.
@@ -285,6 +285,6 @@ mod tests {
     #[test]
     fn what_is_not_there_is_named() {
         let error = Process::open(i32::MAX).err().unwrap();
-        assert_eq!(error, Error::Unusable(format!("no such process: {}", i32::MAX)));
+        assert_eq!(error, unusable(format_args!("no such process: {}", i32::MAX)));
     }
 }

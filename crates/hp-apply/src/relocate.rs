@@ -1,8 +1,8 @@
 //! Making the bytes of a payload for the address at which it will lie (psABI for AMD64, 4.4).
 
-use crate::Error;
 use crate::addr::{Bias, LinkAddr, LiveAddr};
 use crate::chooser;
+use crate::failure::{Failure, refused};
 use crate::finders;
 use crate::gate;
 use crate::layout::Layout;
@@ -38,7 +38,7 @@ pub(crate) struct Payload<'a> {
 
 impl Payload<'_> {
     /// The whole mapping's content except the ledger, which is left zero.
-    pub(crate) fn bytes(&self) -> Result<Vec<u8>, Error> {
+    pub(crate) fn bytes(&self) -> Result<Vec<u8>, Failure> {
         let mut image = vec![0u8; self.layout.size as usize];
         for section in &self.patch.sections {
             let (offset, _) = self.layout.section(section.kind);
@@ -82,7 +82,7 @@ impl Payload<'_> {
     }
 
     /// Choosers for the indirect functions that the target has not bound.
-    fn put_choosers(&self, image: &mut [u8]) -> Result<(), Error> {
+    fn put_choosers(&self, image: &mut [u8]) -> Result<(), Failure> {
         let common = self.layout.choosers_common;
         if self.imports.resolvers.iter().next().is_some() {
             put(image, common, &chooser::common())?;
@@ -96,7 +96,7 @@ impl Payload<'_> {
     }
 
     /// The finders and what they show, made from the relocated rows.
-    fn put_finders(&self, image: &mut [u8]) -> Result<(), Error> {
+    fn put_finders(&self, image: &mut [u8]) -> Result<(), Failure> {
         let layout = self.layout;
         let part = |(start, end): (u64, u64)| self.base.plus(start).range(end - start);
         let content = finders::Content {
@@ -126,7 +126,7 @@ impl Payload<'_> {
     }
 
     /// `S`: where a symbol lies.
-    pub(crate) fn value(&self, symbol: u32) -> Result<LiveAddr, Error> {
+    pub(crate) fn value(&self, symbol: u32) -> Result<LiveAddr, Failure> {
         let found = self.patch.symbols.get(symbol as usize).ok_or_else(inconsistent)?;
         match found.place {
             Place::Base => Ok(self.bias.live(LinkAddr(found.value))),
@@ -138,14 +138,14 @@ impl Payload<'_> {
         }
     }
 
-    fn thunks(&self) -> impl Iterator<Item = Result<LiveAddr, Error>> + '_ {
+    fn thunks(&self) -> impl Iterator<Item = Result<LiveAddr, Failure>> + '_ {
         self.patch.functions.iter().filter_map(|record| match &record.role {
             Role::Entry(entry) => Some(self.value(entry.thunk_symbol)),
             Role::Fragment(_) => None,
         })
     }
 
-    fn field(&self, relocation: &Relocation, place: LiveAddr) -> Result<Vec<u8>, Error> {
+    fn field(&self, relocation: &Relocation, place: LiveAddr) -> Result<Vec<u8>, Failure> {
         let target = match relocation.kind {
             RelocationKind::GotPcRel => self.own(self.layout.slot(relocation.symbol))?,
             RelocationKind::Plt32 => match self.layout.stub(relocation.symbol) {
@@ -170,14 +170,14 @@ impl Payload<'_> {
         })
     }
 
-    fn own(&self, offset: Option<u64>) -> Result<LiveAddr, Error> {
+    fn own(&self, offset: Option<u64>) -> Result<LiveAddr, Failure> {
         offset.map(|offset| self.base.plus(offset)).ok_or_else(inconsistent)
     }
 
-    fn overflow(&self, relocation: &Relocation) -> Error {
+    fn overflow(&self, relocation: &Relocation) -> Failure {
         let name = self.patch.symbols.get(relocation.symbol as usize).map_or("?", |symbol| symbol.name.as_str());
         let (kind, section, offset) = (relocation.kind, relocation.section.name(), relocation.offset);
-        Error::Refused(format!("{section}+{offset:#x}: {kind:?} cannot reach {name} from where the patch would lie"))
+        refused(format_args!("{section}+{offset:#x}: {kind:?} cannot reach {name} from where the patch would lie"))
     }
 }
 
@@ -256,13 +256,13 @@ fn is_branch(patch: &Patch, relocation: &Relocation) -> bool {
     matches!(before(patch, relocation), Some([_, 0xe8 | 0xe9] | [0x0f, 0x80..=0x8f]))
 }
 
-fn put(image: &mut [u8], offset: u64, bytes: &[u8]) -> Result<(), Error> {
+fn put(image: &mut [u8], offset: u64, bytes: &[u8]) -> Result<(), Failure> {
     let start = usize::try_from(offset).map_err(|_| inconsistent())?;
     let end = start.checked_add(bytes.len()).ok_or_else(inconsistent)?;
     image.get_mut(start..end).ok_or_else(inconsistent)?.copy_from_slice(bytes);
     Ok(())
 }
 
-fn inconsistent() -> Error {
-    Error::Refused("the patch is inconsistent: a reference leads nowhere".to_owned())
+fn inconsistent() -> Failure {
+    refused(format_args!("the patch is inconsistent: a reference leads nowhere"))
 }

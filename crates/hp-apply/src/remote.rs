@@ -27,9 +27,9 @@
 //! Limits: no call is made in a thread that is in an rseq critical section; such a thread
 //! is left and another one tried.
 
-use crate::Error;
 use crate::addr::{LiveAddr, LiveRange};
 use crate::bytes::u64_at;
+use crate::failure::{Failure, unusable};
 use crate::image::Image;
 use crate::prelude::*;
 use crate::process::{self, Process};
@@ -170,7 +170,7 @@ pub(crate) enum CallError {
     /// This thread cannot do it now.
     NotNow,
     /// Nothing can.
-    Fatal(Error),
+    Fatal(Failure),
 }
 
 /// A stopped thread that makes system calls for us until this is dropped.
@@ -322,7 +322,7 @@ impl<'t> Remote<'t> {
             tries += 1;
             if sys::now_ns().saturating_sub(began) > CALL_LIMIT_NS {
                 let text = format!("process {}: a system call made for us does not come back", self.process.pid);
-                return Err(CallError::Fatal(Error::Unusable(text)));
+                return Err(CallError::Fatal(unusable(format_args!("{text}"))));
             }
             if tries > 2 {
                 sys::pause_ns(5_000);

@@ -6,6 +6,7 @@
 
 use crate::addr::{LiveAddr, LiveRange};
 use crate::base_file::check_originals;
+use crate::failure::{Failure, refused};
 use crate::finders;
 use crate::ledger::Ledger;
 use crate::pointers::{Search, hidden_holder, search_running, search_stopped};
@@ -18,7 +19,7 @@ use crate::small::sort_by_key;
 use crate::stops::{Acted, Stops, looked};
 use crate::threads::NotNow;
 use crate::unwind::Unwinder;
-use crate::{Done, Error, Measured, Options, cleanup, gate, inherit, seccomp, stage, sys, takeover};
+use crate::{Done, Measured, Options, cleanup, gate, inherit, seccomp, stage, sys, takeover};
 use core::time::Duration;
 
 /// Longest stop for the last search before unmapping.
@@ -33,11 +34,11 @@ const FIRST_RETRY: Duration = Duration::from_millis(1);
 const UNDO_TRIES: u32 = 10;
 
 /// Takes out one patch, or all of them.
-pub(crate) fn revert(pid: i32, id: Option<&str>, options: &Options) -> Result<Done, Error> {
+pub(crate) fn revert(pid: i32, id: Option<&str>, options: &Options) -> Result<Done, Failure> {
     session::with(pid, &|session| revert_in(session, id, options))
 }
 
-fn revert_in(session: &Session, id: Option<&str>, options: &Options) -> Result<Done, Error> {
+fn revert_in(session: &Session, id: Option<&str>, options: &Options) -> Result<Done, Failure> {
     if options.dry_run && takeover::is_pending(session)? {
         let what = "finish what an applier left that died while it replaced a patch; then look again".to_owned();
         return Ok(Done::Rehearsed(vec![what]));
@@ -102,10 +103,10 @@ fn revert_in(session: &Session, id: Option<&str>, options: &Options) -> Result<D
 }
 
 /// What can be known before anything is written.
-fn check(session: &Session, ledger: &Ledger) -> Result<(), Error> {
+fn check(session: &Session, ledger: &Ledger) -> Result<(), Failure> {
     if !session.images.iter().any(|image| is_base(image, ledger)) {
         let name = &ledger.name;
-        return Err(Error::Refused(format!("the base of patch {name} is not mapped where it was patched any more")));
+        return Err(refused(format_args!("the base of patch {name} is not mapped where it was patched any more")));
     }
     let standing = Standing::read(&session.process, ledger)?;
     let strangers = standing.strangers(ledger, &session.ledgers);
@@ -115,7 +116,7 @@ fn check(session: &Session, ledger: &Ledger) -> Result<(), Error> {
     check_originals(&session.process, &session.maps, ledger)
 }
 
-fn rehearse(stops: &mut Stops<'_>, work: Vec<(&Ledger, &Standing)>) -> Result<Done, Error> {
+fn rehearse(stops: &mut Stops<'_>, work: Vec<(&Ledger, &Standing)>) -> Result<Done, Failure> {
     if work.is_empty() {
         return Ok(Done::NotApplied);
     }
@@ -130,7 +131,7 @@ fn rehearse(stops: &mut Stops<'_>, work: Vec<(&Ledger, &Standing)>) -> Result<Do
     Ok(Done::Rehearsed(lines))
 }
 
-fn flip_back(session: &Session, stops: &mut Stops<'_>, ledger: &Ledger, active: bool) -> Result<Acted, Error> {
+fn flip_back(session: &Session, stops: &mut Stops<'_>, ledger: &Ledger, active: bool) -> Result<Acted, Failure> {
     // With state = 0 nobody can be in the new code; the entries are jumps either way.
     let watch = if active { new_code(ledger) } else { Watch::default() };
     let process = &session.process;
@@ -148,7 +149,7 @@ fn flip_back(session: &Session, stops: &mut Stops<'_>, ledger: &Ledger, active: 
 
 /// Takes back an apply that has not come into effect: nobody has run the new code, so only
 /// the thunks can be in use.
-pub(crate) fn undo(session: &Session, stops: &mut Stops<'_>, helpers: &[i32], ledger: &Ledger) -> Result<(), Error> {
+pub(crate) fn undo(session: &Session, stops: &mut Stops<'_>, helpers: &[i32], ledger: &Ledger) -> Result<(), Failure> {
     let process = &session.process;
     let slots = Slots::find(&process.mem, &session.images);
     let watch = unmap_watch(session, Watched::plain(ledger.code, "the payload"));
@@ -198,7 +199,7 @@ fn unmap_watch(session: &Session, payload: Watched) -> Watch {
 }
 
 /// Makes unwinders pass a payload over that was never in effect, if nobody is in it.
-fn take_out(session: &Session, stops: &mut Stops<'_>, ledger: &Ledger, watch: &Watch) -> Result<(), Error> {
+fn take_out(session: &Session, stops: &mut Stops<'_>, ledger: &Ledger, watch: &Watch) -> Result<(), Failure> {
     if !finders::is_led_to(session, ledger) {
         return Ok(());
     }
@@ -218,7 +219,7 @@ pub(crate) fn reclaim(
     helpers: &[i32],
     ledger: &Ledger,
     options: &Options,
-) -> Result<Result<(), String>, Error> {
+) -> Result<Result<(), String>, Failure> {
     let process = &session.process;
     let in_use = |other: &Ledger| {
         let standing = Standing::read(process, other);

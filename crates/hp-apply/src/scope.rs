@@ -9,10 +9,10 @@
 //! Limits: modules come in the order of the link map, which puts libraries that were
 //! opened later, with a local scope too, behind all others.
 
-use crate::Error;
 use crate::addr::{Bias, LinkAddr, LiveAddr};
 use crate::bytes::{u32_at, u64_at};
 use crate::dynamic::{Definition, Module, Name, STT_FUNC, STT_GNU_IFUNC, STT_TLS};
+use crate::failure::{Failure, refused};
 use crate::finders;
 use crate::image::Image;
 use crate::maps::Maps;
@@ -59,7 +59,7 @@ impl Found {
 }
 
 /// Resolves every import of the patch.
-pub(crate) fn resolve(session: &Session, patch: &Patch) -> Result<Imports, Error> {
+pub(crate) fn resolve(session: &Session, patch: &Patch) -> Result<Imports, Failure> {
     let Session { process, maps, images, ledgers, .. } = session;
     let mut imports = Imports::default();
     let wanted = wanted(patch);
@@ -92,7 +92,7 @@ pub(crate) fn resolve(session: &Session, patch: &Patch) -> Result<Imports, Error
         // Another patch may have led a symbol to its finders, and may go before this one.
         table.insert(index, found.map_or(LiveAddr(0), |found| finders::behind(process, ledgers, found)));
     }
-    if missing.is_empty() { Ok(imports) } else { Err(Error::Refused(format!("imports: {}", missing.join("; ")))) }
+    if missing.is_empty() { Ok(imports) } else { Err(refused(format_args!("imports: {}", missing.join("; ")))) }
 }
 
 /// The imports that are referred to, and whether by more than calls.

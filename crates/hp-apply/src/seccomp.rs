@@ -11,9 +11,9 @@
 //!
 //! Reading them takes `CAP_SYS_ADMIN`, a stopped thread, and a kernel with checkpoint support.
 
-use crate::Error;
 use crate::addr::LiveAddr;
 use crate::bytes::{u16_at, u32_at};
+use crate::failure::{Failure, busy, refused, unusable};
 use crate::prelude::*;
 use crate::process::{self, Process};
 use crate::small::sort_by_key;
@@ -198,7 +198,12 @@ impl Survey {
 ///
 /// # Errors
 /// [`Error::Refused`] if no thread may make the calls, or one cannot be stopped without harm.
-pub(crate) fn survey(tracer: &mut Tracer<'_>, calls: &[Call], gate: &Call, timeout: Duration) -> Result<Survey, Error> {
+pub(crate) fn survey(
+    tracer: &mut Tracer<'_>,
+    calls: &[Call],
+    gate: &Call,
+    timeout: Duration,
+) -> Result<Survey, Failure> {
     let target = tracer.process;
     let pid = target.pid;
     let mut threads = process::threads(pid);
@@ -219,7 +224,7 @@ pub(crate) fn survey(tracer: &mut Tracer<'_>, calls: &[Call], gate: &Call, timeo
                     None => survey.helpers.push(tid),
                     Some((call, verdict)) => {
                         let name = if call.number == number::MMAP { "mmap" } else { "munmap" };
-                        refusal = Some(refused(pid, name, verdict, "which loading a patch needs"));
+                        refusal = Some(filtered(pid, name, verdict, "which loading a patch needs"));
                     }
                 }
             }
@@ -228,7 +233,7 @@ pub(crate) fn survey(tracer: &mut Tracer<'_>, calls: &[Call], gate: &Call, timeo
                 survey.gates = false;
                 let text =
                     format!("process {pid} is in strict seccomp mode, which allows no call that loading a patch needs");
-                refusal = refusal.or(Some(Error::Refused(text)));
+                refusal = refusal.or(Some(refused(format_args!("{text}"))));
             }
         }
     }
@@ -239,7 +244,7 @@ pub(crate) fn survey(tracer: &mut Tracer<'_>, calls: &[Call], gate: &Call, timeo
 }
 
 /// The filters of one thread; `None` if it has ended.
-fn read(tracer: &mut Tracer<'_>, tid: i32, deadline: Option<Instant>) -> Result<Option<Filters>, Error> {
+fn read(tracer: &mut Tracer<'_>, tid: i32, deadline: Option<Instant>) -> Result<Option<Filters>, Failure> {
     let target = tracer.process;
     let mut stopped = loop {
         if let Some(stopped) = tracer.stop_one(tid)? {
@@ -249,9 +254,7 @@ fn read(tracer: &mut Tracer<'_>, tid: i32, deadline: Option<Instant>) -> Result<
             return Ok(None);
         }
         if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-            return Err(Error::Busy(vec![
-                format!("thread {tid} does not stop, so its seccomp filter cannot be read").into(),
-            ]));
+            return Err(busy(format!("thread {tid} does not stop, so its seccomp filter cannot be read").into()));
         }
         sys::sleep(BACKOFF);
     };
@@ -262,7 +265,7 @@ fn read(tracer: &mut Tracer<'_>, tid: i32, deadline: Option<Instant>) -> Result<
         if let Some(regs) = repeated(&task.regs) {
             sys::set_registers(tid, &regs).map_err(|error| target.io_error("cannot write registers", &error))?;
         }
-        return Err(refused(target.pid, "restart_syscall", verdict, "so that stopping it may harm it"));
+        return Err(filtered(target.pid, "restart_syscall", verdict, "so that stopping it may harm it"));
     }
     Ok(Some(filters))
 }
@@ -274,18 +277,18 @@ fn repeated(regs: &Regs) -> Option<Regs> {
     interrupted.then(|| Regs { rax: regs.orig_rax, rip: regs.rip.wrapping_sub(2), orig_rax: u64::MAX, ..*regs })
 }
 
-fn refused(pid: i32, call: &str, verdict: Verdict, so: &str) -> Error {
-    Error::Refused(format!("process {pid}: its seccomp filter refuses {call} ({}), {so}", verdict.words()))
+fn filtered(pid: i32, call: &str, verdict: Verdict, so: &str) -> Failure {
+    refused(format_args!("process {pid}: its seccomp filter refuses {call} ({}), {so}", verdict.words()))
 }
 
-fn unreadable(target: &Process, error: &Errno) -> Error {
+fn unreadable(target: &Process, error: &Errno) -> Failure {
     let pid = target.pid;
     match *error {
-        Errno::EACCES | Errno::EPERM => Error::Unusable(format!(
+        Errno::EACCES | Errno::EPERM => unusable(format_args!(
             "not permitted: process {pid} has a seccomp filter, and CAP_SYS_ADMIN is needed to read what it allows"
         )),
         Errno::ESRCH => process::ended(pid),
-        _ => Error::Refused(format!(
+        _ => refused(format_args!(
             "process {pid} has a seccomp filter, and this kernel cannot tell what it allows: {error}"
         )),
     }

@@ -2,6 +2,7 @@
 
 use crate::addr::LiveRange;
 use crate::bytes::hex;
+use crate::failure::{Failure, busy, refused};
 use crate::image::{Image, images};
 use crate::ledger::{self, Ledger};
 use crate::maps::Maps;
@@ -20,11 +21,11 @@ const STALE_TRIES: u32 = 3;
 
 /// Opens a process for patching and works on it; again if that fails because a record that had been read has gone:
 /// a thread whose applier died may have unmapped it just then.
-pub(crate) fn with(pid: i32, work: &dyn Fn(&Session) -> Result<Done, Error>) -> Result<Done, Error> {
+pub(crate) fn with(pid: i32, work: &dyn Fn(&Session) -> Result<Done, Failure>) -> Result<Done, Failure> {
     for _ in 0..STALE_TRIES {
         let session = Session::open(pid)?;
         match work(&session) {
-            Err(Error::Unusable(_)) if session.is_stale() => {}
+            Err(failure) if matches!(*failure, Error::Unusable(_)) && session.is_stale() => {}
             result => return result.map_err(|error| session.process.explain(error)),
         }
     }
@@ -44,16 +45,16 @@ pub(crate) struct Session {
 
 impl Session {
     /// Opens a process for patching.
-    pub(crate) fn open(pid: i32) -> Result<Session, Error> {
+    pub(crate) fn open(pid: i32) -> Result<Session, Failure> {
         Session::of(Process::open(pid)?)
     }
 
     /// Opens a process for looking only.
-    pub(crate) fn open_read(pid: i32) -> Result<Session, Error> {
+    pub(crate) fn open_read(pid: i32) -> Result<Session, Failure> {
         Session::of(Process::open_read(pid)?)
     }
 
-    fn of(process: Process) -> Result<Session, Error> {
+    fn of(process: Process) -> Result<Session, Failure> {
         // A thread whose applier died may be unmapping a payload just now.
         for _ in 0..SETTLE_TRIES {
             let ledgers = ledger::find(&process.mem, &read_maps(&process)?);
@@ -83,24 +84,23 @@ impl Session {
     }
 
     /// The one image with this build ID.
-    pub(crate) fn base(&self, build_id: &[u8]) -> Result<&Image, Error> {
+    pub(crate) fn base(&self, build_id: &[u8]) -> Result<&Image, Failure> {
         let pid = self.process.pid;
         let mut found = self.images.iter().filter(|image| image.build_id.as_deref() == Some(build_id));
         match (found.next(), found.next()) {
             (Some(image), None) => Ok(image),
             (None, _) => {
-                Err(Error::Refused(format!("process {pid} does not run the base with build ID {}", hex(build_id))))
+                Err(refused(format_args!("process {pid} does not run the base with build ID {}", hex(build_id))))
             }
-            (Some(_), Some(_)) => Err(Error::Refused(format!(
-                "process {pid} maps the base with build ID {} more than once",
-                hex(build_id)
-            ))),
+            (Some(_), Some(_)) => {
+                Err(refused(format_args!("process {pid} maps the base with build ID {} more than once", hex(build_id))))
+            }
         }
     }
 
     /// Waits while another process shares the target's memory: its threads would not be
     /// stopped. A `vfork` child soon goes; whoever stays is in the way.
-    pub(crate) fn check_relatives(&self, timeout: Duration) -> Result<(), Error> {
+    pub(crate) fn check_relatives(&self, timeout: Duration) -> Result<(), Failure> {
         let (pid, began) = (self.process.pid, Instant::now());
         loop {
             let relative = process::all_pids()
@@ -115,7 +115,7 @@ impl Session {
             if began.elapsed() >= timeout {
                 let name = process::comm(other);
                 let line = format!("process {other} ({name}) shares its memory with process {pid}");
-                return Err(Error::Busy(vec![line.into()]));
+                return Err(busy(line.into()));
             }
             sys::sleep(Duration::from_millis(5));
         }
@@ -123,7 +123,7 @@ impl Session {
 }
 
 /// The maps as they are now.
-pub(crate) fn read_maps(process: &Process) -> Result<Maps, Error> {
+pub(crate) fn read_maps(process: &Process) -> Result<Maps, Failure> {
     let maps = Maps::of(process.pid).map_err(|error| process.io_error("cannot read its memory map", &error))?;
     process.mem.is_mapped(maps.fingerprint());
     // A process that is ending has no memory any more.

@@ -11,9 +11,9 @@
 //!
 //! All threads must be stopped while a step runs, none of them inside the overwritten bytes.
 
-use crate::Error;
 use crate::addr::{LiveAddr, PAGE, page_floor};
 use crate::bytes::array;
+use crate::failure::{Failure, refused};
 use crate::ledger::{Ledger, Replaced, SITE, jump, jump_target};
 use crate::prelude::*;
 use crate::process::Process;
@@ -41,7 +41,7 @@ pub(crate) struct Standing {
 }
 
 impl Standing {
-    pub(crate) fn read(process: &Process, ledger: &Ledger) -> Result<Standing, Error> {
+    pub(crate) fn read(process: &Process, ledger: &Ledger) -> Result<Standing, Failure> {
         let read = || -> Result<Standing, Errno> {
             let state: [u8; 1] = process.mem.array(ledger.state)?;
             Ok(Standing { active: state != [0], entries: entries(process, ledger, 0..ledger.functions.len())? })
@@ -129,34 +129,34 @@ pub(crate) struct Writer<'a> {
 
 impl Writer<'_> {
     /// Entry → thunk, for those of these functions that lead to old code.
-    pub(crate) fn arm(&self, which: Range<usize>) -> Result<(), Error> {
+    pub(crate) fn arm(&self, which: Range<usize>) -> Result<(), Failure> {
         self.redirect(which, &[Leads::Old], &|_, function| function.jump_to(function.thunk))
     }
 
     /// Entry → gate, wherever it leads: the thunk behind the gate decides as before.
-    pub(crate) fn close(&self) -> Result<(), Error> {
+    pub(crate) fn close(&self) -> Result<(), Failure> {
         self.redirect(self.every(), &[Leads::Old, Leads::Thunk, Leads::New], &|index, function| {
             function.jump_to(self.ledger.gate(index))
         })
     }
 
     /// Entry → new code, for those that lead to the thunk.
-    pub(crate) fn tidy(&self, which: Range<usize>) -> Result<(), Error> {
+    pub(crate) fn tidy(&self, which: Range<usize>) -> Result<(), Failure> {
         self.redirect(which, &[Leads::Thunk, Leads::Gate], &|_, function| function.jump_to(function.new))
     }
 
     /// Entry → thunk, for all that lead to new code.
-    pub(crate) fn untidy(&self) -> Result<(), Error> {
+    pub(crate) fn untidy(&self) -> Result<(), Failure> {
         self.redirect(self.every(), &[Leads::New], &|_, function| function.jump_to(function.thunk))
     }
 
     /// Original bytes, for all that lead to the thunk.
-    pub(crate) fn restore(&self) -> Result<(), Error> {
+    pub(crate) fn restore(&self) -> Result<(), Failure> {
         self.redirect(self.every(), &[Leads::Thunk, Leads::Gate], &|_, function| function.site_bytes)
     }
 
     /// Undoes a [`close`](Self::close): entries lead where the state says that they should.
-    pub(crate) fn open(&self) -> Result<(), Error> {
+    pub(crate) fn open(&self) -> Result<(), Failure> {
         let standing = Standing::read(self.process, self.ledger)?;
         self.redirect(self.every(), &[Leads::Gate], &|_, function| {
             if standing.active { function.jump_to(function.new) } else { function.jump_to(function.thunk) }
@@ -164,13 +164,13 @@ impl Writer<'_> {
     }
 
     /// Old (false) or new (true) for all functions at once.
-    pub(crate) fn set_state(&self, active: bool) -> Result<(), Error> {
+    pub(crate) fn set_state(&self, active: bool) -> Result<(), Failure> {
         self.write(self.ledger.state, &[u8::from(active)])
     }
 
     /// After a takeover: the base's own bytes at the entries that the older patches had and this
     /// one leaves alone, and no state but this one's that says "new".
-    pub(crate) fn finish_takeover(&self, older: &[&Ledger]) -> Result<(), Error> {
+    pub(crate) fn finish_takeover(&self, older: &[&Ledger]) -> Result<(), Failure> {
         for bridged in self.ledger.bridged.iter().filter(|bridged| bridged.after != LiveAddr(0)) {
             let now: [u8; SITE] = self
                 .process
@@ -193,7 +193,7 @@ impl Writer<'_> {
         which: Range<usize>,
         from: &[Leads],
         bytes: &dyn Fn(usize, &Replaced) -> [u8; SITE],
-    ) -> Result<(), Error> {
+    ) -> Result<(), Failure> {
         let start = which.start;
         let unreadable = |error: &Errno| self.process.io_error("cannot read the patched entries", error);
         let entries = entries(self.process, self.ledger, which).map_err(|error| unreadable(&error))?;
@@ -215,12 +215,12 @@ impl Writer<'_> {
         self.put(&run)
     }
 
-    fn put(&self, run: &Run) -> Result<(), Error> {
+    fn put(&self, run: &Run) -> Result<(), Failure> {
         let bytes = run.page.get(run.changed.clone()).unwrap_or_default();
         if bytes.is_empty() { Ok(()) } else { self.write(run.start.plus(run.changed.start as u64), bytes) }
     }
 
-    fn write(&self, at: LiveAddr, bytes: &[u8]) -> Result<(), Error> {
+    fn write(&self, at: LiveAddr, bytes: &[u8]) -> Result<(), Failure> {
         self.process
             .mem
             .write(self.tid, at, bytes)
@@ -257,6 +257,6 @@ impl Run {
 }
 
 /// That somebody else has written over entries.
-pub(crate) fn stranger(names: &[&str]) -> Error {
-    Error::Refused(format!("somebody else has changed the entry of {}", names.join(", ")))
+pub(crate) fn stranger(names: &[&str]) -> Failure {
+    refused(format_args!("somebody else has changed the entry of {}", names.join(", ")))
 }

@@ -3,8 +3,8 @@
 //! One thread stands for a moment and maps the memory; then the contents are written, and
 //! last of all the ledger. Until its checksum fits, the mapping is nothing to anybody.
 
-use crate::Error;
 use crate::addr::{LiveAddr, LiveRange};
+use crate::failure::{Failure, busy, refused};
 use crate::layout::Layout;
 use crate::ledger::{CLAIM_SIZE, claim};
 use crate::prelude::*;
@@ -43,8 +43,8 @@ pub(crate) fn load(
     base: LiveRange,
     layout: &Layout,
     deadline: Instant,
-    make: impl Fn(LiveAddr) -> Result<(Vec<u8>, Vec<u8>), Error>,
-) -> Result<LiveAddr, Error> {
+    make: impl Fn(LiveAddr) -> Result<(Vec<u8>, Vec<u8>), Failure>,
+) -> Result<LiveAddr, Failure> {
     let target = tracer.process;
     let slot = slots.any().ok_or_else(no_slot)?;
     let mut taken = 0;
@@ -69,7 +69,7 @@ pub(crate) fn load(
                 return Err(process::ended(target.pid));
             }
             if Instant::now() >= deadline {
-                return Err(Error::Busy(vec!["no thread can map memory for the patch now".to_owned().into()]));
+                return Err(busy("no thread can map memory for the patch now".to_owned().into()));
             }
             sys::sleep(BACKOFF);
         }
@@ -138,7 +138,7 @@ fn map_parts(remote: &mut Remote<'_>, at: LiveAddr, layout: &Layout) -> Result<(
 }
 
 /// Writes everything, the ledger last.
-pub(crate) fn fill(process: &Process, tid: i32, at: LiveAddr, load: &Load<'_>) -> Result<(), Error> {
+pub(crate) fn fill(process: &Process, tid: i32, at: LiveAddr, load: &Load<'_>) -> Result<(), Failure> {
     let Layout { constants, code, variables, nexts, .. } = *load.layout;
     for (start, end) in [(constants.0, nexts.1), code, variables] {
         let bytes = load.content.get(start as usize..end as usize).unwrap_or_default();
@@ -150,7 +150,7 @@ pub(crate) fn fill(process: &Process, tid: i32, at: LiveAddr, load: &Load<'_>) -
     write(process, tid, at, load.ledger)
 }
 
-fn write(process: &Process, tid: i32, at: LiveAddr, bytes: &[u8]) -> Result<(), Error> {
+fn write(process: &Process, tid: i32, at: LiveAddr, bytes: &[u8]) -> Result<(), Failure> {
     process.mem.write(tid, at, bytes).map_err(|error| process.io_error("cannot write the patch into it", &error))
 }
 
@@ -160,7 +160,7 @@ pub(crate) fn unmap(
     slots: &Slots,
     helpers: &[i32],
     payload: LiveRange,
-) -> Result<bool, Error> {
+) -> Result<bool, Failure> {
     let Some(slot) = slots.any() else { return Ok(false) };
     for (process, task) in stopped.each().filter(|(_, task)| helpers.contains(&task.tid)) {
         let result = Remote::begin(process, task, slot).and_then(|mut remote| unmap_by(&mut remote, payload));
@@ -177,15 +177,15 @@ fn unmap_by(remote: &mut Remote<'_>, range: LiveRange) -> Result<(), CallError> 
     remote.call(number::MUNMAP, [range.start.0, range.len(), 0, 0, 0, 0]).map(drop)
 }
 
-fn refused_call(pid: i32, errno: Errno) -> Error {
+fn refused_call(pid: i32, errno: Errno) -> Failure {
     let why = match errno {
         Errno::ENOMEM => "it has no memory left to map (address-space or overcommit limit)".to_owned(),
         Errno::EACCES | Errno::EPERM => "a security policy forbids it to map executable memory".to_owned(),
         _ => errno.to_string(),
     };
-    Error::Refused(format!("process {pid} cannot map memory for the patch: {why}"))
+    refused(format_args!("process {pid} cannot map memory for the patch: {why}"))
 }
 
-fn no_slot() -> Error {
-    Error::Refused("no executable segment of the process has room for the system-call stub".to_owned())
+fn no_slot() -> Failure {
+    refused(format_args!("no executable segment of the process has room for the system-call stub"))
 }

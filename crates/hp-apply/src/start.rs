@@ -17,6 +17,7 @@ extern crate std;
 use crate::Error;
 use crate::addr::LiveAddr;
 use crate::bytes::u64_at;
+use crate::failure::{Failure, unusable};
 use crate::prelude::*;
 use crate::process::{self, Process};
 use crate::remote::{Remote, Slots};
@@ -51,17 +52,17 @@ pub struct Started {
 /// [`Error::Unusable`] if it cannot be started, or ends on the way.
 pub fn start(command: &mut Command) -> Result<Started, Error> {
     let name = process::printable(&command.get_program().to_string_lossy());
-    let failed = |error: Errno| Error::Unusable(format!("cannot run {name}: {error}"));
-    let child = child::spawn_traced(command).map_err(|error| Error::Unusable(format!("cannot run {name}: {error}")))?;
+    let failed = |error: Errno| unusable(format_args!("cannot run {name}: {error}"));
+    let child = child::spawn_traced(command).map_err(|error| unusable(format_args!("cannot run {name}: {error}")))?;
     let started = Started { pid: child.id() as i32, child: Some(child) };
     let pid = started.pid;
     started.to_exec()?;
     child::die_with_us(pid).map_err(failed)?;
     let file = sys::about(format!("/proc/{pid}/exe")).map_err(failed)?;
     if sys::user_id() != 0 && (file.mode & 0o6000 != 0 || child::has_capabilities(pid)) {
-        return Err(Error::Unusable(format!(
-            "{name} runs with more rights than yours; only root can start it patched"
-        )));
+        return Err(
+            unusable(format_args!("{name} runs with more rights than yours; only root can start it patched")).into()
+        );
     }
     started.to_entry()?;
     Ok(started)
@@ -83,8 +84,8 @@ impl Started {
         let pid = self.pid;
         let outlive = || outlive_us(pid);
         std::thread::scope(|scope| scope.spawn(outlive).join()).unwrap_or_else(|_| Err(process::ended(pid)))?;
-        child::send(pid, SIGCONT as i32).map_err(|error| Error::Unusable(format!("process {pid}: {error}")))?;
-        let ended = child::wait_for_child(pid).map_err(|error| Error::Unusable(format!("process {pid}: {error}")))?;
+        child::send(pid, SIGCONT as i32).map_err(|error| unusable(format_args!("process {pid}: {error}")))?;
+        let ended = child::wait_for_child(pid).map_err(|error| unusable(format_args!("process {pid}: {error}")))?;
         self.child = None;
         Ok(match ended {
             Ended::Exited(code) => code,
@@ -92,7 +93,7 @@ impl Started {
         })
     }
 
-    fn wait(&self) -> Result<i32, Error> {
+    fn wait(&self) -> Result<i32, Failure> {
         match child::wait_for_stop(self.pid) {
             Ok(Waited::Stopped(signal)) => Ok(signal),
             Ok(Waited::Ended) => Err(self.ended()),
@@ -101,7 +102,7 @@ impl Started {
     }
 
     /// The stop that tells of the new program.
-    fn to_exec(&self) -> Result<(), Error> {
+    fn to_exec(&self) -> Result<(), Failure> {
         loop {
             match self.wait()? {
                 signal if signal == SIGTRAP as i32 => return Ok(()),
@@ -110,7 +111,7 @@ impl Started {
         }
     }
 
-    fn to_entry(&self) -> Result<(), Error> {
+    fn to_entry(&self) -> Result<(), Failure> {
         let pid = self.pid;
         let failed = |error: Errno| self.failed(&error);
         // Looks at what kind of program it is, too.
@@ -119,7 +120,7 @@ impl Started {
         let auxv = sys::read_file(&format!("/proc/{pid}/auxv")).map_err(failed)?;
         let pairs = auxv.chunks_exact(16).find(|pair| u64_at(pair, 0) == Some(AT_ENTRY));
         let entry = pairs.and_then(|pair| u64_at(pair, 8)).map(LiveAddr);
-        let entry = entry.ok_or_else(|| Error::Unusable(format!("process {pid} has no entry point")))?;
+        let entry = entry.ok_or_else(|| unusable(format_args!("process {pid} has no entry point")))?;
         let original: [u8; 1] = process.mem.array(entry).map_err(failed)?;
         mem.write(pid, entry, &[BREAKPOINT]).map_err(failed)?;
         let mut signal = 0;
@@ -145,12 +146,12 @@ impl Started {
         Ok(())
     }
 
-    fn ended(&self) -> Error {
-        Error::Unusable(format!("process {}: the program ended before its first instruction", self.pid))
+    fn ended(&self) -> Failure {
+        unusable(format_args!("process {}: the program ended before its first instruction", self.pid))
     }
 
-    fn failed(&self, error: &Errno) -> Error {
-        Error::Unusable(format!("process {}: cannot lead it to its entry point: {error}", self.pid))
+    fn failed(&self, error: &Errno) -> Failure {
+        unusable(format_args!("process {}: cannot lead it to its entry point: {error}", self.pid))
     }
 }
 
@@ -164,7 +165,7 @@ impl Drop for Started {
 }
 
 /// The stopped program itself takes back that it dies with us.
-fn outlive_us(pid: i32) -> Result<(), Error> {
+fn outlive_us(pid: i32) -> Result<(), Failure> {
     let session = Session::open(pid)?;
     let slots = Slots::find(&session.process.mem, &session.images);
     let mut tracer = Tracer::new(&session.process);
@@ -179,5 +180,5 @@ fn outlive_us(pid: i32) -> Result<(), Error> {
         }
         sys::sleep(Duration::from_millis(1));
     }
-    Err(Error::Unusable(format!("process {pid} cannot be let go")))
+    Err(unusable(format_args!("process {pid} cannot be let go")))
 }

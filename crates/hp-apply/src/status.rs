@@ -1,9 +1,9 @@
 //! What is in effect in a process, and which processes there are, read from them alone.
 
-use crate::Error;
 use crate::addr::LiveRange;
 use crate::base_file::substitute;
 use crate::bytes::sha256;
+use crate::failure::{Failure, unusable};
 use crate::image::images;
 use crate::ledger::{self, Ledger, OldRange};
 use crate::maps::Maps;
@@ -16,12 +16,12 @@ use crate::takeover;
 use crate::{LedgerEntry, PatchedFunction, Phase};
 
 /// Every patch of one process.
-pub(crate) fn status(pid: i32) -> Result<Vec<LedgerEntry>, Error> {
+pub(crate) fn status(pid: i32) -> Result<Vec<LedgerEntry>, Failure> {
     let session = Session::open_read(pid)?;
     session.ledgers.iter().map(|ledger| entry(&session, ledger)).collect()
 }
 
-fn entry(session: &Session, ledger: &Ledger) -> Result<LedgerEntry, Error> {
+fn entry(session: &Session, ledger: &Ledger) -> Result<LedgerEntry, Failure> {
     let standing = Standing::read(&session.process, ledger)?;
     let base = session.images.iter().find(|image| is_base(image, ledger));
     let superseded = takeover::is_superseded(&session.process, ledger, &session.ledgers)?;
@@ -94,27 +94,27 @@ fn digest_of(process: &Process, range: LiveRange) -> Option<[u8; 32]> {
 }
 
 /// All processes that map an image with this build ID, as far as rights allow to see.
-pub(crate) fn targets_of(build_id: &[u8]) -> Result<Vec<i32>, Error> {
+pub(crate) fn targets_of(build_id: &[u8]) -> Result<Vec<i32>, Failure> {
     all(&|mem, maps| images(mem, maps).iter().any(|image| image.build_id.as_deref() == Some(build_id)))
 }
 
 /// All processes that hold a ledger.
-pub(crate) fn patched_processes() -> Result<Vec<i32>, Error> {
+pub(crate) fn patched_processes() -> Result<Vec<i32>, Failure> {
     all(&|mem, maps| !ledger::find(mem, maps).is_empty())
 }
 
 /// The build IDs of all images that a process maps.
-pub(crate) fn builds_of(pid: i32) -> Result<Vec<Vec<u8>>, Error> {
+pub(crate) fn builds_of(pid: i32) -> Result<Vec<Vec<u8>>, Failure> {
     let process = Process::open_read(pid)?;
     let images = images(&process.mem, &read_maps(&process)?);
     Ok(images.into_iter().filter_map(|image| image.build_id).collect())
 }
 
-pub(crate) fn all_pids() -> Result<Vec<i32>, Error> {
-    process::all_pids().map_err(|error| Error::Unusable(format!("cannot read /proc: {error}")))
+pub(crate) fn all_pids() -> Result<Vec<i32>, Failure> {
+    process::all_pids().map_err(|error| unusable(format_args!("cannot read /proc: {error}")))
 }
 
-fn all(matches: &dyn Fn(&Mem, &Maps) -> bool) -> Result<Vec<i32>, Error> {
+fn all(matches: &dyn Fn(&Mem, &Maps) -> bool) -> Result<Vec<i32>, Failure> {
     Ok(all_pids()?
         .into_iter()
         .filter(|&pid| match (Maps::of(pid), Mem::open_read(pid)) {

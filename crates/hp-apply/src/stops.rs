@@ -3,6 +3,7 @@
 use crate::Error;
 use crate::addr::LiveAddr;
 use crate::bytes::millis;
+use crate::failure::{Failure, refused};
 use crate::gate::Gates;
 use crate::ledger::{Ledger, Replaced, SITE};
 use crate::prelude::*;
@@ -51,7 +52,7 @@ struct Attempt {
 }
 
 /// What is done while everything stands.
-type Act<'a> = dyn FnMut(&mut Stopped<'_, '_>) -> Result<(), Error> + 'a;
+type Act<'a> = dyn FnMut(&mut Stopped<'_, '_>) -> Result<(), Failure> + 'a;
 
 /// What a stop for acting cost.
 pub(crate) struct Acted {
@@ -91,8 +92,8 @@ impl<'p> Stops<'p> {
         watch: &Watch,
         special: bool,
         gated: Option<&Ledger>,
-        mut act: impl FnMut(&mut Stopped<'_, '_>) -> Result<(), Error>,
-    ) -> Result<Acted, Error> {
+        mut act: impl FnMut(&mut Stopped<'_, '_>) -> Result<(), Failure>,
+    ) -> Result<Acted, Failure> {
         self.until_safe(watch, special, gated, &mut act)
     }
 
@@ -100,8 +101,8 @@ impl<'p> Stops<'p> {
     pub(crate) fn within<T>(
         &mut self,
         patience: Duration,
-        work: impl FnOnce(&mut Self) -> Result<T, Error>,
-    ) -> Result<T, Error> {
+        work: impl FnOnce(&mut Self) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
         let deadline = self.deadline;
         self.deadline = Instant::now().checked_add(patience).map_or(deadline, |sooner| sooner.min(deadline));
         let result = work(self);
@@ -116,7 +117,7 @@ impl<'p> Stops<'p> {
         special: bool,
         gated: Option<&Ledger>,
         act: &mut Act<'_>,
-    ) -> Result<Acted, Error> {
+    ) -> Result<Acted, Failure> {
         let mut attempt = Attempt { tries: 0, too_long: 0, closed: false, idle: FIRST_IDLE };
         let mut backoff = FIRST_BACKOFF;
         loop {
@@ -127,7 +128,7 @@ impl<'p> Stops<'p> {
             let now = Instant::now();
             if now >= self.deadline {
                 self.open_gates(&mut attempt, gated);
-                return Err(Error::Busy(in_the_way));
+                return Err(Error::Busy(in_the_way).into());
             }
             sys::sleep(jittered(backoff).min(self.deadline - now));
             backoff = (backoff * 2).min(LONGEST_BACKOFF);
@@ -141,7 +142,7 @@ impl<'p> Stops<'p> {
         gated: Option<&Ledger>,
         attempt: &mut Attempt,
         act: &mut Act<'_>,
-    ) -> Result<Result<Acted, Vec<InTheWay>>, Error> {
+    ) -> Result<Result<Acted, Vec<InTheWay>>, Failure> {
         let (process, max_pause) = (self.process(), self.max_pause);
         let mut stopped = match self.tracer.stop_all()? {
             Err(NotNow(line)) => return Ok(Err(vec![line.into()])),
@@ -180,7 +181,7 @@ impl<'p> Stops<'p> {
                 return Ok(Err(vec![too_long(elapsed, most).into()]));
             }
             self.open_gates(attempt, gated);
-            return Err(Error::Refused(format!("{}; nothing was changed", too_long(elapsed, most))));
+            return Err(refused(format_args!("{}; nothing was changed", too_long(elapsed, most))));
         }
         let threads = stopped.tasks.len() as u32;
         act(&mut stopped)?;
@@ -202,7 +203,7 @@ impl<'p> Stops<'p> {
     }
 
     /// One stop and one look, nothing else: who would be in the way now, and the pause.
-    pub(crate) fn look(&mut self, watch: &Watch) -> Result<(Vec<InTheWay>, u64), Error> {
+    pub(crate) fn look(&mut self, watch: &Watch) -> Result<(Vec<InTheWay>, u64), Failure> {
         let process = self.process();
         let stopped = match self.tracer.stop_all()? {
             Err(NotNow(line)) => return Ok((vec![line.into()], 0)),

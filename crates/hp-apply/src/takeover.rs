@@ -14,9 +14,9 @@
 //! superseded if a ledger written later has bridged its entries and is set itself. So an applier may die
 //! between any two writes: [`settle`] finishes what has been flipped and takes back what has not.
 
-use crate::Error;
 use crate::Options;
 use crate::addr::{LiveAddr, LiveRange};
+use crate::failure::{Failure, refused};
 use crate::gate::{self, GATE_SIZE};
 use crate::ledger::{Bridged, Ledger, OldRange, Replaced, SITE};
 use crate::prelude::*;
@@ -44,7 +44,7 @@ pub(crate) fn size(own: impl Iterator<Item = LiveAddr>, bridged: &[Bridged]) -> 
 }
 
 /// What a patch that replaces `functions` has to bridge to take the place of these older ones.
-pub(crate) fn bridged(process: &Process, older: &[&Ledger], functions: &[Replaced]) -> Result<Vec<Bridged>, Error> {
+pub(crate) fn bridged(process: &Process, older: &[&Ledger], functions: &[Replaced]) -> Result<Vec<Bridged>, Failure> {
     let touched = Touched::by(functions);
     let mut all = Vec::new();
     for ledger in older {
@@ -53,7 +53,7 @@ pub(crate) fn bridged(process: &Process, older: &[&Ledger], functions: &[Replace
             let same = own.is_none_or(|own| own.site == function.site && own.entry() == function.entry());
             if !same {
                 let (name, id) = (&function.name, &ledger.id);
-                return Err(Error::Refused(format!("patch {id} redirects {name} in another way; revert it first")));
+                return Err(refused(format_args!("patch {id} redirects {name} in another way; revert it first")));
             }
             let after = if own.is_some() { LiveAddr(0) } else { old_part(process, ledger, function)? };
             all.push(Bridged {
@@ -103,7 +103,7 @@ fn touched(function: &Replaced) -> impl Iterator<Item = LiveRange> + '_ {
 }
 
 /// The part of a thunk that follows its test: the displaced instructions and the way back.
-fn old_part(process: &Process, ledger: &Ledger, function: &Replaced) -> Result<LiveAddr, Error> {
+fn old_part(process: &Process, ledger: &Ledger, function: &Replaced) -> Result<LiveAddr, Failure> {
     let thunk = function.thunk;
     let now: [u8; THUNK_TEST as usize] =
         process.mem.array(thunk).map_err(|error| process.io_error("cannot read a thunk", &error))?;
@@ -111,7 +111,7 @@ fn old_part(process: &Process, ledger: &Ledger, function: &Replaced) -> Result<L
         Some(expected) if expected == now => Ok(thunk.plus(THUNK_TEST)),
         _ => {
             let (name, id) = (&function.name, &ledger.id);
-            Err(Error::Refused(format!("the thunk of {name} in patch {id} has an unknown form; revert it first")))
+            Err(refused(format_args!("the thunk of {name} in patch {id} has an unknown form; revert it first")))
         }
     }
 }
@@ -210,7 +210,7 @@ pub(crate) fn old_code(older: &[&Ledger]) -> Vec<Watched> {
 }
 
 /// Whether a newer patch has taken the place of this one, even if its state byte is still set.
-pub(crate) fn is_superseded(process: &Process, ledger: &Ledger, all: &[Ledger]) -> Result<bool, Error> {
+pub(crate) fn is_superseded(process: &Process, ledger: &Ledger, all: &[Ledger]) -> Result<bool, Failure> {
     for newer in all.iter().filter(|newer| newer.sequence > ledger.sequence && takes_over(newer, ledger)) {
         if Standing::read(process, newer)?.active {
             return Ok(true);
@@ -232,7 +232,7 @@ struct Pending<'s> {
     older: Vec<&'s Ledger>,
 }
 
-fn pending(session: &Session) -> Result<Vec<Pending<'_>>, Error> {
+fn pending(session: &Session) -> Result<Vec<Pending<'_>>, Failure> {
     let mut found = Vec::new();
     for ledger in &session.ledgers {
         let Some(view) = view(ledger) else { continue };
@@ -253,12 +253,12 @@ fn pending(session: &Session) -> Result<Vec<Pending<'_>>, Error> {
 }
 
 /// Whether an applier died in the middle of a takeover.
-pub(crate) fn is_pending(session: &Session) -> Result<bool, Error> {
+pub(crate) fn is_pending(session: &Session) -> Result<bool, Failure> {
     Ok(!pending(session)?.is_empty())
 }
 
 /// Finishes or takes back takeovers that an applier left unfinished; what the program does stays the same.
-pub(crate) fn settle(session: &Session, options: &Options) -> Result<(), Error> {
+pub(crate) fn settle(session: &Session, options: &Options) -> Result<(), Failure> {
     let pending = pending(session)?;
     if pending.is_empty() {
         return Ok(());

@@ -14,7 +14,7 @@
 //! engine's own thread, its tracer, ends: the kernel then detaches everything. The same
 //! happens if the applier is killed.
 
-use crate::Error;
+use crate::failure::{Failure, unusable};
 use crate::prelude::*;
 use crate::process::{self, Process};
 use crate::small::Set;
@@ -89,7 +89,7 @@ impl<'p> Tracer<'p> {
     }
 
     /// Stops every thread.
-    pub(crate) fn stop_all(&mut self) -> Result<Result<Stopped<'_, 'p>, NotNow>, Error> {
+    pub(crate) fn stop_all(&mut self) -> Result<Result<Stopped<'_, 'p>, NotNow>, Failure> {
         let pid = self.process.pid;
         self.bury();
         let mut known = Set::new();
@@ -121,7 +121,7 @@ impl<'p> Tracer<'p> {
     }
 
     /// Stops one thread.
-    pub(crate) fn stop_one(&mut self, tid: i32) -> Result<Option<Stopped<'_, 'p>>, Error> {
+    pub(crate) fn stop_one(&mut self, tid: i32) -> Result<Option<Stopped<'_, 'p>>, Failure> {
         if !self.seize(tid)? {
             return Ok(None);
         }
@@ -135,7 +135,7 @@ impl<'p> Tracer<'p> {
     }
 
     /// Seizes the threads that are not in `known` and adds them to it.
-    fn seize_new(&mut self, known: &mut Set<i32>) -> Result<Vec<i32>, Error> {
+    fn seize_new(&mut self, known: &mut Set<i32>) -> Result<Vec<i32>, Failure> {
         let mut fresh = Vec::new();
         for tid in process::threads(self.process.pid) {
             if known.insert(tid) && self.seize(tid)? {
@@ -146,7 +146,7 @@ impl<'p> Tracer<'p> {
     }
 
     /// False if the thread has ended.
-    fn seize(&mut self, tid: i32) -> Result<bool, Error> {
+    fn seize(&mut self, tid: i32) -> Result<bool, Failure> {
         if self.running.contains(tid) {
             return Ok(true);
         }
@@ -163,16 +163,16 @@ impl<'p> Tracer<'p> {
         }
     }
 
-    fn refused_to_trace(&self) -> Error {
+    fn refused_to_trace(&self) -> Failure {
         // Says who traces it, or that it is a zombie by now.
         match Process::open_read(self.process.pid).and_then(|process| process.check_tracer()) {
             Err(error) => error,
-            Ok(()) => Error::Unusable(process::not_permitted(self.process.pid, &self.process.status)),
+            Ok(()) => unusable(format_args!("{}", process::not_permitted(self.process.pid, &self.process.status))),
         }
     }
 
     /// Waits until an interrupted thread stands.
-    fn wait(&mut self, tid: i32, deadline_ns: u64) -> Result<Stop, Error> {
+    fn wait(&mut self, tid: i32, deadline_ns: u64) -> Result<Stop, Failure> {
         let mut tries = 0u32;
         loop {
             match sys::wait(tid, tid == self.process.pid)
@@ -196,7 +196,7 @@ impl<'p> Tracer<'p> {
         }
     }
 
-    fn gone(&mut self, tid: i32) -> Result<Stop, Error> {
+    fn gone(&mut self, tid: i32) -> Result<Stop, Failure> {
         self.check_gone(tid)?;
         self.running.remove(tid);
         Ok(Stop::Gone)
@@ -204,7 +204,7 @@ impl<'p> Tracer<'p> {
 
     /// A thread that the kernel does not know any more must not be left out on a mere error: whoever runs on unseen may
     /// be where nobody may be.
-    fn check_gone(&self, tid: i32) -> Result<(), Error> {
+    fn check_gone(&self, tid: i32) -> Result<(), Failure> {
         let pid = self.process.pid;
         for _ in 0..GONE_TRIES {
             if matches!(process::thread_state(pid, tid), None | Some('Z' | 'X')) {
@@ -212,10 +212,10 @@ impl<'p> Tracer<'p> {
             }
             sys::pause_ns(1_000_000);
         }
-        Err(Error::Unusable(format!("process {pid}: thread {tid} cannot be traced although it lives")))
+        Err(unusable(format_args!("process {pid}: thread {tid} cannot be traced although it lives")))
     }
 
-    fn stopped(&mut self, tid: i32, kind: StopKind) -> Result<Stop, Error> {
+    fn stopped(&mut self, tid: i32, kind: StopKind) -> Result<Stop, Failure> {
         self.running.remove(tid);
         let regs = match sys::registers(tid) {
             Ok(regs) => regs,
@@ -232,7 +232,7 @@ impl<'p> Tracer<'p> {
 }
 
 impl Stopped<'_, '_> {
-    fn stop(&mut self, tids: &[i32]) -> Result<Result<(), NotNow>, Error> {
+    fn stop(&mut self, tids: &[i32]) -> Result<Result<(), NotNow>, Failure> {
         let mut waiting = Vec::with_capacity(tids.len());
         for &tid in tids {
             match sys::interrupt(tid) {
@@ -285,7 +285,7 @@ impl Stopped<'_, '_> {
     /// interrupted, where it is not busy any more; the others keep standing. Threads that
     /// are born meanwhile are stopped too. True if that came about within the patience;
     /// else all threads stand somewhere.
-    pub(crate) fn converge(&mut self, patience: Patience, is_busy: &dyn Fn(&Task) -> bool) -> Result<bool, Error> {
+    pub(crate) fn converge(&mut self, patience: Patience, is_busy: &dyn Fn(&Task) -> bool) -> Result<bool, Failure> {
         let deadline_ns = sys::now_ns().saturating_add(patience.total.as_nanos() as u64);
         let mut known = Set::new();
         for tid in process::threads(self.tracer.process.pid) {
@@ -315,7 +315,7 @@ impl Stopped<'_, '_> {
         idle: Duration,
         deadline_ns: u64,
         is_busy: &dyn Fn(&Task) -> bool,
-    ) -> Result<bool, Error> {
+    ) -> Result<bool, Failure> {
         let mut running: Vec<i32> = Vec::with_capacity(busy.len());
         for task in busy {
             if sys::go_to_syscall(task.tid, task.signal).is_err() {
@@ -348,7 +348,7 @@ impl Stopped<'_, '_> {
     }
 
     /// True if a running thread stands now where it is not busy, or has ended.
-    fn look_at(&mut self, tid: i32, is_busy: &dyn Fn(&Task) -> bool) -> Result<bool, Error> {
+    fn look_at(&mut self, tid: i32, is_busy: &dyn Fn(&Task) -> bool) -> Result<bool, Failure> {
         let wait = sys::wait(tid, tid == self.tracer.process.pid);
         let kind = match wait.map_err(|error| self.tracer.process.io_error("cannot wait for it", &error))? {
             Wait::Stopped(kind) => kind,

@@ -4,8 +4,9 @@
 use super::report::{Report, Subject, Verb};
 use super::{Args, Exit, PatchFile, lives, no_process_of, unseen};
 use crate::bytes::hex;
+use crate::failure::Failure;
 use crate::prelude::*;
-use crate::{Done, Error, Options, Outcome};
+use crate::{Done, Options, Outcome};
 
 /// One patch for one process.
 struct Job<'a> {
@@ -27,7 +28,7 @@ impl Job<'_> {
     }
 }
 
-pub(super) fn run(args: &Args<'_>, patches: &[PatchFile], report: &mut Report) -> Result<Exit, Error> {
+pub(super) fn run(args: &Args<'_>, patches: &[PatchFile], report: &mut Report) -> Result<Exit, Failure> {
     let named = args.named();
     if let (Some(path), Some([])) = (args.exe, named.as_deref()) {
         report.nothing(&no_process_of(path));

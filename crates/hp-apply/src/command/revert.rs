@@ -2,6 +2,7 @@
 
 use super::report::{Report, Subject, Verb};
 use super::{Args, Exit, PatchFile, clean, lives, no_process_of, read_patch_bytes, unseen};
+use crate::failure::{Failure, unusable};
 use crate::prelude::*;
 use crate::small::Set;
 use crate::{Error, LedgerEntry, Outcome, process, sys};
@@ -22,7 +23,7 @@ struct Wanted {
 
 type Held = Vec<(i32, Result<Vec<LedgerEntry>, Error>)>;
 
-pub(super) fn run(args: &Args<'_>, bundled: Option<Vec<u8>>, report: &mut Report) -> Result<Exit, Error> {
+pub(super) fn run(args: &Args<'_>, bundled: Option<Vec<u8>>, report: &mut Report) -> Result<Exit, Failure> {
     let mut wanted = Wanted::of(args, bundled)?;
     let named = args.named();
     if let (Some(path), Some([])) = (args.exe, named.as_deref()) {
@@ -64,7 +65,7 @@ fn held(pids: Vec<i32>, all: bool, is_prefix: bool) -> Held {
 }
 
 impl Wanted {
-    fn of(args: &Args<'_>, bundled: Option<Vec<u8>>) -> Result<Wanted, Error> {
+    fn of(args: &Args<'_>, bundled: Option<Vec<u8>>) -> Result<Wanted, Failure> {
         let word = args.words.first().copied();
         let file = match (bundled, word) {
             (Some(bytes), _) => PatchFile::parse("the bundled patch".to_owned(), bytes)?,
@@ -75,11 +76,11 @@ impl Wanted {
         Ok(Wanted { id: Some(file.id), name: Some(file.patch.name), base: Some(file.patch.base.build_id) })
     }
 
-    fn digits(word: &[u8]) -> Result<Wanted, Error> {
+    fn digits(word: &[u8]) -> Result<Wanted, Failure> {
         let digits = clean(word).to_ascii_lowercase();
         let right_length = (MIN_DIGITS..=ID_DIGITS).contains(&digits.len());
         if !right_length || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
-            return Err(Error::Unusable(format!(
+            return Err(unusable(format_args!(
                 "{} is neither a patch file nor the first {MIN_DIGITS} or more digits of a patch ID; `status` shows the IDs",
                 clean(word)
             )));
@@ -96,7 +97,7 @@ impl Wanted {
     }
 
     /// Completes an ID from what the targets have.
-    fn complete(&mut self, held: &Held) -> Result<(), Error> {
+    fn complete(&mut self, held: &Held) -> Result<(), Failure> {
         let Some(digits) = self.id.clone().filter(|_| self.is_prefix()) else { return Ok(()) };
         let patches = held.iter().filter_map(|(_, patches)| patches.as_ref().ok()).flatten();
         let matching: Vec<&LedgerEntry> = patches.filter(|patch| patch.id.starts_with(digits.as_str())).collect();
@@ -106,7 +107,7 @@ impl Wanted {
         }
         let ids: Vec<&str> = ids.iter().copied().collect();
         if ids.len() > 1 {
-            return Err(Error::Unusable(format!(
+            return Err(unusable(format_args!(
                 "{digits} is the beginning of several patch IDs; give more digits: {}",
                 ids.join(", ")
             )));

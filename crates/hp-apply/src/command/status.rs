@@ -2,10 +2,11 @@
 
 use super::report::{Report, target};
 use super::{Args, Exit, clean, lives, unseen};
+use crate::failure::Failure;
 use crate::prelude::*;
-use crate::{Error, LedgerEntry, Phase, process};
+use crate::{LedgerEntry, Phase, process};
 
-pub(super) fn run(args: &Args<'_>, report: &mut Report) -> Result<Exit, Error> {
+pub(super) fn run(args: &Args<'_>, report: &mut Report) -> Result<Exit, Failure> {
     let asked = !args.pids.is_empty();
     let pids = if asked { args.pids.clone() } else { crate::patched_processes()? };
     let mut any = false;

@@ -4,7 +4,7 @@
 //! signature is looked at. A key file that cannot be read is an error, never passed over.
 
 use super::{Args, PatchFile, Start, clean, read_patch_bytes};
-use crate::Error;
+use crate::failure::{Failure, refused, unusable};
 use crate::prelude::*;
 use crate::small::sort_by_key;
 use crate::sys::{self, Errno};
@@ -20,7 +20,7 @@ pub(super) fn read_patches(
     start: &Start<'_>,
     args: &Args<'_>,
     bundled: Option<Vec<u8>>,
-) -> Result<Vec<PatchFile>, Error> {
+) -> Result<Vec<PatchFile>, Failure> {
     let keys = keys(start, args)?;
     let read = |name: String, path: Option<&[u8]>, bytes: Vec<u8>| {
         if !keys.is_empty() {
@@ -35,7 +35,7 @@ pub(super) fn read_patches(
 }
 
 /// Every trusted key: of the host, of the user, and those given on the command line.
-fn keys(start: &Start<'_>, args: &Args<'_>) -> Result<Vec<PublicKey>, Error> {
+fn keys(start: &Start<'_>, args: &Args<'_>) -> Result<Vec<PublicKey>, Failure> {
     let mut keys = Vec::new();
     for folder in [Some(HOST_KEYS.to_vec()), user_keys(start)].into_iter().flatten() {
         for file in key_files(&folder)? {
@@ -57,13 +57,13 @@ fn user_keys(start: &Start<'_>) -> Option<Vec<u8>> {
 }
 
 /// The `*.pub` files of a folder, in the order of their names; none if there is no such folder.
-fn key_files(folder: &[u8]) -> Result<Vec<Vec<u8>>, Error> {
+fn key_files(folder: &[u8]) -> Result<Vec<Vec<u8>>, Failure> {
     let mut names = match sys::names_in(folder) {
         Ok(names) => names,
         Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(Vec::new()),
         Err(error) => {
             let (folder, why) = (clean(folder), error.reason());
-            return Err(Error::Unusable(format!("cannot read the trusted keys in {folder}: {why}")));
+            return Err(unusable(format_args!("cannot read the trusted keys in {folder}: {why}")));
         }
     };
     // A name that is nothing but the extension has none.
@@ -72,11 +72,10 @@ fn key_files(folder: &[u8]) -> Result<Vec<Vec<u8>>, Error> {
     Ok(names.into_iter().map(|name| [folder, b"/", &name].concat()).collect())
 }
 
-fn read_key(path: &[u8]) -> Result<PublicKey, Error> {
+fn read_key(path: &[u8]) -> Result<PublicKey, Failure> {
     let name = clean(path);
-    let text =
-        read_text(path).map_err(|why| Error::Unusable(format!("cannot read the key {name}: {}", why.words())))?;
-    PublicKey::parse(&text).map_err(|error| Error::Unusable(format!("{name}: {error}")))
+    let text = read_text(path).map_err(|why| unusable(format_args!("cannot read the key {name}: {}", why.words())))?;
+    PublicKey::parse(&text).map_err(|error| unusable(format_args!("{name}: {error}")))
 }
 
 enum Unreadable {
@@ -104,24 +103,24 @@ fn read_text(path: &[u8]) -> Result<String, Unreadable> {
 }
 
 /// The signature inside the file, or the one beside it where the file has none of a trusted key.
-fn check(name: &str, path: Option<&[u8]>, bytes: &[u8], keys: &[PublicKey]) -> Result<(), Error> {
+fn check(name: &str, path: Option<&[u8]>, bytes: &[u8], keys: &[PublicKey]) -> Result<(), Failure> {
     let inside = match hp_pack::verify(bytes, keys) {
         Ok(_) => return Ok(()),
         Err(why) => why,
     };
     let advice = if inside == SignatureError::Unsigned { ", and this host takes signed patches only" } else { "" };
-    let refused = Error::Refused(format!("{name}: {inside}{advice}"));
+    let refusal = refused(format_args!("{name}: {inside}{advice}"));
     let beside = match (inside, path) {
         (SignatureError::Unsigned | SignatureError::UnknownKey(_), Some(path)) => [path, b".minisig"].concat(),
-        _ => return Err(refused),
+        _ => return Err(refusal),
     };
     let text = match read_text(&beside) {
         Ok(text) => text,
-        Err(Unreadable::Errno(Errno::ENOENT)) => return Err(refused),
-        Err(why) => return Err(Error::Unusable(format!("cannot read {}: {}", clean(&beside), why.words()))),
+        Err(Unreadable::Errno(Errno::ENOENT)) => return Err(refusal),
+        Err(why) => return Err(unusable(format_args!("cannot read {}: {}", clean(&beside), why.words()))),
     };
     match Detached::parse(&text).and_then(|signature| signature.verify(bytes, keys)) {
         Ok(_) => Ok(()),
-        Err(why) => Err(Error::Refused(format!("{name}: by {}: {why}", clean(&beside)))),
+        Err(why) => Err(refused(format_args!("{name}: by {}: {why}", clean(&beside)))),
     }
 }
