@@ -39,7 +39,6 @@ mod code;
 #[cfg(any(feature = "applier", test))]
 mod command;
 mod dynamic;
-#[cfg(feature = "std")]
 mod exec_watch;
 mod expression;
 mod failure;
@@ -186,14 +185,17 @@ fn outcome(pid: i32, work: impl FnOnce() -> Result<Done, Failure> + Send) -> Out
 #[cfg(feature = "std")]
 fn on_its_own<T: Send>(pid: i32, work: impl FnOnce() -> Result<T, Failure> + Send) -> Result<T, Failure> {
     extern crate std;
-    let (done, finished) = std::sync::mpsc::channel();
+    let (done, finished) = std::sync::mpsc::channel::<()>();
     std::thread::scope(|scope| {
         let tracer = scope.spawn(move || {
             let result = work();
             drop(done);
             result
         });
-        exec_watch::until(&finished, pid);
+        let mut watch = exec_watch::Watch::new(pid);
+        while let Err(std::sync::mpsc::RecvTimeoutError::Timeout) = finished.recv_timeout(exec_watch::TICK) {
+            watch.look();
+        }
         tracer.join().unwrap_or_else(|_| Err(failure::unusable(format_args!("process {pid}: internal error"))))
     })
 }
@@ -203,7 +205,8 @@ fn on_its_own<T: Send>(pid: i32, work: impl FnOnce() -> Result<T, Failure> + Sen
 fn on_its_own<T: Send>(pid: i32, work: impl FnOnce() -> Result<T, Failure> + Send) -> Result<T, Failure> {
     let failed =
         |error: sys::Errno| failure::unusable(format_args!("process {pid}: cannot make a thread to trace it: {error}"));
-    sys::run_on_its_own(work).map_err(failed)?
+    let mut watch = exec_watch::Watch::new(pid);
+    sys::run_on_its_own(work, exec_watch::TICK, &mut || watch.look()).map_err(failed)?
 }
 
 /// What the user asked of an apply or revert.

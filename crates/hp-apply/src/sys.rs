@@ -39,11 +39,9 @@ pub(crate) use host::{exit, outlive_readers};
 pub(crate) use mem::Mem;
 #[cfg(not(feature = "std"))]
 pub(crate) use task::run_on_its_own;
-#[cfg(feature = "std")]
-pub(crate) use trace::bury;
 use trace::poke;
 pub(crate) use trace::{
-    Regs, StopKind, Wait, detach, extended_state, go_on, go_to_syscall, interrupt, registers, rseq_area,
+    Regs, StopKind, Wait, bury, detach, extended_state, go_on, go_to_syscall, interrupt, registers, rseq_area,
     seccomp_filter, seize, set_registers, wait,
 };
 

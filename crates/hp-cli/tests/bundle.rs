@@ -5,7 +5,8 @@ mod support;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 use support::hp::{Answer, HP, hp, run, status};
 use support::target::{NEW, OLD, Pair};
 
@@ -233,6 +234,36 @@ fn all_or_none() {
     assert_eq!([first.ask(), second.ask()], [OLD; 2]);
     applier(["apply", &patch, "--pid", &pids, "--each"]).exits(1);
     assert_eq!([first.ask(), second.ask()], [NEW, OLD]);
+}
+
+/// The target replaces itself while the applier attaches to its threads: the exec waits for the tracer of the threads that
+/// it ends, and attaching waits for the exec.
+#[test]
+fn an_exec_and_the_applier_do_not_wait_for_one_another() {
+    let pair = Pair::make();
+    let mut target = pair.start();
+    let file = bundle(&pair);
+    for _ in 0..10 {
+        target.say("exec");
+        assert_eq!(target.line(), "armed");
+        let mut command = Command::new(&file);
+        command.args(["--pid", &target.pid().to_string()]).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut applier = command.spawn().unwrap();
+        let began = Instant::now();
+        while applier.try_wait().unwrap().is_none() {
+            if began.elapsed() > Duration::from_secs(30) {
+                applier.kill().unwrap();
+                applier.wait().unwrap();
+                panic!("the applier and the exec wait for one another");
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        // Where it was never seen traced, it goes on now.
+        target.say("");
+        assert_eq!(target.line(), "ready");
+        let answer = target.ask();
+        assert!([OLD, NEW].contains(&&*answer), "{answer}");
+    }
 }
 
 #[test]

@@ -22,6 +22,8 @@ impl Errno {
     pub(crate) const EACCES: Errno = Errno(errno::EACCES as u16);
     pub(crate) const EEXIST: Errno = Errno(errno::EEXIST as u16);
     pub(crate) const EINVAL: Errno = Errno(errno::EINVAL as u16);
+    #[cfg(any(not(feature = "std"), test))]
+    pub(crate) const ETIMEDOUT: Errno = Errno(errno::ETIMEDOUT as u16);
     pub(crate) const ENAMETOOLONG: Errno = Errno(errno::ENAMETOOLONG as u16);
 
     /// What the system says, without the number: `no such file or directory`.

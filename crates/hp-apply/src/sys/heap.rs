@@ -1,12 +1,13 @@
 //! The memory of the small applier: blocks of powers of two, reused; large ones straight from the kernel.
 //!
 //! Freed blocks are kept by size for the next one of that size, so a run over many targets needs what the largest
-//! of them needs. *Only* for a program of which one thread runs at a time (`task`).
+//! of them needs. A thread that finds it in use gives its turn away until it is not.
 
 use super::raw;
 use core::alloc::{GlobalAlloc, Layout};
 use core::cell::UnsafeCell;
 use core::ptr::null_mut;
+use core::sync::atomic::{AtomicBool, Ordering};
 use linux_raw_sys::general as nr;
 
 /// Smallest block: 16 bytes, so that every block is aligned for anything.
@@ -25,7 +26,10 @@ struct State {
 
 /// The allocator.
 #[derive(Debug)]
-pub struct Heap(UnsafeCell<State>);
+pub struct Heap {
+    state: UnsafeCell<State>,
+    in_use: AtomicBool,
+}
 
 impl core::fmt::Debug for State {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
@@ -33,14 +37,26 @@ impl core::fmt::Debug for State {
     }
 }
 
-// SAFETY: one thread runs at a time; see above.
+// SAFETY: whoever uses the state has found it unused, in one step that says so (`with`).
 unsafe impl Sync for Heap {}
 
 impl Heap {
     /// Without any memory yet.
     #[allow(clippy::new_without_default)]
     pub const fn new() -> Heap {
-        Heap(UnsafeCell::new(State { free: [null_mut(); (LARGEST + 1) as usize], rest: null_mut(), len: 0 }))
+        let state = State { free: [null_mut(); (LARGEST + 1) as usize], rest: null_mut(), len: 0 };
+        Heap { state: UnsafeCell::new(state), in_use: AtomicBool::new(false) }
+    }
+
+    fn with<R>(&self, work: impl FnOnce(&mut State) -> R) -> R {
+        while self.in_use.swap(true, Ordering::Acquire) {
+            // SAFETY: the call is given no pointer.
+            let _ = unsafe { raw::call(nr::__NR_sched_yield, [0; 6]) };
+        }
+        // SAFETY: nobody else uses it, and the work calls nobody.
+        let result = work(unsafe { &mut *self.state.get() });
+        self.in_use.store(false, Ordering::Release);
+        result
     }
 }
 
@@ -92,8 +108,7 @@ impl State {
 unsafe impl GlobalAlloc for Heap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         match class(layout) {
-            // SAFETY: one thread runs at a time, and `take` calls nobody.
-            Some(class) => unsafe { &mut *self.0.get() }.take(class),
+            Some(class) => self.with(|state| state.take(class)),
             None if layout.align() > 4096 => null_mut(),
             None => map(layout.size()),
         }
@@ -105,10 +120,10 @@ unsafe impl GlobalAlloc for Heap {
             let _ = unsafe { raw::call(nr::__NR_munmap, [block as u64, layout.size() as u64, 0, 0, 0, 0]) };
             return;
         };
-        // SAFETY: one thread runs at a time.
-        let state = unsafe { &mut *self.0.get() };
-        // SAFETY: the block is ours again, and large and aligned enough for an address.
-        unsafe { block.cast::<*mut u8>().write(state.free[class as usize]) };
-        state.free[class as usize] = block;
+        self.with(|state| {
+            // SAFETY: the block is ours again, and large and aligned enough for an address.
+            unsafe { block.cast::<*mut u8>().write(state.free[class as usize]) };
+            state.free[class as usize] = block;
+        });
     }
 }

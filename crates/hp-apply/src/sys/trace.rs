@@ -186,7 +186,6 @@ pub(crate) fn wait(tid: i32, is_leader: bool) -> Result<Wait, Errno> {
 }
 
 /// Takes note of the end of a thread that this process traces. Not a part of the engine's work, so no test makes it fail.
-#[cfg(feature = "std")]
 pub(crate) fn bury(tid: i32) {
     let options = u64::from(nr::__WALL | nr::WNOHANG);
     // SAFETY: the call is given no pointer.

@@ -11,11 +11,16 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use tempfile::TempDir;
 
 /// Answers `answer(N)` for each line `N`; a first argument is a time to live in microseconds instead, a second one a
-/// number of threads beside the first.
+/// number of threads beside the first. At the line `exec` it makes many threads, says `armed`, and replaces itself in the
+/// moment in which it finds the first of them traced, or at an empty line. Other empty lines mean nothing.
 const SOURCE: &str = r#"
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 __attribute__((noinline)) int answer(int n)
@@ -31,6 +36,45 @@ static void *idle(void *unused)
     for (volatile int sum = 0;; usleep(100))
         sum += answer(3);
     return unused;
+}
+
+static volatile int first;
+
+static void *rest(void *unused)
+{
+    if (!first)
+        first = gettid();
+    for (;;)
+        pause();
+    return unused;
+}
+
+static void exec_when_traced(char *program)
+{
+    char path[64], status[4096], *tracer;
+    pthread_attr_t small;
+    pthread_t thread;
+
+    pthread_attr_init(&small);
+    pthread_attr_setstacksize(&small, 65536);
+    pthread_create(&thread, &small, rest, NULL);
+    while (!first)
+        usleep(100);
+    for (int i = 0; i < 600; i++)
+        pthread_create(&thread, &small, rest, NULL);
+    puts("armed");
+    sprintf(path, "/proc/self/task/%d/status", first);
+    int file = open(path, O_RDONLY);
+    struct pollfd input = { .fd = 0, .events = POLLIN };
+    do {
+        if (poll(&input, 1, 0) == 1 && read(0, path, 1) == 1)
+            break;
+        ssize_t size = pread(file, status, sizeof status - 1, 0);
+        status[size > 0 ? size : 0] = 0;
+        tracer = strstr(status, "TracerPid:");
+    } while (!tracer || atoi(tracer + 10) == 0);
+    execl(program, program, (char *)NULL);
+    abort();
 }
 
 int main(int argc, char **argv)
@@ -49,7 +93,10 @@ int main(int argc, char **argv)
         return 0;
     }
     while (fgets(line, sizeof line, stdin))
-        printf("%d\n", answer(atoi(line)));
+        if (!strcmp(line, "exec\n"))
+            exec_when_traced(argv[0]);
+        else if (*line != '\n')
+            printf("%d\n", answer(atoi(line)));
     return 0;
 }
 "#;
@@ -129,11 +176,17 @@ impl Target {
 
     /// What `answer(10)` gives in it: 165 in the old build, 275 in the new one.
     pub(crate) fn ask(&mut self) -> String {
-        self.questions.write_all(b"10\n").expect("the target reads");
+        self.say("10");
         self.line()
     }
 
-    fn line(&mut self) -> String {
+    /// Gives it a line.
+    pub(crate) fn say(&mut self, line: &str) {
+        self.questions.write_all(format!("{line}\n").as_bytes()).expect("the target reads");
+    }
+
+    /// Its next line.
+    pub(crate) fn line(&mut self) -> String {
         let mut line = String::new();
         self.answers.read_line(&mut line).expect("the target answers");
         line.trim_end().to_string()
