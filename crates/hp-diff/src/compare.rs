@@ -207,7 +207,7 @@ impl<'j, 'a> Judge<'j, 'a> {
     }
 
     /// Rust's texts and other constants have no terminators, and linkers do not merge their tails: for a function of
-    /// Rust a constant reaches to the next one, though letters follow.
+    /// Rust a constant reaches to the next one, though letters follow. Templates of formats have both.
     pub(crate) fn same_rust_constant(&self, pair: (FunctionId, FunctionId), a: u64, b: u64) -> bool {
         let (old, new) = (self.old, self.new);
         rust::is_mangled(old.map.functions[pair.0].name())
@@ -225,9 +225,14 @@ impl<'j, 'a> Judge<'j, 'a> {
         let padded = |build: &Build<'_>, at: u64, room: u64| {
             build.image.bytes(at + size, room - size).is_some_and(|rest| rest.iter().all(|b| *b == 0))
         };
+        let ends = |build: &Build<'_>, at: u64, room: u64| {
+            rust::format_length(build.image.bytes_from(at)).is_none_or(|length| length as u64 <= room)
+        };
         literal(old, a)
             && literal(new, b)
             && size > 0
+            && ends(old, a, x)
+            && ends(new, b, y)
             && self.same_bytes(a, b, size)
             && (x == y || padded(old, a, x) && padded(new, b, y))
     }

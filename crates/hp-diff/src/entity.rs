@@ -548,6 +548,11 @@ impl<'a> Map<'a> {
         }
         let rest = image.bytes_from(address);
         let last_of_text = (text_length(rest) as u64).saturating_sub(1);
+        // What leads somewhere is no text, whatever its bytes look like.
+        let last = address + last_of_text;
+        let leads =
+            self.distances.range(address..last).next().is_some() || image.words.range(address..last).next().is_some();
+        let last_of_text = if leads { 0 } else { last_of_text };
         let end = self.next_reference(address + last_of_text);
         (address, end.clamp(address, address + rest.len() as u64))
     }
@@ -570,11 +575,14 @@ fn static_addresses<'i>(image: &'i Image<'_>) -> impl Iterator<Item = u64> + 'i 
 }
 
 /// Bytes of the text that `bytes` begin with, with its terminator; 0 if it is none. Linkers merge tails of wide
-/// strings too, so something may refer to the middle of one.
+/// strings too, of strings in any encoding, and of Rust's templates of formats: something may refer to the middle of one.
 fn text_length(bytes: &[u8]) -> usize {
-    let narrow = bytes.iter().position(|b| *b == 0).filter(|n| std::str::from_utf8(&bytes[..*n]).is_ok());
+    let is_text =
+        |text: &[u8]| std::str::from_utf8(text).is_ok() || text.iter().all(|b| matches!(b, 7..=13 | 27 | 32..));
+    let narrow = bytes.iter().position(|b| *b == 0).filter(|n| is_text(&bytes[..*n]));
     let narrow = narrow.map_or(0, |n| n + 1);
-    narrow.max(wide_length(bytes, 4)).max(wide_length(bytes, 2))
+    let format = rust::format_length(bytes).unwrap_or(0);
+    narrow.max(format).max(wide_length(bytes, 4)).max(wide_length(bytes, 2))
 }
 
 /// Bytes of the text of units of this width, two letters at least.

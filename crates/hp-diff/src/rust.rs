@@ -1,4 +1,4 @@
-//! Names that rustc makes.
+//! Names and constants that rustc makes.
 //!
 //! Legacy names end in a hash, `17h0123456789abcdefE`; v0 names (RFC 2603) have a disambiguator for each crate, `Cs1a2B_4main`.
 //! Both change with the compiler's flags, the crate's version or its dependencies, though the code does not.
@@ -34,6 +34,30 @@ pub(crate) fn quiet_name(name: &str) -> Option<Cow<'_, str>> {
     Some(Cow::Owned(quiet))
 }
 
+/// Bytes of the template of a format, as `format_args!` makes it (`core::fmt::Arguments` of rustc 1.93 on), that `bytes` begin
+/// with: pieces of text, each behind its length, and places for arguments, then a zero. `None` if they are no such template.
+pub(crate) fn format_length(bytes: &[u8]) -> Option<usize> {
+    let (mut at, mut places) = (0, 0);
+    let piece = |at: usize, size: usize| {
+        let text = bytes.get(at..at + size).filter(|text| !text.contains(&0))?;
+        std::str::from_utf8(text).ok().map(|_| at + size)
+    };
+    loop {
+        match *bytes.get(at)? {
+            0 => return (places > 0).then_some(at + 1),
+            n @ 1..0x80 => at = piece(at + 1, usize::from(n))?,
+            0x80 => at = piece(at + 3, usize::from(u16::from_le_bytes([*bytes.get(at + 1)?, *bytes.get(at + 2)?])))?,
+            // The low bits say what follows: flags, width, precision, index.
+            n @ 0xc0.. => {
+                let following = [(1, 4), (2, 2), (4, 2), (8, 2)].iter().filter(|(bit, _)| n & bit != 0);
+                at += 1 + following.map(|(_, size)| size).sum::<usize>();
+                places += 1;
+            }
+            _ => return None,
+        }
+    }
+}
+
 /// What stands before the hash of a legacy name.
 fn hash(name: &str) -> Option<&str> {
     let name = name.split(".llvm.").next().filter(|n| n.starts_with("_ZN"))?;
@@ -45,7 +69,18 @@ fn hash(name: &str) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
-    use super::{is_mangled, quiet_name};
+    use super::{format_length, is_mangled, quiet_name};
+
+    #[test]
+    fn templates_of_formats_reach_to_their_end() {
+        let template = b"\x13failed printing to \xc0\x02: \xc0\0and more";
+        assert_eq!(format_length(template), Some(26));
+        assert_eq!(format_length(b"\xc1\x20\0\0\x60\0next"), Some(6));
+        assert_eq!(format_length(b"\x80\x03\0abc\xc0\0"), Some(8));
+        assert_eq!(format_length(b"\x03abc\0"), None, "no place for an argument");
+        assert_eq!(format_length(b"text\0"), None);
+        assert_eq!(format_length(b"\xc0\x05abc"), None);
+    }
 
     #[test]
     fn hashes_and_disambiguators_are_put_aside() {

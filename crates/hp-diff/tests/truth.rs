@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use hp_diff::{ChangeKind, Code, Options, Report};
+use hp_diff::{ChangeKind, Code, Level, Options, Report};
 
 const SHAPES: &str = include_str!("../../../testdata/oracle/shapes.rs");
 
@@ -58,6 +58,179 @@ fn a_text_in_a_table_of_distances_is_found() {
             assert_eq!(changed(&diff(&old, &new)), expected, "{compiler} {word}");
         }
     }
+}
+
+/// Edits that are easily missed: text to replace, by what, and the functions of which at least one must be named.
+#[test]
+fn what_hides_in_equal_lengths_names_and_folding_is_found() {
+    struct Case {
+        what: &'static str,
+        compilers: &'static [&'static str],
+        source: &'static str,
+        edit: (&'static str, &'static str),
+        expected: &'static [&'static str],
+    }
+    const FOLDED: &str = "#define APART __attribute__((noinline, noclone))
+        int a, b;
+        APART int one(int n) { return n * 7 + a; }
+        APART int two(int n) { return n * 7 /* two */ + a; }
+        APART int three(int n) { return one(n) - 2; }
+        APART int four(int n) { return two(n) - 3; }
+        int main(int c, char **v) { a = c; b = c + 1; return three(c) ^ four(c); }";
+    const CLONED: &str = "int puts(const char *);
+        static __attribute__((noinline)) int scale(int n, int by) { for (int i = 0; i < n; i++) by += puts(\"x\") * by; return by; }
+        __attribute__((noinline)) int first(int n) { return scale(n, 3) + 1; }
+        __attribute__((noinline)) int second(int n) { return scale(n, 3) + 2; }
+        int main(int c, char **v) { return first(c) + second(c); }";
+    let cases = [
+        Case {
+            what: "callee of the same length",
+            compilers: &["gcc -O2", "clang -O2", "gcc -O0"],
+            source: "int abs(int); int puts(const char *);
+                __attribute__((noinline)) int f(int n) { return n * 3 + puts(\"f\"); }
+                __attribute__((noinline)) int g(int n) { return n * 5 + puts(\"g\"); }
+                __attribute__((noinline)) int user(int n) { return f(n) + 9; }
+                int main(int c, char **v) { return user(c) + g(c); }",
+            edit: ("return f(n) + 9", "return g(n) + 9"),
+            expected: &["user"],
+        },
+        Case {
+            what: "members of the same size that changed places",
+            compilers: &["gcc -O2 -g", "gcc -O0 -g", "clang -O2 -g", "gcc -O2"],
+            source: "struct pair { int width; int height; };
+                __attribute__((noinline)) int width(struct pair *p) { return p->width; }
+                int main(int c, char **v) { struct pair p = { c, 2 * c }; return width(&p); }",
+            edit: ("int width; int height;", "int height; int width;"),
+            expected: &["width"],
+        },
+        Case {
+            what: "default argument",
+            compilers: &["g++ -x c++ -O2", "g++ -x c++ -O0", "clang++ -x c++ -O2"],
+            source: "int puts(const char *);
+                __attribute__((noinline)) int scaled(int n, int by = 3) { asm volatile(\"\" : \"+r\"(by)); return n * by; }
+                __attribute__((noinline)) int user(int n) { return scaled(n) + 1; }
+                int main(int c, char **v) { return user(c) + scaled(c, 9); }",
+            edit: ("by = 3", "by = 4"),
+            expected: &["_Z4useri"],
+        },
+        Case {
+            what: "one name of a folded function",
+            compilers: &[
+                "clang -O2 -ffunction-sections -fuse-ld=lld -Wl,--icf=all",
+                "gcc -O2 -ffunction-sections -fuse-ld=lld -Wl,--icf=all",
+                "gcc -O2 -ffunction-sections -fuse-ld=gold -Wl,--icf=all",
+                "gcc -O2 -ffunction-sections -fuse-ld=mold -Wl,--icf=all",
+                "gcc -O2",
+            ],
+            source: FOLDED,
+            edit: ("n * 7 /* two */ + a", "n * 7 + b"),
+            expected: &["two", "four"],
+        },
+        Case {
+            what: "the other name of a folded function",
+            compilers: &["clang -O2 -ffunction-sections -fuse-ld=lld -Wl,--icf=all", "gcc -O2"],
+            source: FOLDED,
+            edit: ("int one(int n) { return n * 7 + a", "int one(int n) { return n * 7 + b"),
+            expected: &["one", "three"],
+        },
+        Case {
+            what: "a clone for a constant vanishes",
+            compilers: &["gcc -O2", "gcc -O3"],
+            source: CLONED,
+            edit: ("scale(n, 3) + 2", "scale(n, n) + 2"),
+            expected: &["second"],
+        },
+        Case {
+            what: "the constant of a clone",
+            compilers: &["gcc -O2", "gcc -O3", "clang -O2"],
+            source: CLONED,
+            edit: ("return by;", "return by + 1;"),
+            expected: &["scale.constprop.0", "scale", "first", "second"],
+        },
+    ];
+    let room = tempfile::tempdir().unwrap();
+    let tools = |compiler: &str| {
+        let linker = compiler.split_whitespace().find_map(|w| w.strip_prefix("-fuse-ld="));
+        on_path(compiler.split(' ').next().unwrap()) && linker.is_none_or(|l| on_path(&format!("ld.{l}")))
+    };
+    for case in cases {
+        assert!(case.source.contains(case.edit.0), "{}", case.what);
+        for compiler in case.compilers.iter().filter(|c| tools(c)) {
+            // Both ways: what vanishes one way appears the other.
+            let one = build(room.path(), "old", case.source, compiler);
+            let two = build(room.path(), "new", &case.source.replace(case.edit.0, case.edit.1), compiler);
+            for (old, new) in [(&one, &two), (&two, &one)] {
+                let report = diff(old, new);
+                let named = |n: &&str| case.expected.contains(n);
+                let refused = report.findings.iter().any(|f| f.level == Level::Error && f.code == Code::LayoutChanged);
+                assert!(
+                    changed(&report).iter().any(named) || refused,
+                    "{}, {compiler}: {:?} {:?}",
+                    case.what,
+                    report.changes,
+                    report.findings
+                );
+                let extra: Vec<&str> = changed(&report).into_iter().filter(|n| !named(n)).collect();
+                assert!(extra.is_empty(), "{}, {compiler}: invented {extra:?}", case.what);
+                let bare = diff(&stripped(old), &stripped(new));
+                let doubted = bare.findings.iter().any(|f| f.level == Level::Error && f.code != Code::LayoutUnproven);
+                assert!(!bare.changes.is_empty() || doubted, "{}, {compiler}: stripped, nothing", case.what);
+            }
+        }
+    }
+}
+
+/// The build without symbols and debug information.
+fn stripped(program: &Path) -> PathBuf {
+    let bare = program.with_extension("stripped");
+    let status = Command::new("strip").arg("-o").args([&bare, program]).status().unwrap();
+    assert!(status.success());
+    bare
+}
+
+/// Two texts of which the linker makes one: the change in the tail is one of both, in any encoding.
+#[test]
+fn a_change_in_a_merged_tail_is_one_of_both_texts() {
+    let room = tempfile::tempdir().unwrap();
+    let source = |tail: &str| {
+        format!(
+            "int puts(const char *);
+            __attribute__((noinline)) int whole(void) {{ return puts(\"caf\\xe9\" {tail}); }}
+            __attribute__((noinline)) int part(void) {{ return puts({tail}); }}
+            __attribute__((noinline)) int other(void) {{ return puts(\"\\x82\\xa0 other\"); }}
+            int main(void) {{ return whole() + part() + other(); }}"
+        )
+    };
+    for compiler in ["gcc -O2", "gcc -O2 -fno-pie -no-pie", "clang -O2", "clang -O2 -fuse-ld=lld -Wl,-O2"] {
+        if !on_path(compiler.split(' ').next().unwrap()) {
+            continue;
+        }
+        let old = build(room.path(), "old", &source("\" noir\""), compiler);
+        let new = build(room.path(), "new", &source("\" vert\""), compiler);
+        let mut found = changed(&diff(&old, &new)).into_iter().map(str::to_owned).collect::<Vec<_>>();
+        found.sort();
+        assert_eq!(found, ["part", "whole"], "{compiler}");
+    }
+}
+
+/// rustc's templates of formats end with a zero, so that linkers merge their tails.
+#[test]
+fn a_change_in_the_merged_tail_of_a_format_is_one_of_both() {
+    let room = tempfile::tempdir().unwrap();
+    let source = |between: &str| {
+        format!(
+            "#[inline(never)] fn whole(a: &str, b: &i32) {{ println!(\"a longer piece of text {{}}{between}{{}}\", a, b); }}
+            #[inline(never)] fn part(a: &str, b: &i32) {{ println!(\"{{}}{between}{{}}\", a, b); }}
+            #[inline(never)] fn other(a: &str) {{ println!(\"{{}} and the other\", a); }}
+            fn main() {{ let n = std::env::args().count() as i32; whole(\"x\", &n); part(\"y\", &n); other(\"z\"); }}"
+        )
+    };
+    let compiler = "rustc --edition 2021 -C opt-level=2 -g";
+    let old = build(room.path(), "old", &source(": "), compiler);
+    let report = diff(&old, &build(room.path(), "new", &source("; "), compiler));
+    let found = changed(&report);
+    let has = |name: &str| found.iter().any(|f| f.contains(name));
+    assert!(found.len() == 2 && has("5whole") && has("4part"), "{found:?}");
 }
 
 /// A program of Rust, one edit: exactly that function.

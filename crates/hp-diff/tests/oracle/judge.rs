@@ -84,7 +84,8 @@ pub(crate) fn judge(truth: &Truth, references: &[Reference]) -> Score {
         // `_init` is put together from pieces.
         let own =
             reference.meanings.first().is_some_and(|m| m.kind == EntityKind::Function && m.name == reference.owner);
-        let inside = own || (piece.0..piece.1).contains(&reference.target);
+        // What never returns may branch to the end.
+        let inside = own || (piece.0..=piece.1).contains(&reference.target);
         let number = reference.meanings.iter().any(|m| m.kind == EntityKind::Number);
         let branch_or_number = if reference.base == 0 { number } else { inside };
         let outcome = if branch_or_number { Outcome::Bound } else { Outcome::Imagined };

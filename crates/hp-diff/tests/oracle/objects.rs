@@ -64,12 +64,17 @@ fn parse(data: &[u8]) -> ObjectFile {
         let SectionFlags::Elf { sh_flags, .. } = section.flags() else { panic!() };
         let merged = sh_flags.contains(elf::SHF_MERGE);
         let strings = sh_flags.contains(elf::SHF_STRINGS);
-        let relocations = section.relocations().filter_map(|(offset, r)| match (r.target(), r.flags()) {
-            (RelocationTarget::Symbol(symbol), RelocationFlags::Elf { r_type }) => {
-                Some(Relocation { offset, kind: r_type.0, symbol: symbol.0, addend: r.addend() })
-            }
-            _ => None,
-        });
+        let relocations: Vec<Relocation> = section
+            .relocations()
+            .filter_map(|(offset, r)| match (r.target(), r.flags()) {
+                (RelocationTarget::Symbol(symbol), RelocationFlags::Elf { r_type }) => {
+                    Some(Relocation { offset, kind: r_type.0, symbol: symbol.0, addend: r.addend() })
+                }
+                _ => None,
+            })
+            .collect();
+        // Constants that hold addresses are told apart by those, and no linker merges them.
+        let merged = merged && relocations.is_empty();
         sections.push(Section {
             name: section.name().unwrap().to_owned(),
             size: section.size(),
@@ -78,7 +83,7 @@ fn parse(data: &[u8]) -> ObjectFile {
             executable: sh_flags.contains(elf::SHF_EXECINSTR),
             merged: if merged { section.elf_section_header().sh_entsize(file.endian()) } else { 0 },
             strings,
-            relocations: relocations.collect(),
+            relocations,
         });
     }
     let mut symbols = Vec::new();

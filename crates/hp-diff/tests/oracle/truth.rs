@@ -112,7 +112,7 @@ fn names(image: &Path) -> Names {
     let data = std::fs::read(image).unwrap();
     let file = object::File::parse(&*data).unwrap();
     let mut names = Names::new();
-    for symbol in file.symbols().filter(|s| s.is_definition() || s.kind() == object::SymbolKind::Unknown) {
+    for symbol in file.symbols().filter(|s| !s.is_undefined()) {
         let name = symbol.name().unwrap_or_default().split('@').next().unwrap_or_default();
         names.entry(name.to_owned()).or_default().push(symbol.address());
     }
