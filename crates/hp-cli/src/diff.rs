@@ -6,7 +6,7 @@ use crate::args::DiffArgs;
 use crate::exit::Exit;
 use crate::patch_file::write_file;
 use crate::progress::Bar;
-use crate::text::{BAD, BOLD, DIM, GOOD, WARN, clean, count, io_reason, notes, print_json, quiet, verbose};
+use crate::text::{BAD, BOLD, DIM, GOOD, WARN, clean, count, io_reason, notes, print_json, quiet, readable, verbose};
 use anyhow::{Context, anyhow, bail};
 use hp_diff::{Change, ChangeKind, Code, FileKind, Finding, Level, Options, Report};
 use std::io::{self, IsTerminal, Write};
@@ -147,20 +147,27 @@ fn json(report: &Report, exit: Exit, written: Option<&Written>) -> serde_json::V
         "exit": exit.code(),
         "identical": report.identical,
         "evidence": { "old": report.evidence[0], "new": report.evidence[1] },
-        "changes": report.changes,
+        "changes": report.changes.iter().map(with_readable_name).collect::<Vec<_>>(),
         "findings": report.findings,
         "explanations": report.explanations,
         "patch": written,
     })
 }
 
+/// A change as it is, and its name as the source has it.
+fn with_readable_name(change: &Change) -> serde_json::Value {
+    let mut value = serde_json::json!(change);
+    value["readable"] = hp_diff::readable(&change.name).into();
+    value
+}
+
 /// A name to be explained must be one of a function that differs.
 fn known(name: &str, report: &Report) -> anyhow::Result<()> {
-    if report.explanations.iter().any(|e| e.name == name) {
+    if report.explanations.iter().any(|e| e.name == name || hp_diff::readable(&e.name) == name) {
         return Ok(());
     }
     let shown = clean(name);
-    match report.changes.iter().find(|c| c.name == name) {
+    match report.changes.iter().find(|c| c.name == name || hp_diff::readable(&c.name) == name) {
         Some(change) => bail!("{shown} has nothing to compare with: {}", clean(&change.cause)),
         None => bail!("{shown} is not the name of a function that changed; without --explain all of them are listed"),
     }
@@ -177,7 +184,7 @@ fn print_explanations(report: &Report) -> io::Result<()> {
 
 fn print_report(name: &str, report: &Report) -> io::Result<()> {
     let mut err = notes();
-    report.findings.iter().filter(|f| comes_first(f)).try_for_each(|finding| print_finding(&mut err, finding))?;
+    print_findings(&mut err, report.findings.iter().filter(|f| comes_first(f)))?;
     let number = |kind| report.changes.iter().filter(|c| c.kind == kind).count();
     writeln!(
         err,
@@ -191,7 +198,7 @@ fn print_report(name: &str, report: &Report) -> io::Result<()> {
         },
         report.identical
     )?;
-    let width = report.changes.iter().map(|c| c.name.chars().count()).max().unwrap_or(0).min(40);
+    let width = report.changes.iter().map(|c| readable(&c.name).chars().count()).max().unwrap_or(0).min(40);
     let shown = if verbose() { usize::MAX } else { SHOWN };
     report.changes.iter().take(shown).try_for_each(|change| print_change(&mut err, change, width))?;
     if report.changes.len() > shown {
@@ -203,7 +210,7 @@ fn print_report(name: &str, report: &Report) -> io::Result<()> {
     drop(err);
     let mut err = anstream::stderr().lock();
     let rest = report.findings.iter().filter(|f| !comes_first(f) && (!quiet() || stands(f)));
-    rest.into_iter().try_for_each(|finding| print_finding(&mut err, finding))
+    print_findings(&mut err, rest)
 }
 
 /// What explains thousands of changes, so it is said before them.
@@ -233,20 +240,44 @@ fn print_change(err: &mut impl Write, change: &Change, width: usize) -> io::Resu
         ChangeKind::Added => ("added", GOOD, format!("{new} bytes")),
         ChangeKind::Removed => ("removed", BAD, format!("{old} bytes")),
     };
-    let (name, cause) = (clean(&change.name), clean(&change.cause));
+    let (name, cause) = (readable(&change.name), readable(&change.cause));
     let comma = if cause.is_empty() { "" } else { ", " };
     writeln!(err, "  {style}{kind:<8}{style:#} {name:<width$}  {size}{DIM}{comma}{cause}{DIM:#}")
 }
 
-fn print_finding(err: &mut impl Write, finding: &Finding) -> io::Result<()> {
+/// One line for all findings of a code about one subject, unless `-v` wants each.
+fn print_findings<'f>(err: &mut impl Write, findings: impl Iterator<Item = &'f Finding>) -> io::Result<()> {
+    let mut groups: Vec<(&Finding, usize)> = Vec::new();
+    for finding in findings {
+        // They are ordered by level, code and subject.
+        let what = |f: &'f Finding| (f.code, f.level, f.accepted, &f.subject);
+        match groups.last_mut().filter(|(first, _)| !verbose() && what(first) == what(finding)) {
+            Some((_, more)) => *more += 1,
+            None => groups.push((finding, 0)),
+        }
+    }
+    groups.iter().try_for_each(|(finding, more)| print_finding(err, finding, *more))
+}
+
+fn print_finding(err: &mut impl Write, finding: &Finding, more: usize) -> io::Result<()> {
     let (word, style) = match finding.level {
         Level::Error if finding.accepted => ("accepted", WARN),
         Level::Error => ("error", BAD),
         Level::Warning => ("warning", WARN),
         Level::Note => ("note", DIM),
     };
-    let (code, subject, message) = (finding.code, clean(&finding.subject), clean(&finding.message));
-    writeln!(err, "{style}{word} {code}{style:#} {BOLD}{subject}{BOLD:#}: {message}")
+    let (code, subject, message) = (finding.code, readable(&finding.subject), readable(&finding.message));
+    let more = match more {
+        0 => String::new(),
+        1 => " (and 1 more place; -v lists it)".into(),
+        n => format!(" (and {n} more places; -v lists them)"),
+    };
+    // What `--allow` takes.
+    let name = match clean(&finding.subject) {
+        name if name != subject && finding.level == Level::Error && code.acceptable() => format!(" [{name}]"),
+        _ => String::new(),
+    };
+    writeln!(err, "{style}{word} {code}{style:#} {BOLD}{subject}{BOLD:#}{name}: {message}{more}")
 }
 
 fn print_verdict(report: &Report, exit: Exit, written: Option<&Written>) -> io::Result<()> {

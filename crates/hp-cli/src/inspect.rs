@@ -6,7 +6,7 @@ use crate::args::InspectArgs;
 use crate::exit::Exit;
 use crate::patch_file::PatchFile;
 use crate::side_by_side;
-use crate::text::{BOLD, DIM, WARN, clean, count, hex, print_json, verbose};
+use crate::text::{BOLD, DIM, WARN, clean, count, hex, print_json, readable, verbose};
 use hp_diff::PatchedCode;
 use hp_pack::manifest::{FunctionInfo, Manifest};
 use hp_pack::{Patch, Place, Role};
@@ -117,12 +117,12 @@ fn functions(patch: &Patch, manifest: Option<&Manifest>) -> Vec<FunctionInfo> {
 fn print_functions(out: &mut impl Write, patch: &Patch, manifest: Option<&Manifest>) -> io::Result<()> {
     let functions = functions(patch, manifest);
     writeln!(out, "\n{BOLD}{}{BOLD:#}", count(functions.len(), "function"))?;
-    let width = functions.iter().map(|f| f.name.chars().count()).max().unwrap_or(0).min(40);
+    let width = functions.iter().map(|f| readable(&f.name).chars().count()).max().unwrap_or(0).min(40);
     for f in &functions {
-        let (change, name, source) = (clean(&f.change), clean(&f.name), clean(&f.source));
+        let (change, name, source) = (clean(&f.change), readable(&f.name), clean(&f.source));
         let old = if f.old_size == 0 { String::new() } else { format!("at {:#x}, {} → ", f.old_address, f.old_size) };
         let notes =
-            [clean(&f.cause), source].into_iter().filter(|note| !note.is_empty()).collect::<Vec<_>>().join(", ");
+            [readable(&f.cause), source].into_iter().filter(|note| !note.is_empty()).collect::<Vec<_>>().join(", ");
         writeln!(out, "  {change:<8} {name:<width$}  {old}{} bytes  {DIM}{notes}{DIM:#}", f.new_size)?;
         match clean(&f.goes_on).as_str() {
             "" => {}
@@ -161,7 +161,7 @@ fn print_findings(out: &mut impl Write, manifest: &Manifest) -> io::Result<()> {
     }
     writeln!(out, "\n{BOLD}made in spite of{BOLD:#}")?;
     for f in &manifest.findings {
-        let (code, subject, message) = (clean(&f.code), clean(&f.subject), clean(&f.message));
+        let (code, subject, message) = (clean(&f.code), readable(&f.subject), readable(&f.message));
         let level = if f.accepted { "accepted".into() } else { clean(&f.level) };
         writeln!(out, "  {WARN}{level} {code}{WARN:#} {subject}: {message}")?;
     }

@@ -3,7 +3,7 @@
 //! Equal instructions far from a difference are counted, not shown. A line with the source place stands above the
 //! instructions that it made. Text that differs is wrapped, never cut; equal text may be cut.
 
-use crate::text::{BAD, BOLD, DIM, GOOD, Style, WARN, clean};
+use crate::text::{BAD, BOLD, DIM, GOOD, Style, WARN, clean, readable};
 use hp_diff::{Instruction, Row, RowKind};
 use std::io::{self, Write};
 
@@ -15,7 +15,7 @@ const TEXT: usize = 40;
 /// Prints all of a function that is worth looking at.
 pub(crate) fn print(out: &mut impl Write, name: &str, cause: &str, rows: &[Row]) -> io::Result<()> {
     let colon = if cause.is_empty() { "" } else { ": " };
-    writeln!(out, "{BOLD}{}{BOLD:#}{colon}{}", clean(name), clean(cause))?;
+    writeln!(out, "{BOLD}{}{BOLD:#}{colon}{}", readable(name), readable(cause))?;
     let mut hidden = 0;
     let mut places = (None, None);
     for (i, row) in rows.iter().enumerate() {

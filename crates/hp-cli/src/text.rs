@@ -55,6 +55,11 @@ pub(crate) fn clean(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
+/// The same, with names of C++ and Rust as their source has them.
+pub(crate) fn readable(text: &str) -> String {
+    hp_diff::readable(&clean(text))
+}
+
 /// `1 function`, `2 functions`.
 pub(crate) fn count(n: usize, what: &str) -> String {
     if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }

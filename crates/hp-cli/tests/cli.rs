@@ -6,6 +6,7 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
+use std::time::Duration;
 
 /// What a run of `hp` gave.
 #[derive(Debug)]
@@ -328,6 +329,97 @@ fn a_patch_is_never_written_to_a_terminal() {
     let mut shown = Vec::new();
     let _ = File::from(main).read_to_end(&mut shown); // ends with EIO when the other side is closed
     assert!(shown.is_empty());
+}
+
+/// A pseudo-terminal stands for stderr. The command is held up now and then, so that it takes longer than a second.
+#[test]
+fn long_work_shows_a_bar_on_a_terminal_and_takes_it_away() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = |side: &str| {
+        let source = folder.path().join(format!("{side}.c"));
+        let text =
+            format!("#include <stdio.h>\nint main(int c, char **v) {{ return printf(\"{side}%d%s\", c, v[0]); }}\n");
+        std::fs::write(&source, text).unwrap();
+        let output = folder.path().join(side);
+        let status = Command::new("gcc").args(["-static", "-g", path(&source), "-o", path(&output)]).status().unwrap();
+        assert!(status.success());
+        output
+    };
+    let (old, new) = (program("old"), program("new"));
+    let (mut main, mut terminal) = (-1, -1);
+    // SAFETY: openpty writes two descriptors and takes null for name, attributes and size (openpty(3)).
+    let result =
+        unsafe { libc::openpty(&mut main, &mut terminal, std::ptr::null_mut(), std::ptr::null(), std::ptr::null()) };
+    assert_eq!(result, 0);
+    // SAFETY: both descriptors are new and nobody else's.
+    let (main, terminal) = unsafe { (OwnedFd::from_raw_fd(main), OwnedFd::from_raw_fd(terminal)) };
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hp"));
+    command.args(["diff", "-o", path(&folder.path().join("fix.hpatch")), path(&old), path(&new)]);
+    let mut child =
+        command.env("TERM", "xterm").stdin(Stdio::null()).stdout(Stdio::null()).stderr(terminal).spawn().unwrap();
+    drop(command); // and with it our side of the terminal
+    let reader = std::thread::spawn(move || {
+        let mut shown = Vec::new();
+        let _ = File::from(main).read_to_end(&mut shown); // ends with EIO when the other side is closed
+        String::from_utf8_lossy(&shown).into_owned()
+    });
+    let pid = libc::pid_t::try_from(child.id()).unwrap();
+    while child.try_wait().unwrap().is_none() {
+        // SAFETY: a signal to our own child, which has not been waited for.
+        unsafe { libc::kill(pid, libc::SIGSTOP) };
+        std::thread::sleep(Duration::from_millis(250));
+        // SAFETY: as above.
+        unsafe { libc::kill(pid, libc::SIGCONT) };
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let shown = reader.join().unwrap();
+    let steps = format!("/{} ", hp_diff::Stage::ALL.len());
+    let bar = shown.rfind(&steps).unwrap_or_else(|| panic!("no bar in {shown:?}"));
+    let words = hp_diff::Stage::ALL.map(|s| s.words());
+    assert!(words.iter().any(|w| shown.contains(w)), "no stage in {shown:?}");
+    // It is erased before the report begins.
+    let report = shown.find("identical functions").unwrap();
+    assert!(bar < report && shown[bar..report].contains("\x1b[2K"), "{shown:?}");
+}
+
+/// Names of C++ are shown as the source has them; JSON has both. What is said several times about one function is one line.
+#[test]
+fn reports_have_names_as_in_the_source_and_each_finding_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = |side: &str, number: &str| {
+        let source = folder.path().join(format!("{side}.cc"));
+        let text = format!(
+            "#include <cstdio>
+            struct Shape {{ int sides; __attribute__((noinline)) int area(int n) const; }};
+            int Shape::area(int n) const {{ std::puts(\"one\"); std::puts(\"two\"); std::puts(\"three\"); return n * sides + {number}; }}
+            int main(int c, char **) {{ Shape s{{c}}; return s.area(c); }}"
+        );
+        std::fs::write(&source, text).unwrap();
+        let output = folder.path().join(side);
+        let words = ["-O2", "-g", "-fno-pie", "-no-pie", path(&source), "-o", path(&output)];
+        assert!(Command::new("g++").args(words).status().unwrap().success());
+        output
+    };
+    let (old, new) = (program("old", "3"), program("new", "4"));
+    let file = folder.path().join("fix.hpatch");
+    let report = hp(&["diff", path(&old), path(&new), "-o", path(&file)]).exits(0).err;
+    assert!(report.contains("changed  Shape::area(int) const  "), "{report}");
+    let warnings = report.lines().filter(|l| l.contains("HP0207 Shape::area(int) const: ")).collect::<Vec<_>>();
+    assert!(warnings.len() == 1 && warnings[0].contains("more places; -v lists them)"), "{report}");
+    let all = hp(&["diff", "-v", path(&old), path(&new), "-o", path(&file)]).exits(0).err;
+    assert!(all.lines().filter(|l| l.contains("HP0207 Shape::area(int) const: ")).count() > 2, "{all}");
+    let json = hp(&["diff", "--json", path(&old), path(&new)]).exits(0).json();
+    assert_eq!(json["changes"][0]["name"], "_ZNK5Shape4areaEi");
+    assert_eq!(json["changes"][0]["readable"], "Shape::area(int) const");
+    let text = hp(&["inspect", path(&file)]).exits(0).text();
+    assert!(text.contains("changed  Shape::area(int) const"), "{text}");
+    let asm = hp(&["inspect", "--asm", path(&file)]).exits(0).text();
+    assert!(asm.starts_with("Shape::area(int) const: "), "{asm}");
+    for name in ["Shape::area(int) const", "_ZNK5Shape4areaEi"] {
+        let text = hp(&["diff", "--explain", name, path(&old), path(&new)]).exits(0).text();
+        assert!(text.starts_with("Shape::area(int) const: "), "{text}");
+        assert!(text.lines().all(|l| l.chars().count() <= 100), "{text}");
+    }
 }
 
 #[test]

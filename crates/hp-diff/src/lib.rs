@@ -59,6 +59,7 @@ mod layout;
 mod lines;
 mod lsda;
 mod made_with;
+mod names;
 mod payload;
 mod progress;
 mod references;
@@ -76,6 +77,7 @@ pub use explain::{Explanation, First, Instruction, PatchedCode, Reason, Row, Row
 pub use finding::{Code, Finding, Level};
 pub use image::Evidence;
 pub use input::{BuildFile, DebugPlaces, FileKind, file_kind, members, same_content};
+pub use names::readable;
 pub use progress::{Progress, Stage};
 pub use references::{EntityKind, Meaning, Reference, references};
 pub use source::Place;
@@ -293,8 +295,9 @@ pub fn diff(old: &Path, new: &Path, options: &Options) -> Result<Report, Error> 
         change.cause = "only line numbers differ".into();
     }
     listed.extend(alone.changes(&old, &new, &copied, &causes));
-    let wanted =
-        differing.iter().filter(|p| options.explain.iter().any(|n| old.map.functions[p.0].names.contains(&n.as_str())));
+    let asked = |name: &&str| options.explain.iter().any(|n| n == name || *n == readable(name));
+    let explains = !options.explain.is_empty();
+    let wanted = differing.iter().filter(|p| explains && old.map.functions[p.0].names.iter().any(|n| asked(n)));
     let mut explanations: Vec<Explanation> = wanted.map(|pair| causes.explain(*pair)).collect();
     explanations.sort_by(|a, b| a.name.cmp(&b.name));
     listed.sort_by(|a, b| (&a.name, a.old_address, a.new_address).cmp(&(&b.name, b.old_address, b.new_address)));
