@@ -297,7 +297,7 @@ pub fn diff(old: &Path, new: &Path, options: &Options) -> Result<Report, Error> 
     listed.extend(alone.changes(&old, &new, &copied, &causes));
     let asked = |name: &&str| options.explain.iter().any(|n| n == name || *n == readable(name));
     let explains = !options.explain.is_empty();
-    let wanted = differing.iter().filter(|p| explains && old.map.functions[p.0].names.iter().any(|n| asked(n)));
+    let wanted = differing.iter().filter(|p| explains && old.map.functions[p.0].names.iter().any(&asked));
     let mut explanations: Vec<Explanation> = wanted.map(|pair| causes.explain(*pair)).collect();
     explanations.sort_by(|a, b| a.name.cmp(&b.name));
     listed.sort_by(|a, b| (&a.name, a.old_address, a.new_address).cmp(&(&b.name, b.old_address, b.new_address)));
