@@ -1,6 +1,6 @@
 //! The last stage: payload, detours, unwind rows and manifest become one patch.
 
-use hp_pack::manifest::{BuildInfo, FindingInfo, FunctionInfo, Manifest};
+use hp_pack::manifest::{BuildInfo, FindingInfo, FunctionInfo, LeftOut, Manifest};
 use hp_pack::{Base, Patch, Place, SectionKind, Symbol, SymbolKind};
 use rustc_hash::FxHashSet;
 
@@ -150,7 +150,11 @@ pub(crate) fn manifest(
         source: source(new, c),
         goes_on: goes_on(c),
     };
-    let left_out = changes.iter().filter(|c| c.kind == ChangeKind::LineOnly);
+    let left_out = changes.iter().filter(|c| c.kind == ChangeKind::LineOnly && !is_copied(c)).map(|c| LeftOut {
+        name: c.name.clone(),
+        change: "line-only".into(),
+        old_address: c.old_address,
+    });
     let findings = findings.iter().map(|f| FindingInfo {
         code: f.code.to_string(),
         level: match f.level {
@@ -170,7 +174,7 @@ pub(crate) fn manifest(
         new: info(new),
         tool: concat!("hp ", env!("CARGO_PKG_VERSION")).into(),
         functions: changes.iter().filter(is_copied).map(info_of).collect(),
-        left_out: left_out.map(info_of).collect(),
+        left_out: left_out.collect(),
         findings: findings.collect(),
     };
     // Serialising strings and numbers into memory cannot fail.

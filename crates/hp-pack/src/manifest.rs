@@ -24,7 +24,7 @@ pub struct Manifest {
     pub functions: Vec<FunctionInfo>,
     /// Functions that changed and are not in the patch, each with its reason.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub left_out: Vec<FunctionInfo>,
+    pub left_out: Vec<LeftOut>,
     /// Findings of level error that the user accepted, and every warning.
     #[serde(default)]
     pub findings: Vec<FindingInfo>,
@@ -39,12 +39,12 @@ pub struct BuildInfo {
     pub build_id: String,
 }
 
-/// One function of the patch, or one that it leaves out.
+/// One function of the patch.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FunctionInfo {
     /// Name as in the symbol table.
     pub name: String,
-    /// `changed` or `added`; of one that is left out, `line-only`.
+    /// `changed` or `added`; `line-only` where only line numbers differ and the function was asked for.
     pub change: String,
     /// Why, as one word: `own-code`, `inlined-callee`, `changed-constant`, `callee-replaced`, `compiler-noise`,
     /// `line-numbers`; `one-build` for an added function. Empty if not said.
@@ -65,6 +65,18 @@ pub struct FunctionInfo {
     /// why not, in words.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub goes_on: String,
+}
+
+/// A function that changed and that the patch leaves as it is. There can be hundreds beside a fix of one line, so this says no
+/// more than which function and why.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftOut {
+    /// Name as in the symbol table.
+    pub name: String,
+    /// Why: `line-only`, nothing but line numbers differs.
+    pub change: String,
+    /// Link-time address in the old build.
+    pub old_address: u64,
 }
 
 /// A finding that the patch was made in spite of.
