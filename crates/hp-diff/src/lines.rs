@@ -6,7 +6,8 @@
 //! - whatever way the code takes from it, it is an argument of calls of one function or forgotten, and everything else
 //!   in the function is equal;
 //! - the line table (DWARF 5, section 6.2) has the instruction at that line or at most [`REACH`] lines before (a macro's
-//!   line is where its call ends), and number and line moved by the same amount;
+//!   line is where its call ends), or so has the call of the inlined function that it belongs to (`fprintf` of a fortified
+//!   C library), and number and line moved by the same amount;
 //! - the call takes lines: it is given the name of the source file too, as assertions and logs are; or *every* call of
 //!   the same function that gives it a constant there gives it its line, in at least [`ENOUGH`] places.
 //!
@@ -26,7 +27,7 @@ use crate::compare::{Changes, Judge, Verdict};
 use crate::correlate::Correlation;
 use crate::entity::FunctionId;
 use crate::image::Word;
-use crate::source::SourceMap;
+use crate::source::{Place, SourceMap};
 
 /// Lines over which one call may stretch.
 const REACH: u64 = 40;
@@ -47,6 +48,13 @@ struct Argument {
     call: CallArgument,
     /// What the call is given that may be the name of a source file: address and length.
     texts: Vec<(u64, u64)>,
+}
+
+impl Argument {
+    /// True if the call may be given the name of a source file too.
+    fn is_named(&self) -> bool {
+        !self.texts.is_empty()
+    }
 }
 
 /// A panic's place, in one build.
@@ -71,32 +79,60 @@ pub(crate) fn line_only(
         return FxHashSet::default();
     }
     let panics = candidates.iter().any(|c| !c.locations.is_empty());
-    let side = |n: usize, build| {
-        let pick = move |c: &Candidate| if n == 0 { c.pair.0 } else { c.pair.1 };
-        Side::new(
-            build,
-            candidates.iter().map(pick),
-            panics,
-            candidates.iter().flat_map(|c| c.arguments.iter().map(|a| &a[n])),
-        )
-    };
-    let (before, now) = (side(0, old), side(1, new));
-    let is_line = |all: &[[Argument; 2]], [a, b]: &[Argument; 2]| {
-        let (Some(x), Some(y)) = (before.line(a.call.at), now.line(b.call.at)) else { return false };
+    let all: Vec<&Candidate> = candidates.iter().collect();
+    let mut proven = Evidence::new(old, new, &all, panics).proven(&all);
+    // A call of a function that was inlined has its line where that one was called; few need that, and it takes time to read.
+    let rest: Vec<&Candidate> = candidates
+        .iter()
+        .filter(|c| !proven.contains(&c.pair.0) && c.arguments.iter().all(|a| a[0].is_named()))
+        .collect();
+    if !panics && !rest.is_empty() {
+        proven.extend(Evidence::new(old, new, &rest, true).proven(&rest));
+    }
+    proven
+}
+
+/// What is known of both builds.
+struct Evidence<'s, 'a> {
+    before: Side<'s, 'a>,
+    now: Side<'s, 'a>,
+}
+
+impl<'s, 'a> Evidence<'s, 'a> {
+    fn new(old: &'s Build<'a>, new: &'s Build<'a>, candidates: &[&Candidate], inlined: bool) -> Evidence<'s, 'a> {
+        let side = |n: usize, build| {
+            let functions = candidates.iter().map(|c| if n == 0 { c.pair.0 } else { c.pair.1 });
+            Side::new(build, functions, inlined, candidates.iter().flat_map(|c| c.arguments.iter().map(|a| &a[n])))
+        };
+        Evidence { before: side(0, old), now: side(1, new) }
+    }
+
+    /// The old functions of which all that differs is a line.
+    fn proven(&self, candidates: &[&Candidate]) -> FxHashSet<FunctionId> {
+        let is_place = |pair: (FunctionId, FunctionId), [a, b]: &[Location; 2]| {
+            self.before.has_line(pair.0, a) && self.now.has_line(pair.1, b)
+        };
+        let proven = candidates.iter().filter(|c| {
+            c.arguments.iter().all(|a| self.is_line(&c.arguments, a))
+                && c.locations.iter().all(|pair| is_place(c.pair, pair))
+        });
+        proven.map(|c| c.pair.0).collect()
+    }
+
+    fn is_line(&self, all: &[[Argument; 2]], [a, b]: &[Argument; 2]) -> bool {
+        let (places, places_now) = (self.before.sources.places(a.call.at), self.now.sources.places(b.call.at));
         let (m, n) = (u64::from(a.call.value), u64::from(b.call.value));
-        let moved_alike = (x..=x + REACH).contains(&m) && m - x == n.wrapping_sub(y);
+        let moved_alike = |x: u64, y: u64| (x..=x + REACH).contains(&m) && m - x == n.wrapping_sub(y);
         // Of two numbers beside the file's name only one is the line, and which one is not known.
         let beside = |other: &[Argument; 2]| a.call.beside(other[0].call.at) || other[0].call.way.contains(&a.call.at);
         let alone = !all.iter().any(|other| other[0].call.at != a.call.at && beside(other));
-        let named = alone && before.names_file(a) && now.names_file(b);
-        moved_alike && (named || before.takes_lines(a) && now.takes_lines(b))
-    };
-    let is_place =
-        |pair: (FunctionId, FunctionId), [a, b]: &[Location; 2]| before.has_line(pair.0, a) && now.has_line(pair.1, b);
-    let proven = candidates.iter().filter(|c| {
-        c.arguments.iter().all(|a| is_line(&c.arguments, a)) && c.locations.iter().all(|pair| is_place(c.pair, pair))
-    });
-    proven.map(|c| c.pair.0).collect()
+        let takes_lines = || self.before.takes_lines(a) && self.now.takes_lines(b);
+        places.len() == places_now.len()
+            && places.iter().zip(&places_now).any(|(x, y)| {
+                let named = || alone && self.before.names_file(a, x) && self.now.names_file(b, y);
+                moved_alike(x.line.into(), y.line.into()) && (named() || takes_lines())
+            })
+    }
 }
 
 fn candidate(judge: &Judge<'_, '_>, pair: (FunctionId, FunctionId)) -> Option<Candidate> {
@@ -209,14 +245,14 @@ impl<'s, 'a> Side<'s, 'a> {
     fn new<'c>(
         build: &'s Build<'a>,
         functions: impl Iterator<Item = FunctionId>,
-        panics: bool,
+        inlined: bool,
         arguments: impl Iterator<Item = &'c Argument>,
     ) -> Side<'s, 'a> {
-        let targets: FxHashSet<u64> = arguments.filter(|a| a.texts.is_empty()).map(|a| a.call.target).collect();
+        let targets: FxHashSet<u64> = arguments.filter(|a| !a.is_named()).map(|a| a.call.target).collect();
         let mut wanted: FxHashSet<FunctionId> = functions.collect();
         let mut calls: FxHashMap<_, Vec<(u64, u32)>> = FxHashMap::default();
         for (id, code) in build.code.iter().enumerate() {
-            let calling = |c: &arch::Code| c.sites.branches().any(|target| targets.contains(&target));
+            let calling = |c: &arch::Code| c.sites.targets().any(|target| targets.contains(&target));
             if targets.is_empty() || !code.ranges.iter().any(calling) {
                 continue;
             }
@@ -227,7 +263,7 @@ impl<'s, 'a> Side<'s, 'a> {
         }
         let ranges: Vec<Range<u64>> =
             wanted.iter().flat_map(|f| build.map.functions[*f].ranges.iter().map(|r| r.address..r.end())).collect();
-        let read = if panics { SourceMap::read } else { SourceMap::lines };
+        let read = if inlined { SourceMap::read } else { SourceMap::lines };
         Side { build, sources: read(&build.image.debug, ranges), calls }
     }
 
@@ -235,10 +271,10 @@ impl<'s, 'a> Side<'s, 'a> {
         self.sources.place(address).map(|p| u64::from(p.line))
     }
 
-    /// True if the call is given the name of the file that its instruction comes from.
-    fn names_file(&self, argument: &Argument) -> bool {
+    /// True if the call is given the name of the file that it comes from.
+    fn names_file(&self, argument: &Argument, place: &Place) -> bool {
         let base = |path: &str| path.rsplit('/').next().unwrap_or_default().to_owned();
-        let Some(file) = self.sources.place(argument.call.at).map(|p| base(&p.file)) else { return false };
+        let file = base(&place.file);
         argument.texts.iter().any(|&(at, length)| {
             let text = self.build.image.bytes(at, length).and_then(|t| std::str::from_utf8(t).ok());
             text.map(base).as_deref() == Some(file.as_str())

@@ -87,6 +87,14 @@ impl SourceMap {
         (address < end && line > 0).then(|| Place { file: self.files[file as usize].clone(), line })
     }
 
+    /// Where the instruction at `address` comes from, and where the inlined functions that it belongs to were called, the
+    /// innermost first.
+    pub(crate) fn places(&self, address: u64) -> Vec<Place> {
+        let mut around: Vec<&Inlined> = self.inlined.iter().filter(|i| i.range.contains(&address)).collect();
+        around.sort_by_key(|i| std::cmp::Reverse(i.depth));
+        self.place(address).into_iter().chain(around.into_iter().map(|i| i.call.clone())).collect()
+    }
+
     /// The rows of the line table that lie in `range`, cut to it, in order.
     pub(crate) fn rows(&self, range: Range<u64>) -> impl Iterator<Item = (Range<u64>, Place)> {
         let first = self.lines.range(..=range.start).next_back().map_or(range.start, |(start, _)| *start);

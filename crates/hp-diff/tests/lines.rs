@@ -98,6 +98,31 @@ fn assertions_and_logs_move_with_their_lines() {
     assert_eq!(kind_of(&all, "logged"), Some(ChangeKind::LineOnly), "{all:?}");
 }
 
+/// `fprintf` of a fortified C library is inlined, so that its instructions have a line of its header.
+#[test]
+fn the_line_of_a_call_that_was_inlined_and_of_one_through_a_pointer() {
+    let builds = Builds::new();
+    let program = |line: usize, bound: u32| {
+        at_line(
+            line,
+            &format!(
+                "void (*volatile hook)(const char *, int, int) = report;\n\
+                 int printed(int x) {{ if (x > 3) fprintf(stderr, \"%s:%d: too many\", __FILE__, __LINE__); return x; }}\n\
+                 int hooked(int x) {{ hook(__FILE__, __LINE__, x); return x; }}\n\
+                 int bounded(int x) {{ if (x > 3) fprintf(stderr, \"%d is too many\", {bound}); return x; }}\n\
+                 int main(int argc, char **argv) {{ return printed(argc) + hooked(argc) + bounded(argc) + (argv == 0); }}\n"
+            ),
+        )
+    };
+    let gcc =
+        |name: &str, source: &str| builds.build(name, "part.c", &["gcc", "-O2", "-g", "-D_FORTIFY_SOURCE=2"], source);
+    // The bound is the line of its call, in both builds, but no name of a file stands beside it.
+    let all = kinds(&gcc("old", &program(40, 43)), &gcc("new", &program(42, 45)));
+    assert_eq!(kind_of(&all, "printed"), Some(ChangeKind::LineOnly), "{all:?}");
+    assert_eq!(kind_of(&all, "hooked"), Some(ChangeKind::LineOnly), "{all:?}");
+    assert_eq!(kind_of(&all, "bounded"), Some(ChangeKind::Changed), "{all:?}");
+}
+
 #[test]
 fn a_function_that_is_always_given_its_line_takes_lines() {
     let builds = Builds::new();

@@ -86,12 +86,6 @@ impl Sites {
         self.packed.iter().map(|packed| self.target(*packed))
     }
 
-    /// Where those lead that transfer control.
-    pub(crate) fn branches(&self) -> impl Iterator<Item = u64> {
-        let branches = self.packed.iter().filter(|packed| packed.facts >> USE & 3 == BRANCH);
-        branches.map(|packed| self.target(*packed))
-    }
-
     /// Those that do not lead into the range itself.
     pub(crate) fn leaving(&self) -> impl Iterator<Item = Site> {
         let leaves = |p: &&Packed| p.facts & FAR != 0 || !usize::try_from(p.target).is_ok_and(|n| n < self.size);

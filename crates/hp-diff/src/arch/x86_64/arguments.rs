@@ -5,10 +5,11 @@
 //! place, or to a call. What is read from the place on the way, or leads where no one can see, makes the answer unsure.
 //! What is pushed or stored to the stack counts as handed on; nobody looks whether it is read before.
 
-use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, OpAccess, OpKind, Register};
-use rustc_hash::{FxHashMap, FxHashSet};
+use iced_x86::{FlowControl, Instruction, InstructionInfoFactory, OpAccess, OpKind, Register};
+use rustc_hash::FxHashSet;
 
 use super::immediates::argument;
+use super::ways::Decoded;
 
 /// Instructions that are looked at on the ways from one number.
 const STEPS: usize = 400;
@@ -26,7 +27,8 @@ pub(crate) struct CallArgument {
     pub start: u64,
     /// Addresses of the instructions that may run between `at` and its calls.
     pub way: FxHashSet<u64>,
-    /// Where the call leads.
+    /// Where the call leads: a function, the slot that holds its address, or else the call itself: that leads where a
+    /// pointer says.
     pub target: u64,
     /// Nothing but calls of this one target gets the number.
     pub sure: bool,
@@ -66,23 +68,6 @@ pub(crate) fn call_arguments<'a>(ranges: impl Iterator<Item = (u64, &'a [u8])>) 
         }));
     }
     found
-}
-
-/// The instructions of a function, and which of them is at an address.
-struct Decoded {
-    instructions: Vec<Instruction>,
-    at: FxHashMap<u64, usize>,
-}
-
-impl Decoded {
-    fn new<'a>(ranges: impl Iterator<Item = (u64, &'a [u8])>) -> Decoded {
-        let mut instructions = Vec::new();
-        for (address, bytes) in ranges {
-            instructions.extend(&mut Decoder::with_ip(64, bytes, address, DecoderOptions::NONE));
-        }
-        let at = instructions.iter().enumerate().map(|(n, i)| (i.ip(), n)).collect();
-        Decoded { instructions, at }
-    }
 }
 
 /// What becomes of one number.
@@ -150,6 +135,11 @@ impl Walk {
         match instruction.flow_control() {
             FlowControl::Next => open.push(instruction.next_ip()),
             FlowControl::Call if direct => self.given_to(to),
+            FlowControl::IndirectCall => {
+                self.sure &= !reads(instruction, place);
+                let slot = instruction.is_ip_rel_memory_operand();
+                self.given_to(if slot { instruction.ip_rel_memory_address() } else { instruction.ip() });
+            }
             FlowControl::UnconditionalBranch | FlowControl::ConditionalBranch if direct => {
                 if code.at.contains_key(&to) {
                     open.push(to);
@@ -172,6 +162,15 @@ impl Walk {
             self.targets.push(target);
         }
     }
+}
+
+/// True if an instruction with one operand finds it by this register.
+fn reads(instruction: &Instruction, register: Register) -> bool {
+    let operand = match instruction.op0_kind() {
+        OpKind::Register => [instruction.op0_register(), Register::None],
+        _ => [instruction.memory_base(), instruction.memory_index()],
+    };
+    operand.iter().any(|used| *used != Register::None && used.full_register() == register)
 }
 
 /// True if the code behind the instruction is not reached from it with the same arguments.
@@ -212,6 +211,15 @@ mod tests {
         let all: Vec<_> = found(&code).iter().map(|c| (c.2, c.3)).collect();
         assert_eq!(all.len(), 2);
         assert!(all.contains(&(0x2000, false)) && all.contains(&(0x3000, false)), "{all:x?}");
+    }
+
+    #[test]
+    fn a_call_through_a_pointer_is_a_target_of_its_own() {
+        // mov ecx,1; call [r8]; mov ecx,2; call [rip+0]; mov ecx,3; call [rcx]
+        let code = [
+            0xb9, 1, 0, 0, 0, 0x41, 0xff, 0x10, 0xb9, 2, 0, 0, 0, 0xff, 0x15, 0, 0, 0, 0, 0xb9, 3, 0, 0, 0, 0xff, 0x11,
+        ];
+        assert_eq!(found(&code), [(0, 1, 0x1005, true), (8, 2, 0x1013, true), (19, 3, 0x1018, false)]);
     }
 
     #[test]
