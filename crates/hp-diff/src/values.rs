@@ -7,7 +7,7 @@
 //!
 //! Likewise who owns what a pointer leads to: new code that releases what the old code left alone may find objects that
 //! the old code made, where two pointers lead to one thing. So calls are searched that release what a function read
-//! from lasting memory, where the old function releases nothing from that place.
+//! from lasting memory, where the old function, and what it called that the new one does not call, releases nothing from that place.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -23,6 +23,9 @@ use crate::image::Word;
 
 /// Places shown in one finding.
 const SHOWN: usize = 6;
+
+/// Functions that are looked at because they may have been inlined into one.
+const INLINED: usize = 64;
 
 /// Memory, by what both builds agree on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -54,7 +57,12 @@ pub(crate) fn changed_values(old: &Build<'_>, new: &Build<'_>, pairs: &Correlati
         let (before, now) = (numbers(old, f, place_in_old), numbers(new, g, place_in_new));
         let plain = before.iter().filter(|(key, _)| key.2 != Deed::Passes);
         let changed: Vec<String> = plain.filter_map(|(key, was)| describe(old, *key, was, now.get(key)?)).collect();
-        let (was, is) = (releases(old, &before), releases(new, &now));
+        let (mut was, is) = (releases(old, &before), releases(new, &now));
+        if is.keys().any(|place| !was.contains_key(place)) {
+            for callee in inlined(old, new, pairs, (f, g)) {
+                was.extend(releases(old, &numbers(old, callee, place_in_old)));
+            }
+        }
         let released = is.into_iter().filter(|(place, _)| !was.contains_key(place));
         let released: Vec<String> = released
             .map(|(place, (callee, at))| {
@@ -66,6 +74,39 @@ pub(crate) fn changed_values(old: &Build<'_>, new: &Build<'_>, pairs: &Correlati
         of_numbers.into_iter().chain(of_releases)
     };
     changes.functions.par_iter().flat_map_iter(of_function).collect()
+}
+
+/// Functions that old `f` calls and its new version does not, with all that they call: what they release is released in the
+/// new version too, if that is because they are inlined there.
+fn inlined(
+    old: &Build<'_>,
+    new: &Build<'_>,
+    pairs: &Correlation,
+    (f, g): (FunctionId, FunctionId),
+) -> BTreeSet<FunctionId> {
+    let kept: BTreeSet<FunctionId> = callees(new, g).into_iter().filter_map(|id| pairs.functions.old_of(id)).collect();
+    let mut open: Vec<FunctionId> = callees(old, f).into_iter().filter(|id| !kept.contains(id)).collect();
+    let mut found: BTreeSet<FunctionId> = open.iter().copied().collect();
+    while let Some(id) = open.pop() {
+        let next = callees(old, id).into_iter().filter(|id| found.len() < INLINED && found.insert(*id));
+        open.extend(next.collect::<Vec<_>>());
+    }
+    found
+}
+
+/// The functions of the build that one calls or jumps to.
+fn callees(build: &Build<'_>, function: FunctionId) -> BTreeSet<FunctionId> {
+    let sites = build.code[function].ranges.iter().flat_map(|code| code.sites.leaving());
+    let branches = sites.filter(|site| site.usage == Use::Branch);
+    let called = branches.filter_map(|site| match build.map.resolve(&build.image, &site) {
+        Target::Function(id, 0, 0) if id != function => Some(id),
+        // A library may call its own functions through a stub.
+        Target::Stub(Word::Symbol(name, 0)) => {
+            build.map.functions.iter().position(|f| f.names.contains(&name.as_str()))
+        }
+        _ => None,
+    });
+    called.collect()
 }
 
 /// The first few of them in one line.

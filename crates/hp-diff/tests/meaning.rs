@@ -135,6 +135,27 @@ void set(struct reader *r, struct info *i, char *p) {
     assert!(diff(source, &Options { allow, ..Options::default() }).patch.is_some());
 }
 
+/// The compiler inlines a destructor in the one build and calls it in the other.
+#[test]
+fn a_release_that_was_in_a_callee_before_is_none() {
+    let source = r#"
+#include <stdlib.h>
+#ifdef NEW
+#define HOW static inline __attribute__((always_inline))
+#else
+#define HOW __attribute__((noinline))
+#endif
+struct reader { long id; char *palette; char *name; };
+HOW void clear(struct reader *r) { free(r->palette); free(r->name); }
+void destroy(struct reader *r) { clear(r); free(r); }
+void (*volatile use)(struct reader *) = destroy;
+"#;
+    let report = diff(source, &Options::default());
+    let found: Vec<&Finding> = report.findings.iter().filter(|f| f.code == Code::ReleaseAdded).collect();
+    assert!(found.is_empty(), "{found:?}");
+    assert!(report.changes.iter().any(|c| c.name == "destroy"), "{:?}", report.changes);
+}
+
 const SCOPE: &str = r#"
 #ifdef NEW
 static int left = 10;
