@@ -12,7 +12,8 @@ use std::collections::BTreeMap;
 use rayon::prelude::*;
 use rustc_hash::FxHashSet;
 
-use crate::arch::{self, Use};
+use crate::arch::{self, Site, Use};
+use crate::before::before;
 use crate::build::Build;
 use crate::by_address::Spans;
 use crate::compare::{Changes, Judge, Verdict};
@@ -128,9 +129,9 @@ fn sites<'b>(
     old: &'b Build<'_>,
     new: &'b Build<'_>,
     (f, g): (FunctionId, FunctionId),
-) -> impl Iterator<Item = (u64, u64, Use)> {
+) -> impl Iterator<Item = (Site, Site)> {
     let ranges = old.code[f].ranges.iter().zip(&new.code[g].ranges);
-    ranges.flat_map(|(x, y)| x.sites.iter().zip(&y.sites)).map(|(s, t)| (s.target, t.target, s.usage))
+    ranges.flat_map(|(x, y)| x.sites.iter().zip(&y.sites))
 }
 
 /// True if the function has this number, such as the length of a text that it hands on.
@@ -161,14 +162,18 @@ pub(crate) fn doubts(judge: &Judge<'_, '_>, pairs: &Correlation, changes: &Chang
         return Vec::new();
     }
     let of_pair = |pair: &(FunctionId, FunctionId)| {
-        let doubtful = sites(old, new, *pair).find(|&(a, b, usage)| {
-            usage == Use::Address
+        // The end of a text is not the start of what lies behind it.
+        let is_end = |site: &Site| before(old, pair.0, site).is_some_and(|before| !before.behind);
+        let doubtful = sites(old, new, *pair).find(|(s, t)| {
+            let (a, b) = (s.target, t.target);
+            s.usage == Use::Address
                 && old.table(pair.0, a).is_none()
                 && (doubtful.contains(&(a, b))
                     || is_template(a) && in_doubt(&(a, b))
                     || cut_short(*pair, a, b) && !has_number(old, pair.0, old.map.next_reference(a) - a))
+                && !is_end(s)
         })?;
-        let text = String::from_utf8_lossy(old.map.literal(&old.image, doubtful.0));
+        let text = String::from_utf8_lossy(old.map.literal(&old.image, doubtful.0.target));
         let text: String = text.trim_end_matches('\0').chars().take(40).collect();
         let message = format!("it uses {text:?}, and the constant data directly behind that changed");
         Some(Finding::new(Code::LiteralEnd, old.map.functions[pair.0].qualified_name(), message))

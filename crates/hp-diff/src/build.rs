@@ -5,6 +5,7 @@ mod fragments;
 use rayon::prelude::*;
 
 use crate::arch::{self, Code, JumpTable};
+use crate::before;
 use crate::entity::{CodeRange, FunctionId, Map};
 use crate::image::Image;
 use crate::lsda;
@@ -46,7 +47,10 @@ impl<'a> Build<'a> {
             .collect();
         let decoded = fragments::attach(&mut map, &image, decoded);
         let leaving = decoded.par_iter().flat_map_iter(|ranges| ranges.iter().flat_map(|c| c.sites.leaving()));
-        map.set_references(&image, leaving.map(|s| s.target));
+        let calculated =
+            decoded.par_iter().zip(&map.functions).flat_map_iter(|(ranges, f)| before::starts(&image, f, ranges));
+        let calculated: Vec<u64> = calculated.collect();
+        map.set_references(&image, leaving.map(|s| s.target).chain(calculated));
         let found: Vec<(FunctionCode, Vec<u64>)> = decoded
             .into_par_iter()
             .zip(&map.functions)

@@ -12,9 +12,10 @@ use rayon::prelude::*;
 use rustc_hash::FxHashSet;
 
 use crate::arch::{self, Encoding, JumpTable, Site, Use};
+use crate::before::{self, Before, before};
 use crate::build::Build;
 use crate::correlate::{Correlation, Relation, Settled, View};
-use crate::entity::{Distance, FunctionId, ObjectId, Target};
+use crate::entity::{CodeRange, Distance, FunctionId, ObjectId, Target};
 use crate::image::{Evidence, Word};
 use crate::lsda::{self, CallSite, Lsda};
 use crate::rust;
@@ -203,7 +204,52 @@ impl<'j, 'a> Judge<'j, 'a> {
         }
         let doubtful = verdict == Verdict::Different && a.usage == Use::Address;
         let same = doubtful && (self.same_in_reach(pair, a, b) || self.same_rust_constant(pair, a.target, b.target));
-        if same { Verdict::Same } else { verdict }
+        let verdict = if same { Verdict::Same } else { verdict };
+        let step = || before::step(self.old, pair.0);
+        match verdict {
+            Verdict::Same if a.usage == Use::Address && !self.alike_before(a.target, b.target, step()) => {
+                self.before(pair, a, b).unwrap_or(verdict)
+            }
+            Verdict::Different if a.usage == Use::Address && step() > 0 && self.are_ends(pair, a, b) => {
+                self.before(pair, a, b).unwrap_or(verdict)
+            }
+            _ => verdict,
+        }
+    }
+
+    /// Is what lies before two addresses the same, as far as code reaches there? `None` if it does not.
+    fn before(&self, pair: (FunctionId, FunctionId), a: &Site, b: &Site) -> Option<Verdict> {
+        match (before(self.old, pair.0, a), before(self.new, pair.1, b)) {
+            (None, None) => None,
+            (Some(x), Some(y)) if a.target - x.start == b.target - y.start => Some(match (x.object, y.object) {
+                (None, None) => self.same_content(x.start, y.start, a.target - x.start).into(),
+                _ => self.addresses(Some(pair), (x.start, y.start), Use::Address),
+            }),
+            _ => Some(Verdict::Different),
+        }
+    }
+
+    /// True if two addresses are ends of literals and nothing else: code reaches back from them, and no further.
+    fn are_ends(&self, pair: (FunctionId, FunctionId), a: &Site, b: &Site) -> bool {
+        let is_end = |before: Option<Before>| before.is_some_and(|before| before.object.is_none() && !before.behind);
+        is_end(before(self.old, pair.0, a)) && is_end(before(self.new, pair.1, b))
+    }
+
+    /// True if what lies in front of two addresses is the same without a look at who reaches there.
+    fn alike_before(&self, a: u64, b: u64, step: u64) -> bool {
+        let holder = |build: &Build<'_>, address: u64| {
+            let id = build.map.object_at(address.wrapping_sub(1))?;
+            Some((id, address - build.map.objects[id].address))
+        };
+        match (holder(self.old, a), holder(self.new, b)) {
+            _ if step == 0 => true,
+            (Some((o, m)), Some((p, n))) => m == n && self.is_kept(o) && self.pairs.objects.new_of(o) == Some(p),
+            (None, None) => {
+                let bytes = |build: &'j Build<'a>, address: u64| build.image.bytes(address.wrapping_sub(step), step);
+                bytes(self.old, a) == bytes(self.new, b)
+            }
+            _ => false,
+        }
     }
 
     /// Rust's texts and other constants have no terminators, and linkers do not merge their tails: for a function of
@@ -588,14 +634,14 @@ pub(crate) fn uses(build: &Build<'_>, function: FunctionId, object: ObjectId) ->
 
 /// True if `function` calculates with the address that its site makes.
 pub(crate) fn is_indexed(build: &Build<'_>, function: FunctionId, site: &Site) -> bool {
-    range_of(build, function, site).is_some_and(|bytes| arch::is_indexed(bytes, site.instruction))
+    range_of(build, function, site).is_some_and(|range| arch::is_indexed(range.bytes, site.instruction))
 }
 
 /// The code that contains a site.
-fn range_of<'b>(build: &'b Build<'_>, function: FunctionId, site: &Site) -> Option<&'b [u8]> {
+pub(crate) fn range_of<'b, 'a>(build: &'b Build<'a>, function: FunctionId, site: &Site) -> Option<&'b CodeRange<'a>> {
     let same = |s: Site| (s.offset, s.target, s.end) == (site.offset, site.target, site.end);
     let mut codes = build.code[function].ranges.iter().zip(&build.map.functions[function].ranges);
-    codes.find(|(code, _)| code.sites.iter().any(same)).map(|(_, range)| range.bytes)
+    codes.find(|(code, _)| code.sites.iter().any(same)).map(|(_, range)| range)
 }
 
 /// True for a field in position-dependent code that is no address though its value lies in
@@ -611,7 +657,8 @@ pub(crate) fn is_number(build: &Build<'_>, function: FunctionId, site: &Site) ->
         _ => false,
     };
     // What an index is added to may lie anywhere.
-    let displacement = |bytes| arch::field(bytes, site.instruction, site.offset) == arch::Field::Displacement;
+    let displacement =
+        |range: &CodeRange<'_>| arch::field(range.bytes, site.instruction, site.offset) == arch::Field::Displacement;
     nowhere && !range_of(build, function, site).is_some_and(displacement)
 }
 

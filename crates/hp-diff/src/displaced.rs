@@ -23,9 +23,12 @@ pub(crate) fn findings(old: &Build<'_>, new: &Build<'_>, changes: &Changes) -> V
             1 => String::new(),
             n => format!(", and {} more", n - 1),
         };
+        let signed = |n: i64| format!("{}{:#x}", if n < 0 { "-" } else { "" }, n.unsigned_abs());
         let message = format!(
-            "it differs only in how far into objects it reaches, as if a structure had changed: {:#x} became {:#x} at +{:#x}{more}",
-            first.old, first.new, first.at
+            "it differs only in how far into objects it reaches, as if a structure had changed: {} became {} at +{:#x}{more}",
+            signed(first.old),
+            signed(first.new),
+            first.at
         );
         found.push(Finding::new(Code::LayoutSuspected, function.name(), message));
     }

@@ -38,6 +38,7 @@ mod adjoin;
 mod arch;
 mod asks;
 mod assemble;
+mod before;
 mod build;
 mod by_address;
 mod check;

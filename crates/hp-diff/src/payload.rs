@@ -8,6 +8,7 @@
 //! Calls go to the new version of a changed function; its *address*, where it is taken,
 //! stays the old one, so that pointers compare equal before, during and after the patch.
 
+mod before;
 mod code;
 mod data;
 mod islands;

@@ -321,3 +321,65 @@ fn a_table_of_numbers_is_no_table_of_distances() {
         assert!(!changed(&report).contains(&"limit"), "{compiler}: {:?}", report.changes);
     }
 }
+
+/// A constructor is given a text's end, and calculates the start: nothing else leads to the text.
+#[test]
+fn a_text_that_code_knows_by_its_end_is_found() {
+    let room = tempfile::tempdir().unwrap();
+    let source = |first: &str, second: &str| {
+        format!(
+            "int puts(const char *); __attribute__((noinline)) int count(const char *from, const char *to) {{ int n = 0; while (from != to) n += *from++; return n; }}
+            __attribute__((noinline)) int by_end(int unused) {{
+                const char *end = \"a first text, {first}\" + 23;
+                __asm__(\"\" : \"+r\"(end));
+                return count(end - 23, end) + unused;
+            }}
+            __attribute__((noinline)) int other(void) {{ return puts(\"{second}\"); }}
+            __attribute__((noinline)) const char *empty(void) {{ return \"\"; }}
+            int main(int c, char **v) {{ (void)v; return by_end(c) + (c > 99 ? other() : 0) + *empty(); }}"
+        )
+    };
+    for compiler in ["gcc -O2", "clang -O2", "gcc -O1", "gcc -O2 -fno-pie -no-pie"] {
+        if !on_path(compiler.split(' ').next().unwrap()) {
+            continue;
+        }
+        let old = build(room.path(), "old", &source("with more", "second"), compiler);
+        for (first, second, expected) in [
+            ("with MORE", "second", &["by_end"][..]),
+            ("with more", "second", &[]),
+            ("with more", "another second, and far longer than it was", &["other"]),
+        ] {
+            let new = build(room.path(), "new", &source(first, second), compiler);
+            assert_eq!(changed(&diff(&old, &new)), expected, "{compiler} {first} {second}");
+        }
+    }
+}
+
+/// The table of a `switch` is read like a table of distances; numbers beside it are numbers all the same.
+#[test]
+fn numbers_beside_a_switch_are_no_distances() {
+    let room = tempfile::tempdir().unwrap();
+    let source = |plus: &str, text: &str| {
+        format!(
+            "#include <stdio.h>
+            const char filler[] = {{ [0 ... 8999] = '{text}', 0 }};
+            static const int limits[] = {{ -1000, 1000, 2000, 3000, 4000, 900 }};
+            __attribute__((noinline)) long limit(unsigned i, long n) {{
+                switch (i) {{ case 1: n += limits[n & 3]; break; case 2: n = n * n; break; case 3: n ^= 7; break;
+                    case 4: n = puts(\"four\"); break; case 5: n /= 3; break; case 6: n = limits[n % 6u]; break; default: n = 0; }}
+                return n {plus}; }}
+            int main(int c, char **v) {{ (void)v; return printf(\"%ld %s\\n\", limit(c, c), filler + c); }}"
+        )
+    };
+    for compiler in ["gcc -O2 -g -fno-toplevel-reorder", "gcc -O2 -g", "clang -O2 -g"] {
+        if !on_path(compiler.split(' ').next().unwrap()) {
+            continue;
+        }
+        let old = build(room.path(), "old", &source("", "x"), compiler);
+        let report = diff(&old, &build(room.path(), "other", &source("", "y"), compiler));
+        assert!(!changed(&report).contains(&"limit"), "{compiler}: {:?}", report.changes);
+        let report = diff(&old, &build(room.path(), "new", &source("+ 1", "x"), compiler));
+        assert_eq!(changed(&report), ["limit"], "{compiler}: {:?}", report.findings);
+        assert!(report.patch.is_some(), "{compiler}: {:?}", report.findings);
+    }
+}

@@ -194,7 +194,9 @@ const NEAR: usize = 16;
 pub(crate) struct Distances {
     /// The last numbers that were read: into which register, from where, and how many instructions ago.
     read: Vec<(Register, Register, usize)>,
-    pub(crate) found: bool,
+    /// The last sum of the two that no jump has gone to yet, and how many instructions ago.
+    sum: Option<(Register, usize)>,
+    found: bool,
 }
 
 impl Distances {
@@ -202,8 +204,23 @@ impl Distances {
         self.read.iter_mut().for_each(|read| read.2 += 1);
         self.read.retain(|read| read.2 < NEAR);
         self.read.extend(step.reads_number().map(|(number, table)| (number, table, 0)));
-        if let Some((x, y)) = step.adds() {
-            self.found |= self.read.iter().any(|read| [(x, y), (y, x)].contains(&(read.0, read.1)));
+        let jumps_to = step.is_computed_jump() && step.instruction.op0_kind() == OpKind::Register;
+        self.sum = match self.sum {
+            Some((sum, ago)) if jumps_to && sum == step.instruction.op0_register() && ago < NEAR => None,
+            Some((sum, ago)) => Some((sum, ago + 1)),
+            None => None,
+        };
+        if let Some((x, y)) = step.adds()
+            && self.read.iter().any(|read| [(x, y), (y, x)].contains(&(read.0, read.1)))
+        {
+            // One before this one was no jump's.
+            self.found |= self.sum.is_some();
+            self.sum = Some((x, 0));
         }
+    }
+
+    /// True if the code that was seen keeps distances to data; those of a jump through a table are none.
+    pub(crate) fn found(&self) -> bool {
+        self.found || self.sum.is_some()
     }
 }

@@ -6,6 +6,7 @@ use rayon::prelude::*;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::code::{self, Use};
+use crate::derived::Derived;
 use crate::image::{Image, Symbol, SymbolType, Word};
 use crate::{templates, unnamed};
 
@@ -78,6 +79,9 @@ pub(crate) struct Side<'a> {
     templates: Vec<(u64, u64)>,
 }
 
+/// Where a table of distances begins, and where its entries lead.
+type Table = (u64, Vec<u64>);
+
 impl<'a> Side<'a> {
     pub(crate) fn new(image: Image<'a>) -> Side<'a> {
         let (objects, markers) = objects(&image);
@@ -99,7 +103,7 @@ impl<'a> Side<'a> {
             templates: Vec::new(),
         };
         side.borders = side.find_borders();
-        let (tables, texts) = side.distance_tables();
+        let (tables, texts) = side.calculated_places();
         side.tables = tables;
         if !texts.is_empty() {
             side.borders.extend(texts);
@@ -201,19 +205,35 @@ impl<'a> Side<'a> {
         code::steps(range.address, range.bytes, self.image.fixed)
     }
 
-    /// Where all tables of distances begin, and where their entries lead.
-    fn distance_tables(&self) -> (BTreeSet<u64>, Vec<u64>) {
-        let tables = (0..self.ranges.len()).into_par_iter().flat_map_iter(|r| {
+    /// Where all tables of distances begin, and where constants begin that nothing but a calculation leads to: by the entries
+    /// of such tables, or back from the end of a text.
+    fn calculated_places(&self) -> (BTreeSet<u64>, Vec<u64>) {
+        let of_range = |r: usize| {
             let (mut reads, mut places) = (code::Distances::default(), Vec::new());
+            let (mut derived, mut starts) = (Derived::new(), Vec::new());
             for (_, step) in self.steps(r) {
                 reads.see(&step);
+                let made = step.fields.iter().find(|f| f.usage == Use::Address).map(|f| f.target);
+                let back = derived.see(&step, made).into_iter().filter(|(end, back)| self.is_end_of_text(*end, *back));
+                starts.extend(back.map(|(end, back)| end - back));
                 places.extend(step.fields.iter().filter(|f| f.usage == Use::Address).map(|f| f.target));
             }
-            places.retain(|_| reads.found);
-            places.into_iter().filter_map(|at| Some((at, self.distances(at)?))).collect::<Vec<_>>()
-        });
-        let tables: Vec<(u64, Vec<u64>)> = tables.collect();
-        (tables.iter().map(|t| t.0).collect(), tables.into_iter().flat_map(|t| t.1).collect())
+            places.retain(|_| reads.found());
+            let tables = places.into_iter().filter_map(|at| Some((at, self.distances(at)?)));
+            (tables.collect::<Vec<_>>(), starts)
+        };
+        let found: Vec<(Vec<Table>, Vec<u64>)> = (0..self.ranges.len()).into_par_iter().map(of_range).collect();
+        let tables = found.iter().flat_map(|(tables, _)| tables.iter().map(|t| t.0)).collect();
+        let entries = |(tables, starts): (Vec<Table>, Vec<u64>)| {
+            tables.into_iter().flat_map(|t| t.1).chain(starts).collect::<Vec<_>>()
+        };
+        (tables, found.into_iter().flat_map(entries).collect())
+    }
+
+    /// True if the `size` bytes before a place are letters of a text, which ends there.
+    fn is_end_of_text(&self, end: u64, size: u64) -> bool {
+        let text = end.checked_sub(size).and_then(|start| self.image.bytes(start, size));
+        self.is_constant(end) && self.image.bytes(end, 1) == Some(&[0]) && text.is_some_and(|text| !text.contains(&0))
     }
 
     /// Where the entries of the table at `address` lead, if that can be one of 32-bit distances from its start to constants, as

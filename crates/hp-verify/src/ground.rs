@@ -129,6 +129,23 @@ impl<'g, 'a> Ground<'g, 'a> {
         self.same_at(a, n, usage, within, DEPTH)
     }
 
+    /// True if a field of the new build makes an address of it, and is no number.
+    pub(crate) fn makes_address(&self, field: &Field, within: Within<'_>) -> bool {
+        let number = || !self.new.image.contains(field.target) || is_number(self.new, within.new, field.target);
+        field.usage == Use::Address && (field.relative || !number())
+    }
+
+    /// Is what lies `back` bytes before old place `a` the same as before new place `n`?
+    pub(crate) fn same_before(&self, a: u64, n: u64, back: u64, within: Within<'_>) -> Answer {
+        let (a, n) = (a.wrapping_sub(back), n.wrapping_sub(back));
+        self.same(a, n, self.use_before(n, back), within)
+    }
+
+    /// How what lies `back` bytes before a new place is compared: an object by what it is, a literal by its content.
+    pub(crate) fn use_before(&self, n: u64, back: u64) -> Use {
+        Use::Access(if self.new.object_at(n).is_some() { 1 } else { back })
+    }
+
     fn same_at(&self, a: u64, n: u64, usage: Use, within: Within<'_>, depth: usize) -> Answer {
         if (a, n) == (0, 0) {
             // A weak symbol that the linker found nowhere.

@@ -34,6 +34,7 @@
 
 mod asks;
 mod code;
+mod derived;
 mod entities;
 mod ground;
 mod image;

@@ -25,6 +25,17 @@ pub(crate) enum Place {
     Nowhere(u64),
 }
 
+impl Place {
+    /// The place so many bytes before this one.
+    pub(crate) fn before(self, bytes: u64) -> Place {
+        match self {
+            Place::Base(at) => Place::Base(at.wrapping_sub(bytes)),
+            Place::Payload(kind, at) => Place::Payload(kind, at.wrapping_sub_unsigned(bytes)),
+            other => other,
+        }
+    }
+}
+
 /// Distance between things that must not be mistaken for each other.
 const GAP: u64 = 1 << 16;
 /// How far outside of a section an address still belongs to it (`&a[i - 1]`).

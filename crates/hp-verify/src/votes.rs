@@ -12,6 +12,7 @@ use rustc_hash::FxHashMap;
 use sha2::{Digest, Sha256};
 
 use crate::code::Use;
+use crate::derived::Derived;
 use crate::entities::{Family, Side};
 use crate::ground::{Doubt, Ground, Within};
 use crate::image::Word;
@@ -64,7 +65,7 @@ impl Ground<'_, '_> {
         if x.bytes.len() != y.bytes.len() {
             return differs(Difference { at: y.address, what: "another length".into(), immediate: false });
         }
-        let mut end = 0;
+        let (mut end, mut derived) = (0, Derived::new());
         for ((at, s), (_, t)) in self.old.steps(f).zip(self.new.steps(g)) {
             let here = y.address + at as u64;
             let (a, b) = (&x.bytes[at..at + s.len()], &y.bytes[at..(at + t.len()).min(y.bytes.len())]);
@@ -81,6 +82,14 @@ impl Ground<'_, '_> {
                 };
                 let immediate = s.immediate.is_some_and(number);
                 if !differs(Difference { at: here, what: "another instruction".into(), immediate }) {
+                    return false;
+                }
+            }
+            let made = s.fields.iter().zip(&t.fields).find(|(_, f)| self.makes_address(f, within));
+            for ((a, n), back) in derived.see(&t, made.map(|(f, g)| (f.target, g.target))) {
+                if let Err(Doubt::No(what)) = self.same_before(a, n, back, within)
+                    && !differs(Difference { at: here, what, immediate: false })
+                {
                     return false;
                 }
             }

@@ -11,6 +11,7 @@ use hp_pack::{Patch, Place as SymbolPlace, Role, SectionKind, Symbol};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::code::{self, Field, Step, Use};
+use crate::derived::Derived;
 use crate::entities::Family;
 use crate::ground::{Doubt, Ground, Within, is_number};
 use crate::image::{SymbolType, Word};
@@ -188,11 +189,12 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
             startup: twin.file == "crtstuff.c",
             rust: rust::is_name(twin.name()),
         };
-        let mut end = 0;
+        let (mut end, mut derived) = (0, Derived::new());
         for (at, step) in new.steps(range) {
             end = at + step.len();
             let bytes = &twin.bytes[at..end];
-            if let Err(what) = self.same_step(start + at as u64, (twin.address + at as u64, bytes, &step), within) {
+            let here = (twin.address + at as u64, bytes, &step);
+            if let Err(what) = self.same_step(start + at as u64, here, &mut derived, within) {
                 self.fault("code", format!("{}+{at:#x}", twin.name()), what);
                 // After a wrong instruction everything may be shifted.
                 if self.faults.len() > 64 {
@@ -215,6 +217,7 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
         &mut self,
         offset: u64,
         (address, bytes, step): (u64, &[u8], &Step),
+        derived: &mut Derived<(Place, u64)>,
         within: Within<'_>,
     ) -> Result<(), String> {
         let absolute = self.patch.base.fixed_address;
@@ -237,6 +240,16 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
             for (list, field) in fields.iter_mut().zip(&mine.fields) {
                 list.push((layout.place(field.target), *field));
             }
+        }
+        let made = step.fields.iter().zip(&fields).find(|(new, _)| self.ground.makes_address(new, within));
+        let made = made.map(|(new, mine)| (mine[0].0, new.target));
+        for ((place, n), back) in derived.see(step, made) {
+            let before = n.wrapping_sub(back);
+            let answer = self.same_place(place.before(back), before, self.ground.use_before(before, back), within);
+            answer.map_err(|doubt| {
+                let why = self.ground.describe(&doubt);
+                format!("`{}` leads {back} bytes before {n:#x} of the new build: {why}", step.instruction)
+            })?;
         }
         for (new, mine) in step.fields.iter().zip(fields) {
             let answer = self.same_field(offset, address, new, &mine, within);

@@ -13,7 +13,8 @@ pub(crate) use sites::Sites;
 pub(crate) use x86_64::{
     CallArgument, DecodeRoom, Field, JumpTableContext, Jumps, add_known, branch, call_arguments, changed_registers,
     compares_address, copied, decode, differing_arguments, displaced, field, first_difference, instructions, is_call,
-    is_indexed, memory_numbers, numbers, padding, plt_stubs, returns, shape, tables, text, texts, thunk, unpadded,
+    is_indexed, memory_numbers, numbers, padding, plt_stubs, reach, returns, shape, tables, text, texts, thunk,
+    unpadded,
 };
 
 /// How a field in an instruction encodes its target.
@@ -80,6 +81,8 @@ pub(crate) struct Code {
     pub distances: bool,
     /// Where it does either: what it says about its tables.
     pub jumps: Option<Box<Jumps>>,
+    /// How far one instruction at most leads before an address that a register holds, in bytes.
+    pub steps_back: u16,
     /// Reads or writes thread-local storage other than the stack protector's word.
     pub thread_local: bool,
 }

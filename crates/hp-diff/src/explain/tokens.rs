@@ -3,6 +3,7 @@
 use rustc_hash::FxHashMap;
 
 use crate::arch::{self, Encoding, Site, Use};
+use crate::before::before;
 use crate::build::Build;
 use crate::compare::{self, Changes};
 use crate::correlate::Correlation;
@@ -129,6 +130,15 @@ impl<'s, 'a> Side<'s, 'a> {
         if compare::is_number(self.build, function, &site) {
             let number = format!("{:#x}", site.target);
             return Lead { site, key: number.clone(), name: number, code: false };
+        }
+        if let Some(before) = before(self.build, function, &site).filter(|_| self.base.is_none()) {
+            let meant = Site { target: before.start, ..site };
+            let distance = site.target - before.start;
+            let (name, key) = match map.resolve(image, &meant) {
+                Target::Literal => (self.literal_name(&meant), self.content(&meant)),
+                target => (compare::describe(self.build, function, &meant), self.key(&target, &meant, |_| false)),
+            };
+            return Lead { site, key: format!("{key} {distance}"), name: format!("{name}+{distance:#x}"), code: false };
         }
         let target = map.resolve(image, &site);
         if let Target::Function(f, range, offset) = target

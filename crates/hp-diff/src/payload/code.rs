@@ -159,6 +159,9 @@ impl Payload<'_, '_> {
         if let Some(table) = new.table(id, site.target) {
             return Ok(Bind::direct((self.jump_table(id, table), 0)));
         }
+        if let Some(bound) = self.end(id, site)? {
+            return Ok(Bind::direct(bound));
+        }
         let target = new.map.resolve(&new.image, site);
         if new.map.template_at(site.target).is_some() {
             return self.literal(Some(id), site.target, site.usage).map(Bind::direct);
@@ -205,6 +208,27 @@ impl Payload<'_, '_> {
         !others.iter().any(|o| explained(o.address, o.end()))
     }
 
+    /// True if of all that an address may reach, the old version of the function refers to what lies at the address and to
+    /// nothing else. Constants that changed have no place in the base that says so; but two neighbours of which one grew
+    /// lie at another distance, and what the code adds to the one to reach the other did not change with it.
+    fn meant_before(
+        &self,
+        meanings: &[(ObjectId, i64)],
+        target: &Target<'_>,
+        known_place: impl Fn(u64) -> bool,
+    ) -> bool {
+        let old_address = |&(p, offset): &(ObjectId, i64)| {
+            let kept = self.pairs.objects.old_of(p)?;
+            Some(((p, offset), self.old.map.objects[kept].address.wrapping_add_signed(offset)))
+        };
+        let Some(places) = meanings.iter().map(old_address).collect::<Option<Vec<_>>>() else { return false };
+        let mut known = places.into_iter().filter(|(_, place)| known_place(*place)).map(|(meaning, _)| meaning);
+        match (known.next(), known.next(), target) {
+            (Some(meaning), None, Target::Object(object, offset)) => meaning == (*object, *offset),
+            _ => false,
+        }
+    }
+
     /// Binds an address that code calculates with and that is the start of nothing: of all that it may reach, the
     /// old build must have it at one and the same place, or the old version of the function decides. `None`
     /// if it is a literal and nothing else.
@@ -238,6 +262,7 @@ impl Payload<'_, '_> {
         let place = match (places[0], known.as_slice()) {
             (Some(place), _) if places.iter().all(|p| *p == Some(place)) => place,
             (_, &[place]) => place,
+            _ if self.meant_before(&meanings, target, known_place) => return Ok(None),
             _ => {
                 let name = new.map.objects[first.0].name();
                 let message =

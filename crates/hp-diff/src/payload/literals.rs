@@ -8,6 +8,9 @@ use crate::compare::Judge;
 use crate::entity::{FunctionId, Target};
 use crate::finding::Code;
 
+/// In place of a width: a copy together with what is behind it, because code reaches from there to here.
+pub(super) const BLOCK: u32 = u32::MAX - 1;
+
 impl Payload<'_, '_> {
     /// Binds a literal: to an equal one of the old build, else to a copy.
     pub(super) fn literal(&mut self, within: Option<FunctionId>, address: u64, usage: Use) -> Result<Bound, Problem> {
@@ -73,7 +76,7 @@ impl Payload<'_, '_> {
         let address = parts[0].0;
         let fields = self.fields(address, bytes);
         let kind = if fields.is_empty() { SectionKind::Rodata } else { SectionKind::DataRelRo };
-        let lead = if width == 0 { address % align } else { 0 };
+        let lead = if matches!(width, 0 | BLOCK) { address % align } else { 0 };
         let at = self.place(kind, align, &[&vec![0; lead as usize], bytes].concat()) + lead;
         for (start, end) in parts.iter().rev() {
             if !self.literal_symbols.contains_key(&(*start, width)) {

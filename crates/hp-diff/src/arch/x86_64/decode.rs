@@ -7,6 +7,7 @@
 
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
 
+use super::derived::steps_back;
 use super::jump_table::Window;
 use crate::arch::sites::{Beside, Relation};
 use crate::arch::{Branch, Code, Encoding, Site, Sites, Use};
@@ -50,8 +51,11 @@ pub(crate) fn decode(
             code.computed_jumps |= valid && !slot;
             window.note_jump();
         }
-        code.distances |= adds && window.adds_base();
+        if adds {
+            window.note_addition();
+        }
     }
+    code.distances = window.reads_distances();
     if code.computed_jumps || code.distances {
         code.jumps = Some(Box::new(window.jumps()));
     }
@@ -93,6 +97,7 @@ fn note(
         }
         return;
     }
+    code.steps_back = code.steps_back.max(steps_back(instruction) as u16);
     if instruction.is_ip_rel_memory_operand() {
         let offsets = decoder.get_constant_offsets(instruction);
         sites.push(Site {

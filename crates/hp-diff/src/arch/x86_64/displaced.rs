@@ -17,7 +17,7 @@ pub(crate) struct Displaced {
 pub(crate) fn displaced(old: &[u8], new: &[u8]) -> Option<Vec<Displaced>> {
     let (mut a, mut b) = (Decoder::new(64, old, DecoderOptions::NONE), Decoder::new(64, new, DecoderOptions::NONE));
     let frame = [has_frame_pointer(old), has_frame_pointer(new)].contains(&true);
-    let mut found = Vec::new();
+    let (mut found, mut fixed) = (Vec::new(), Vec::<Register>::new());
     while a.can_decode() && b.can_decode() {
         let at = a.position() as u32;
         let (x, y) = (a.decode(), b.decode());
@@ -30,7 +30,13 @@ pub(crate) fn displaced(old: &[u8], new: &[u8]) -> Option<Vec<Displaced>> {
             Register::RBP => !frame,
             _ => true,
         };
-        if from != to && is_object(x.memory_base()) {
+        // What lies before a fixed address is no member of an object there.
+        let before_fixed = from < 0 && to < 0 && fixed.contains(&x.memory_base());
+        fixed.retain(|register| x.op_count() == 0 || x.op0_kind() != OpKind::Register || x.op0_register() != *register);
+        if x.mnemonic() == Mnemonic::Lea && x.is_ip_rel_memory_operand() {
+            fixed.push(x.op0_register());
+        }
+        if from != to && is_object(x.memory_base()) && !before_fixed {
             found.push(Displaced { at, old: from, new: to });
         }
     }
@@ -90,6 +96,14 @@ mod tests {
         assert_eq!(displaced(OLD, &with(11, 6)), None, "another number");
         assert_eq!(displaced(OLD, &with(2, 0x4f)), None, "another register");
         assert_eq!(displaced(OLD, &OLD[..12]), None, "an instruction less");
+    }
+
+    /// `lea rdx,[rip+0]; lea rsi,[rdx-8]; ret`: the start of a text, from its end.
+    #[test]
+    fn what_lies_before_a_fixed_address_is_no_member() {
+        let code = |back: u8| [0x48, 0x8d, 0x15, 0, 0, 0, 0, 0x48, 0x8d, 0x72, back, 0xc3];
+        assert_eq!(displaced(&code(0xf8), &code(0xf0)), Some(vec![]));
+        assert_eq!(displaced(&code(8), &code(16)), Some(vec![Displaced { at: 7, old: 8, new: 16 }]));
     }
 
     /// A distance that needs a wider field makes the function longer.

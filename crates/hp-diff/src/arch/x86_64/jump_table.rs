@@ -137,12 +137,18 @@ pub(super) struct Window {
     /// How many there have been.
     count: usize,
     jumps: Jumps,
+    /// How often a table's start was added to what was read from it, where no jump goes to the sum.
+    distances: usize,
+    /// The last such sum: the register, and which instruction made it.
+    sum: Option<(Register, usize)>,
 }
 
 impl Window {
     /// Begins with a range of so many bytes.
     pub(super) fn clear(&mut self, size: usize) {
         self.count = 0;
+        self.distances = 0;
+        self.sum = None;
         self.jumps.shapes.clear();
         self.jumps.boundaries.clear();
         self.jumps.boundaries.resize(size.div_ceil(64), 0);
@@ -155,23 +161,38 @@ impl Window {
         &mut self.last[(self.count - 1) % (WINDOW + 1)]
     }
 
-    /// The last instruction, an addition, adds a table's start to a number that was read from that table:
-    /// `movslq (b,i,4),r; add b,r`. Only this tells a distance from any other number of 32 bits.
-    pub(super) fn adds_base(&self) -> bool {
+    /// To be called when the last instruction is an addition: perhaps it adds a table's start to a number that was read from
+    /// that table, `movslq (b,i,4),r; add b,r`. Only this tells a distance from any other number of 32 bits.
+    pub(super) fn note_addition(&mut self) {
         let nth = |n: usize| &self.last[(self.count - n) % (WINDOW + 1)];
         let add = nth(1);
         if add.op0_kind() != OpKind::Register || add.op1_kind() != OpKind::Register {
-            return false;
+            return;
         }
         let (x, y) = (add.op0_register(), add.op1_register());
-        (2..=self.count.min(WINDOW + 1)).map(nth).any(|load| {
+        let adds_base = (2..=self.count.min(WINDOW + 1)).map(nth).any(|load| {
             let distance = load.mnemonic() == Mnemonic::Movsxd && load.op1_kind() == OpKind::Memory;
             distance && [(x, y), (y, x)].contains(&(load.op0_register(), load.memory_base()))
-        })
+        });
+        if adds_base {
+            self.distances += 1;
+            self.sum = Some((x, self.count));
+        }
+    }
+
+    /// True if code reads distances from a table, other than those of jumps.
+    pub(super) fn reads_distances(&self) -> bool {
+        self.distances > 0
     }
 
     /// To be called when the last instruction is an indirect jump.
     pub(super) fn note_jump(&mut self) {
+        let jump = &self.last[(self.count - 1) % (WINDOW + 1)];
+        let by = (jump.op0_kind() == OpKind::Register).then(|| jump.op0_register());
+        if self.sum.is_some_and(|(register, at)| Some(register) == by && self.count - at <= WINDOW) {
+            self.distances -= 1;
+            self.sum = None;
+        }
         let before = (2..=self.count.min(WINDOW + 1)).map(|n| &self.last[(self.count - n) % (WINDOW + 1)]);
         self.jumps.shapes.extend(shape_of(&self.last[(self.count - 1) % (WINDOW + 1)], before));
     }

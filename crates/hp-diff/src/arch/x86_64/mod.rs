@@ -3,6 +3,7 @@
 mod arguments;
 mod copied;
 mod decode;
+mod derived;
 mod displaced;
 mod identity;
 mod immediates;
@@ -14,10 +15,12 @@ mod registers;
 mod text;
 mod thunk;
 mod values;
+mod ways;
 
 pub(crate) use arguments::{CallArgument, call_arguments};
 pub(crate) use copied::copied;
 pub(crate) use decode::{DecodeRoom, branch, decode, first_difference, instructions, padding, unpadded};
+pub(crate) use derived::reach;
 pub(crate) use displaced::displaced;
 pub(crate) use identity::compares_address;
 pub(crate) use immediates::differing_arguments;

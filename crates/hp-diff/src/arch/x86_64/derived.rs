@@ -1,0 +1,288 @@
+//! How far before an address code reaches that it makes other addresses from.
+//!
+//! A compiler that needs the start and the end of a text makes `lea end(%rip),r` and `lea -40(r),q` of it, the start is
+//! nowhere else. So what a reference leads to may lie before it. From where the address is made, all ways that the code
+//! can take are followed, as long as a register or a word of the frame holds the address or one made from it.
+
+use iced_x86::{FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
+use rustc_hash::FxHashSet;
+
+use super::ways::Decoded;
+
+/// Distances that are followed, in bytes; a loop may go on for ever.
+const FAR: i64 = 4096;
+/// Facts that are followed from one address.
+const FACTS: usize = 4000;
+
+/// Where a function reaches from an address that it makes. What it adds an index to is not known and does not count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Reach {
+    /// Bytes before the address: the nearest and the farthest place; 0 if there is none.
+    pub near: u64,
+    pub far: u64,
+    /// Something before the address is read or written.
+    pub accessed: bool,
+    /// Something at the address or behind it is read or written.
+    pub behind: bool,
+}
+
+impl Reach {
+    fn to(&mut self, offset: i64) {
+        if (-FAR..=-1).contains(&offset) {
+            let distance = offset.unsigned_abs();
+            self.near = if self.near == 0 { distance } else { self.near.min(distance) };
+            self.far = self.far.max(distance);
+        }
+    }
+}
+
+/// Where an address is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Holder {
+    Register(Register),
+    /// So far from the stack pointer.
+    Stack(i64),
+}
+
+/// At an instruction, something holds the address plus a number; whether that was added to it where it was. A loop may do that
+/// for ever, so it is followed once.
+type Fact = (usize, Holder, i64, bool);
+
+/// Where a function that consists of these ranges (address, bytes) reaches from the addresses that the instructions at `made`
+/// make.
+pub(crate) fn reach<'a>(ranges: impl Iterator<Item = (u64, &'a [u8])>, made: &[u64]) -> Vec<Reach> {
+    let code = Decoded::new(ranges);
+    let mut factory = InstructionInfoFactory::new();
+    made.iter().map(|at| reach_from(&code, *at, &mut factory)).collect()
+}
+
+fn reach_from(code: &Decoded, at: u64, factory: &mut InstructionInfoFactory) -> Reach {
+    let mut reach = Reach::default();
+    let Some(&first) = code.at.get(&at) else { return reach };
+    let made = &code.instructions[first];
+    if !matches!(made.mnemonic(), Mnemonic::Lea | Mnemonic::Mov) || made.op0_kind() != OpKind::Register {
+        return reach;
+    }
+    let holder = Holder::Register(made.op0_register().full_register());
+    let mut open: Vec<Fact> = code.behind(first).map(|next| (next, holder, 0, false)).collect();
+    let mut seen: FxHashSet<Fact> = open.iter().copied().collect();
+    while let Some((n, holder, offset, stepped)) = open.pop() {
+        let instruction = &code.instructions[n];
+        note(instruction, holder, offset, &mut reach);
+        let held = after(instruction, holder, offset, factory);
+        for next in code.behind(n) {
+            for &(holder, offset, steps) in &held {
+                let fact = (next, holder, offset, stepped || steps);
+                let followed = (-FAR..=FAR).contains(&offset) && !(stepped && steps);
+                if followed && seen.len() < FACTS && seen.insert(fact) {
+                    open.push(fact);
+                }
+            }
+        }
+    }
+    reach
+}
+
+/// True if an instruction may lead before an address that some register holds. `lea` and `mov` of other things than the
+/// frame do, and what subtracts.
+pub(crate) fn steps_back(instruction: &Instruction) -> u64 {
+    let distance = match (instruction.memory_base(), instruction.memory_index()) {
+        (Register::None | Register::RSP | Register::RIP, _) => 0,
+        (_, Register::None) => (instruction.memory_displacement64() as i64).wrapping_neg(),
+        _ => 0,
+    };
+    let subtracted = match instruction.mnemonic() {
+        Mnemonic::Sub | Mnemonic::Add if instruction.op0_kind() == OpKind::Register => number(instruction),
+        _ => None,
+    };
+    let step = distance.max(subtracted.map_or(0, i64::wrapping_neg));
+    if step <= FAR { step.max(0) as u64 } else { 0 }
+}
+
+/// What an instruction adds to its first operand.
+fn number(instruction: &Instruction) -> Option<i64> {
+    match instruction.mnemonic() {
+        Mnemonic::Add if instruction.op0_register() != Register::RSP => immediate(instruction),
+        Mnemonic::Sub if instruction.op0_register() != Register::RSP => Some(immediate(instruction)?.wrapping_neg()),
+        Mnemonic::Inc => Some(1),
+        Mnemonic::Dec => Some(-1),
+        _ => None,
+    }
+}
+
+/// The second operand of 64 bits, if it is a number.
+fn immediate(instruction: &Instruction) -> Option<i64> {
+    let is_number = matches!(instruction.op1_kind(), OpKind::Immediate8to64 | OpKind::Immediate32to64);
+    (instruction.op_count() > 1 && is_number).then(|| instruction.immediate(1) as i64)
+}
+
+fn has_memory(instruction: &Instruction) -> bool {
+    (0..instruction.op_count()).any(|i| instruction.op_kind(i) == OpKind::Memory)
+}
+
+/// Notes where one instruction reaches.
+fn note(instruction: &Instruction, holder: Holder, offset: i64, reach: &mut Reach) {
+    let Holder::Register(register) = holder else { return };
+    let used = |r: Register| r != Register::None && r.full_register() == register;
+    if has_memory(instruction) && is_plain(instruction) && used(instruction.memory_base()) {
+        let at = offset.saturating_add(instruction.memory_displacement64() as i64);
+        let access = instruction.mnemonic() != Mnemonic::Lea;
+        reach.to(at);
+        reach.accessed |= access && at < 0;
+        reach.behind |= access && at >= 0;
+    }
+}
+
+/// True if nothing is added to the base register but a number.
+fn is_plain(instruction: &Instruction) -> bool {
+    instruction.memory_base() != Register::None && instruction.memory_index() == Register::None
+}
+
+/// Where the address, and what is made from it, is held behind an instruction.
+fn after(
+    instruction: &Instruction,
+    holder: Holder,
+    offset: i64,
+    factory: &mut InstructionInfoFactory,
+) -> Vec<(Holder, i64, bool)> {
+    let mut held = Vec::new();
+    // The word of the stack that a memory operand means, by where the stack pointer is before the instruction.
+    let word = (instruction.memory_base() == Register::RSP && instruction.memory_index() == Register::None)
+        .then(|| instruction.memory_displacement64() as i64);
+    let moved = match (instruction.mnemonic(), instruction.op0_register()) {
+        (Mnemonic::Sub | Mnemonic::Add, Register::RSP) => match immediate(instruction) {
+            Some(number) if instruction.mnemonic() == Mnemonic::Sub => number.wrapping_neg(),
+            number => number.unwrap_or(0),
+        },
+        _ => i64::from(instruction.stack_pointer_increment()),
+    };
+    let calls = matches!(instruction.flow_control(), FlowControl::Call | FlowControl::IndirectCall);
+    match holder {
+        Holder::Stack(at) => {
+            let reads = instruction.mnemonic() == Mnemonic::Mov
+                && instruction.op1_kind() == OpKind::Memory
+                && instruction.op0_kind() == OpKind::Register;
+            if reads && word == Some(at) {
+                held.push((Holder::Register(instruction.op0_register().full_register()), offset, false));
+            }
+            if instruction.mnemonic() == Mnemonic::Pop && at == 0 && instruction.op0_kind() == OpKind::Register {
+                held.push((Holder::Register(instruction.op0_register().full_register()), offset, false));
+            }
+            let overwritten = instruction.op0_kind() == OpKind::Memory
+                && word == Some(at)
+                && !matches!(instruction.mnemonic(), Mnemonic::Cmp | Mnemonic::Test | Mnemonic::Push);
+            if !overwritten {
+                held.push((Holder::Stack(if calls { at } else { at.wrapping_sub(moved) }), offset, false));
+            }
+        }
+        Holder::Register(register) => {
+            let is = |r: Register| r != Register::None && r.full_register() == register;
+            let copied = instruction.op_count() > 1 && instruction.op1_kind() == OpKind::Register;
+            let copies = copied && is(instruction.op1_register());
+            let conditional = instruction.condition_code() != iced_x86::ConditionCode::None;
+            let to_register = instruction.op_count() > 0 && instruction.op0_kind() == OpKind::Register;
+            let to = to_register.then(|| Holder::Register(instruction.op0_register().full_register()));
+            match (instruction.mnemonic(), to) {
+                (Mnemonic::Lea, Some(to)) if is(instruction.memory_base()) && is_plain(instruction) => {
+                    held.push((to, offset.saturating_add(instruction.memory_displacement64() as i64), false));
+                }
+                (Mnemonic::Mov, Some(to)) if copies => held.push((to, offset, false)),
+                (_, Some(to)) if conditional && copies => held.push((to, offset, false)),
+                (Mnemonic::Mov, None) if copies => held.extend(word.map(|word| (Holder::Stack(word), offset, false))),
+                (Mnemonic::Push, Some(from)) if from == holder => held.push((Holder::Stack(0), offset, false)),
+                (_, Some(to)) if to == holder => {
+                    held.extend(number(instruction).map(|n| (holder, offset.saturating_add(n), true)));
+                }
+                _ => {}
+            }
+            let written = factory.info(instruction).used_registers().iter().any(|used| {
+                let writes = matches!(used.access(), OpAccess::Write | OpAccess::ReadWrite);
+                writes && is(used.register())
+            });
+            const KEPT: [Register; 6] =
+                [Register::RBX, Register::RBP, Register::R12, Register::R13, Register::R14, Register::R15];
+            if !written && (!calls || KEPT.contains(&register)) {
+                held.push((holder, offset, false));
+            }
+        }
+    }
+    held
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Reach, reach};
+
+    fn of(code: &[u8]) -> Reach {
+        reach([(0x1000, code)].into_iter(), &[0x1000])[0]
+    }
+
+    /// `lea rdx,[rip+0x100]`
+    const MAKES: [u8; 7] = [0x48, 0x8d, 0x15, 0, 1, 0, 0];
+
+    #[test]
+    fn an_address_that_is_only_handed_on() {
+        // mov rdi,rdx; call +0; mov rax,[rdx-8]: the call has changed rdx
+        let code = [&MAKES[..], &[0x48, 0x89, 0xd7, 0xe8, 0, 0, 0, 0, 0x48, 0x8b, 0x42, 0xf8]].concat();
+        assert_eq!(of(&code), Reach::default());
+    }
+
+    #[test]
+    fn the_start_of_a_text_made_from_its_end() {
+        // mov rdi,r15; lea rsi,[rdx-0x28]
+        let code = [&MAKES[..], &[0x4c, 0x89, 0xff, 0x48, 0x8d, 0x72, 0xd8]].concat();
+        assert_eq!(of(&code), Reach { near: 0x28, far: 0x28, ..Reach::default() });
+    }
+
+    #[test]
+    fn an_index_may_make_up_for_what_is_subtracted() {
+        // mov eax,[rdx+rcx*4-4]; lea rdi,[rdx+rcx-4]; mov eax,[rdi-4]
+        let code = [&MAKES[..], &[0x8b, 0x44, 0x8a, 0xfc, 0x48, 0x8d, 0x7c, 0x0a, 0xfc, 0x8b, 0x47, 0xfc]].concat();
+        assert_eq!(of(&code), Reach::default());
+    }
+
+    #[test]
+    fn through_the_frame_and_behind_a_jump() {
+        // mov [rsp+8],rdx; jmp L; (int3); L: push rax; mov rcx,[rsp+16]; mov eax,[rcx-4]
+        let code = [
+            &MAKES[..],
+            &[0x48, 0x89, 0x54, 0x24, 8, 0xeb, 1, 0xcc, 0x50, 0x48, 0x8b, 0x4c, 0x24, 16, 0x8b, 0x41, 0xfc],
+        ]
+        .concat();
+        assert_eq!(of(&code), Reach { near: 4, far: 4, accessed: true, behind: false });
+    }
+
+    #[test]
+    fn a_loop_that_counts_down() {
+        // L: sub rdx,8; mov rax,[rdx]; test rax,rax; jne L; ret
+        let code = [&MAKES[..], &[0x48, 0x83, 0xea, 8, 0x48, 0x8b, 0x02, 0x48, 0x85, 0xc0, 0x75, 0xf4, 0xc3]].concat();
+        assert_eq!(of(&code), Reach { near: 8, far: 8, accessed: true, behind: false });
+    }
+
+    #[test]
+    fn a_pointer_before_its_object_may_be_used_behind_it_only() {
+        // L: mov ecx,[rdx+0x18]; sub rdx,4; mov [rdx+0x20],ecx; cmp rdx,rax; jne L; ret
+        let code = [
+            &MAKES[..],
+            &[0x8b, 0x4a, 0x18, 0x48, 0x83, 0xea, 4, 0x89, 0x4a, 0x20, 0x48, 0x39, 0xc2, 0x75, 0xf1, 0xc3],
+        ]
+        .concat();
+        assert_eq!(of(&code), Reach { behind: true, ..Reach::default() });
+    }
+
+    #[test]
+    fn any_bytes_are_followed_without_a_panic() {
+        let program = std::fs::read(std::env::current_exe().unwrap()).unwrap();
+        for start in (0..program.len()).step_by(4099) {
+            let code = [&MAKES[..], &program[start..program.len().min(start + 512)]].concat();
+            of(&code);
+        }
+    }
+
+    #[test]
+    fn what_is_read_behind_it_is_seen() {
+        // mov eax,[rdx+4]; add rdx,16; mov eax,[rdx-20]
+        let code = [&MAKES[..], &[0x8b, 0x42, 4, 0x48, 0x83, 0xc2, 16, 0x8b, 0x42, 0xec]].concat();
+        assert_eq!(of(&code), Reach { near: 4, far: 4, accessed: true, behind: true });
+    }
+}

@@ -1,0 +1,106 @@
+//! Addresses that code makes from an address, and that lie before it.
+//!
+//! `lea end(%rip),%rdx; lea -40(%rdx),%rsi` refers to a text by its end: whoever compares what lies at the end alone has
+//! compared nothing. Registers are followed in the order in which the code lies, to the next place that is only jumped to.
+
+use iced_x86::{FlowControl, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
+
+use crate::code::{Step, Use};
+
+/// Registers that hold something made from an address; `T` says which one.
+pub(crate) struct Derived<T> {
+    held: Vec<(Register, T, i64)>,
+    factory: InstructionInfoFactory,
+}
+
+/// How far back it is followed.
+const FAR: i64 = 4096;
+
+impl<T: Copy + PartialEq> Derived<T> {
+    pub(crate) fn new() -> Derived<T> {
+        Derived { held: Vec::new(), factory: InstructionInfoFactory::new() }
+    }
+
+    /// Follows one instruction. `made` is what its field leads to, if it makes an address of it. Returns from which
+    /// addresses it reaches back, and how far.
+    pub(crate) fn see(&mut self, step: &Step, made: Option<T>) -> Vec<(T, u64)> {
+        let i = &step.instruction;
+        let to = (i.op_count() > 0 && i.op0_kind() == OpKind::Register).then(|| i.op0_register().full_register());
+        let mut back = Vec::new();
+        let mut next: Vec<(Register, T, i64)> = Vec::new();
+        if !self.held.is_empty() {
+            let memory = (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory);
+            let base = Some(i.memory_base().full_register())
+                .filter(|_| memory && i.memory_base() != Register::None && i.memory_index() == Register::None);
+            let source = (i.mnemonic() == Mnemonic::Mov && i.op1_kind() == OpKind::Register)
+                .then(|| i.op1_register().full_register());
+            for &(register, from, offset) in &self.held {
+                if base == Some(register) {
+                    let offset = offset.saturating_add(i.memory_displacement64() as i64);
+                    if (-FAR..0).contains(&offset) {
+                        back.push((from, offset.unsigned_abs()));
+                    }
+                    next.extend(to.filter(|_| i.mnemonic() == Mnemonic::Lea).map(|to| (to, from, offset)));
+                }
+                if source == Some(register) {
+                    next.extend(to.map(|to| (to, from, offset)));
+                }
+            }
+            self.forget(step);
+        }
+        let makes = matches!(i.mnemonic(), Mnemonic::Lea | Mnemonic::Mov)
+            && step.fields.iter().any(|f| f.usage == Use::Address);
+        if let (Some(to), Some(made)) = (to.filter(|_| makes), made) {
+            self.held.retain(|held| held.0 != to);
+            next.push((to, made, 0));
+        }
+        self.held.extend(next);
+        back
+    }
+
+    /// Drops what the instruction overwrites.
+    fn forget(&mut self, step: &Step) {
+        const KEPT: [Register; 6] =
+            [Register::RBX, Register::RBP, Register::R12, Register::R13, Register::R14, Register::R15];
+        if step.ends() {
+            self.held.clear();
+        } else if matches!(step.instruction.flow_control(), FlowControl::Call | FlowControl::IndirectCall) {
+            self.held.retain(|held| KEPT.contains(&held.0));
+        } else {
+            for used in self.factory.info(&step.instruction).used_registers() {
+                let writes = !matches!(used.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::None);
+                let register = used.register().full_register();
+                self.held.retain(|held| !writes || held.0 != register);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Derived;
+    use crate::code::steps;
+
+    fn back(code: &[u8]) -> Vec<(usize, u64)> {
+        let mut derived = Derived::new();
+        steps(0x1000, code, false).flat_map(|(at, step)| derived.see(&step, Some(at))).collect()
+    }
+
+    #[test]
+    fn a_start_that_is_made_from_an_end() {
+        // lea rdx,[rip+0x100]; mov rdi,rdx; call +0; lea rbx,[rip+0x100]; call +0; lea rsi,[rbx-0x28]; mov al,[rsi-8]
+        let code = [
+            0x48, 0x8d, 0x15, 0, 1, 0, 0, 0x48, 0x89, 0xd7, 0xe8, 0, 0, 0, 0, 0x48, 0x8d, 0x1d, 0, 1, 0, 0, 0xe8, 0, 0,
+            0, 0, 0x48, 0x8d, 0x73, 0xd8, 0x8a, 0x46, 0xf8,
+        ];
+        assert_eq!(back(&code), [(15, 0x28), (15, 0x30)]);
+    }
+
+    #[test]
+    fn what_is_overwritten_or_only_jumped_to_is_not_followed() {
+        // lea rdx,[rip+0x100]; mov rdx,[rdx+8]; mov al,[rdx-8]
+        assert_eq!(back(&[0x48, 0x8d, 0x15, 0, 1, 0, 0, 0x48, 0x8b, 0x52, 8, 0x8a, 0x42, 0xf8]), []);
+        // lea rdx,[rip+0x100]; ret; mov al,[rdx-8]
+        assert_eq!(back(&[0x48, 0x8d, 0x15, 0, 1, 0, 0, 0xc3, 0x8a, 0x42, 0xf8]), []);
+    }
+}
