@@ -39,13 +39,14 @@ pub(crate) fn before(build: &Build<'_>, function: FunctionId, site: &Site) -> Op
     let reach = reach.first().filter(|reach| reach.near > 0)?;
     let (near, far) = (site.target.wrapping_sub(reach.near), site.target.wrapping_sub(reach.far));
     let object = build.map.object_at(near);
-    // A pointer that is only calculated may stand before its own object.
-    if object.is_some() && !reach.accessed {
+    let text = text_start(&build.image, site.target).filter(|start| object.is_none() && *start <= near);
+    // A pointer that is only calculated may stand before its own object; but not so in a text.
+    if !reach.accessed && text.is_none() {
         return None;
     }
     let first = match object {
         Some(id) => build.map.objects[id].address,
-        None => text_start(&build.image, site.target).filter(|start| *start <= near).unwrap_or_else(|| {
+        None => text.unwrap_or_else(|| {
             let references = build.map.references.as_slice();
             build.map.references.up_to(near).checked_sub(1).map_or(near, |i| references[i])
         }),

@@ -13,6 +13,15 @@ pub(crate) struct Derived<T> {
     factory: InstructionInfoFactory,
 }
 
+/// How far code reaches back from an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Back<T> {
+    pub(crate) from: T,
+    pub(crate) bytes: u64,
+    /// Something is read or written there. Else a pointer is calculated, which may get an index later.
+    pub(crate) accessed: bool,
+}
+
 /// How far back it is followed.
 const FAR: i64 = 4096;
 
@@ -23,10 +32,10 @@ impl<T: Copy + PartialEq> Derived<T> {
 
     /// Follows one instruction. `made` is what its field leads to, if it makes an address of it. Returns from which
     /// addresses it reaches back, and how far.
-    pub(crate) fn see(&mut self, step: &Step, made: Option<T>) -> Vec<(T, u64)> {
+    pub(crate) fn see(&mut self, step: &Step, made: Option<T>) -> Vec<Back<T>> {
         let i = &step.instruction;
         let to = (i.op_count() > 0 && i.op0_kind() == OpKind::Register).then(|| i.op0_register().full_register());
-        let mut back = Vec::new();
+        let mut found = Vec::new();
         let mut next: Vec<(Register, T, i64)> = Vec::new();
         if !self.held.is_empty() {
             let memory = (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory);
@@ -38,7 +47,8 @@ impl<T: Copy + PartialEq> Derived<T> {
                 if base == Some(register) {
                     let offset = offset.saturating_add(i.memory_displacement64() as i64);
                     if (-FAR..0).contains(&offset) {
-                        back.push((from, offset.unsigned_abs()));
+                        let accessed = i.mnemonic() != Mnemonic::Lea;
+                        found.push(Back { from, bytes: offset.unsigned_abs(), accessed });
                     }
                     next.extend(to.filter(|_| i.mnemonic() == Mnemonic::Lea).map(|to| (to, from, offset)));
                 }
@@ -55,7 +65,7 @@ impl<T: Copy + PartialEq> Derived<T> {
             next.push((to, made, 0));
         }
         self.held.extend(next);
-        back
+        found
     }
 
     /// Drops what the instruction overwrites.
@@ -81,9 +91,10 @@ mod tests {
     use super::Derived;
     use crate::code::steps;
 
-    fn back(code: &[u8]) -> Vec<(usize, u64)> {
+    fn back(code: &[u8]) -> Vec<(usize, u64, bool)> {
         let mut derived = Derived::new();
-        steps(0x1000, code, false).flat_map(|(at, step)| derived.see(&step, Some(at))).collect()
+        let all = steps(0x1000, code, false).flat_map(|(at, step)| derived.see(&step, Some(at)));
+        all.map(|back| (back.from, back.bytes, back.accessed)).collect()
     }
 
     #[test]
@@ -93,7 +104,7 @@ mod tests {
             0x48, 0x8d, 0x15, 0, 1, 0, 0, 0x48, 0x89, 0xd7, 0xe8, 0, 0, 0, 0, 0x48, 0x8d, 0x1d, 0, 1, 0, 0, 0xe8, 0, 0,
             0, 0, 0x48, 0x8d, 0x73, 0xd8, 0x8a, 0x46, 0xf8,
         ];
-        assert_eq!(back(&code), [(15, 0x28), (15, 0x30)]);
+        assert_eq!(back(&code), [(15, 0x28, false), (15, 0x30, true)]);
     }
 
     #[test]

@@ -214,8 +214,8 @@ impl<'a> Side<'a> {
             for (_, step) in self.steps(r) {
                 reads.see(&step);
                 let made = step.fields.iter().find(|f| f.usage == Use::Address).map(|f| f.target);
-                let back = derived.see(&step, made).into_iter().filter(|(end, back)| self.is_end_of_text(*end, *back));
-                starts.extend(back.map(|(end, back)| end - back));
+                let back = derived.see(&step, made).into_iter().filter(|b| self.is_end_of_text(b.from, b.bytes));
+                starts.extend(back.map(|b| b.from - b.bytes));
                 places.extend(step.fields.iter().filter(|f| f.usage == Use::Address).map(|f| f.target));
             }
             places.retain(|_| reads.found());
@@ -231,7 +231,7 @@ impl<'a> Side<'a> {
     }
 
     /// True if the `size` bytes before a place are letters of a text, which ends there.
-    fn is_end_of_text(&self, end: u64, size: u64) -> bool {
+    pub(crate) fn is_end_of_text(&self, end: u64, size: u64) -> bool {
         let text = end.checked_sub(size).and_then(|start| self.image.bytes(start, size));
         self.is_constant(end) && self.image.bytes(end, 1) == Some(&[0]) && text.is_some_and(|text| !text.contains(&0))
     }

@@ -12,7 +12,7 @@ use rustc_hash::FxHashMap;
 use sha2::{Digest, Sha256};
 
 use crate::code::Use;
-use crate::derived::Derived;
+use crate::derived::{Back, Derived};
 use crate::entities::{Family, Side};
 use crate::ground::{Doubt, Ground, Within};
 use crate::image::Word;
@@ -86,8 +86,9 @@ impl Ground<'_, '_> {
                 }
             }
             let made = s.fields.iter().zip(&t.fields).find(|(_, f)| self.makes_address(f, within));
-            for ((a, n), back) in derived.see(&t, made.map(|(f, g)| (f.target, g.target))) {
-                if let Err(Doubt::No(what)) = self.same_before(a, n, back, within)
+            for Back { from: (a, n), bytes, accessed } in derived.see(&t, made.map(|(f, g)| (f.target, g.target))) {
+                if (accessed || self.new.is_end_of_text(n, bytes))
+                    && let Err(Doubt::No(what)) = self.same_before(a, n, bytes, within)
                     && !differs(Difference { at: here, what, immediate: false })
                 {
                     return false;

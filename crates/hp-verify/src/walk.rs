@@ -11,7 +11,7 @@ use hp_pack::{Patch, Place as SymbolPlace, Role, SectionKind, Symbol};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::code::{self, Field, Step, Use};
-use crate::derived::Derived;
+use crate::derived::{Back, Derived};
 use crate::entities::Family;
 use crate::ground::{Doubt, Ground, Within, is_number};
 use crate::image::{SymbolType, Word};
@@ -243,12 +243,15 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
         }
         let made = step.fields.iter().zip(&fields).find(|(new, _)| self.ground.makes_address(new, within));
         let made = made.map(|(new, mine)| (mine[0].0, new.target));
-        for ((place, n), back) in derived.see(step, made) {
-            let before = n.wrapping_sub(back);
-            let answer = self.same_place(place.before(back), before, self.ground.use_before(before, back), within);
+        for Back { from: (place, n), bytes, accessed } in derived.see(step, made) {
+            if !accessed && !self.ground.new.is_end_of_text(n, bytes) {
+                continue;
+            }
+            let before = n.wrapping_sub(bytes);
+            let answer = self.same_place(place.before(bytes), before, self.ground.use_before(before, bytes), within);
             answer.map_err(|doubt| {
                 let why = self.ground.describe(&doubt);
-                format!("`{}` leads {back} bytes before {n:#x} of the new build: {why}", step.instruction)
+                format!("`{}` leads {bytes} bytes before {n:#x} of the new build: {why}", step.instruction)
             })?;
         }
         for (new, mine) in step.fields.iter().zip(fields) {
