@@ -395,7 +395,25 @@ impl<'j, 'a> Judge<'j, 'a> {
             (Target::Header(m), Target::Header(n)) => (m == n).into(),
             // An unresolved weak symbol.
             (Target::Unknown, Target::Unknown) if a == 0 && b == 0 => Verdict::Same,
+            (Target::Unknown, Target::Unknown) => self.data_in_code(within, (a, b), usage).into(),
             _ => Verdict::Different,
+        }
+    }
+
+    /// Data that a function of hand-written assembly has beside itself, at the same distance in both builds.
+    fn data_in_code(&self, within: Option<(FunctionId, FunctionId)>, (a, b): (u64, u64), usage: Use) -> bool {
+        let (old, new) = (self.old, self.new);
+        let beside = within.is_some_and(|(f, g)| {
+            a.wrapping_sub(old.map.functions[f].address()) == b.wrapping_sub(new.map.functions[g].address())
+        });
+        let data = |build: &Build<'a>, at: u64| build.map.data_in_code(&build.image, at);
+        match (usage, beside) {
+            (Use::Access(n), true) => {
+                let bytes = |build: &Build<'a>, at: u64| build.image.bytes(at, u64::from(n));
+                data(old, a).is_some() && data(new, b).is_some() && bytes(old, a) == bytes(new, b)
+            }
+            (Use::Address, true) => data(old, a).is_some_and(|x| data(new, b) == Some(x)),
+            _ => false,
         }
     }
 

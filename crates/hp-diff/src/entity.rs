@@ -356,6 +356,17 @@ impl<'a> Map<'a> {
     }
 
     /// All ranges of code, ordered: start and end.
+    /// Data that hand-written code has beside itself: from `address` to the next function, without padding. `None` if the address
+    /// is none of code, or of a function.
+    pub(crate) fn data_in_code(&self, image: &Image<'a>, address: u64) -> Option<&'a [u8]> {
+        let section = image.section_at(address).filter(|s| s.executable && self.function_at(address).is_none())?;
+        let behind = self.code_ranges().map(|range| range.0).filter(|start| *start > address).min();
+        let end = behind.map_or(section.end(), |start| start.min(section.end()));
+        let bytes = image.bytes(address, end - address)?;
+        let used = bytes.iter().rposition(|b| ![0, 0x90, 0xcc].contains(b)).map_or(0, |last| last + 1);
+        Some(&bytes[..used])
+    }
+
     pub(crate) fn code_ranges(&self) -> impl Iterator<Item = (u64, u64)> {
         self.code_index.iter().map(|e| (e.0, e.1))
     }

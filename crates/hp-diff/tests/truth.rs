@@ -383,3 +383,30 @@ fn numbers_beside_a_switch_are_no_distances() {
         assert!(report.patch.is_some(), "{compiler}: {:?}", report.findings);
     }
 }
+
+/// Hand-written assembly has tables beside its code that no symbol covers: part of the function that reads them.
+#[test]
+fn data_beside_assembly_is_compared_by_its_content() {
+    let room = tempfile::tempdir().unwrap();
+    let source = |front: &str, text: &str, table: &str| {
+        format!(
+            "#include <stdio.h>
+            {front}
+            long look(long n);
+            __attribute__((noinline)) int edited(long n) {{ return printf(\"{text} %ld\\n\", look(n)); }}
+            __asm__(\".text; .globl look; .type look,@function; .p2align 5; look: movdqu .Lmask(%rip),%xmm0; \"
+                \"lea .Ltable(%rip),%rax; mov (%rax,%rdi,8),%rax; ret; .size look,.-look; .p2align 6; \"
+                \".Lmask: .quad 1,2; .Ltable: .quad {table}; .p2align 5\");
+            int main(int c, char **v) {{ (void)v; return edited(c); }}"
+        )
+    };
+    let front = "__attribute__((noinline)) int added(int n) { return n * 77 + 5; } int (*volatile keep)(int) = added;";
+    for compiler in ["gcc -O2", "gcc -O2 -fno-pie -no-pie"] {
+        let old = build(room.path(), "old", &source("", "one", "7,8,9,10"), compiler);
+        let moved = build(room.path(), "new", &source(front, "two", "7,8,9,10"), compiler);
+        let report = diff(&old, &moved);
+        assert_eq!(changed(&report), ["edited"], "{compiler}: {:?}", report.findings);
+        let table = build(room.path(), "new", &source(front, "one", "7,8,9,11"), compiler);
+        assert_eq!(changed(&diff(&old, &table)), ["look"], "{compiler}");
+    }
+}

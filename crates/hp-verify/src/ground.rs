@@ -174,12 +174,30 @@ impl<'g, 'a> Ground<'g, 'a> {
         }
         match self.new.image.section_at(n) {
             Some(section) if section.is_slots() => self.same_slot(a, n, depth),
+            Some(section) if section.code && self.same_data_in_code(a, n, usage) => Ok(Kind::Literal),
             Some(section) if section.code => Doubt::no(format!("{n:#x} of the new build is code without a symbol")),
             section => {
                 let constant = section.is_some_and(|s| s.is_constant()) || self.new.is_constant(n);
                 self.same_data(a, n, usage, within, (section.is_some(), constant), depth)
             }
         }
+    }
+
+    /// Data between functions, as hand-written assembly has it: the same bytes as far as the next function.
+    fn same_data_in_code(&self, a: u64, n: u64, usage: Use) -> bool {
+        let data = |side: &Side<'a>, at: u64| {
+            let section = side.image.section_at(at).filter(|s| s.code && side.range_at(at).is_none())?;
+            let behind = side.ranges.get(side.ranges.partition_point(|r| r.address <= at)).map(|r| r.address);
+            let room = behind.unwrap_or(u64::MAX).min(section.end()) - at;
+            let bytes = side.image.bytes(at, room)?;
+            match usage {
+                Use::Access(size) => bytes.get(..size as usize),
+                _ => {
+                    Some(&bytes[..bytes.iter().rposition(|b| ![0, 0x90, 0xcc].contains(b)).map_or(0, |last| last + 1)])
+                }
+            }
+        };
+        data(self.old, a).is_some_and(|x| data(self.new, n) == Some(x))
     }
 
     fn same_code(&self, a: u64, (g, offset): (usize, u64)) -> Answer {
