@@ -4,6 +4,7 @@ mod fragments;
 
 use rayon::prelude::*;
 
+use crate::ahead;
 use crate::arch::{self, Code, JumpTable};
 use crate::before;
 use crate::entity::{CodeRange, FunctionId, Map};
@@ -76,7 +77,10 @@ impl<'a> Build<'a> {
         let landing = lsda::tables(&image);
         let mut tables: Vec<u64> = code.iter().flat_map(|c| &c.tables).map(|t| t.address).collect();
         tables.sort_unstable();
-        Build { image, map, code, landing, tables }
+        let mut build = Build { image, map, code, landing, tables };
+        let starts = ahead::starts(&build);
+        build.map.add_references(starts);
+        build
     }
 
     /// True if a jump table of some function lies at `address`.

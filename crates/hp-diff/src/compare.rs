@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rayon::prelude::*;
 use rustc_hash::FxHashSet;
 
+use crate::ahead::{self, Meant};
 use crate::arch::{self, Encoding, JumpTable, Site, Use};
 use crate::before::{self, Before, before};
 use crate::build::Build;
@@ -205,6 +206,9 @@ impl<'j, 'a> Judge<'j, 'a> {
         let doubtful = verdict == Verdict::Different && a.usage == Use::Address;
         let same = doubtful && (self.same_in_reach(pair, a, b) || self.same_rust_constant(pair, a.target, b.target));
         let verdict = if same { Verdict::Same } else { verdict };
+        if let Some(verdict) = self.ahead(pair, a, b, verdict) {
+            return verdict;
+        }
         let step = || before::step(self.old, pair.0);
         match verdict {
             Verdict::Same if a.usage == Use::Address && !self.alike_before(a.target, b.target, step()) => {
@@ -214,6 +218,40 @@ impl<'j, 'a> Judge<'j, 'a> {
                 self.before(pair, a, b).unwrap_or(verdict)
             }
             _ => verdict,
+        }
+    }
+
+    /// Is the constant the same that begins behind two addresses, if code means that and not what lies at them? `None` if the
+    /// verdict stands.
+    fn ahead(&self, pair: (FunctionId, FunctionId), a: &Site, b: &Site, verdict: Verdict) -> Option<Verdict> {
+        if a.usage != Use::Address {
+            return None;
+        }
+        let (x, y) = (ahead::ahead(self.old, a.target), ahead::ahead(self.new, b.target));
+        let alike = match (x, y) {
+            (None, None) => return None,
+            (Some(x), Some(y)) => {
+                let place = (x.start.wrapping_sub(a.target), x.end.wrapping_sub(a.target));
+                place == (y.start.wrapping_sub(b.target), y.end.wrapping_sub(b.target))
+                    && self.same_content(x.start, y.start, x.end - x.start)
+            }
+            _ => false,
+        };
+        if alike && verdict == Verdict::Same {
+            return None;
+        }
+        match (ahead::meant_by(self.old, pair.0, a)?, ahead::meant_by(self.new, pair.1, b)?) {
+            (Meant::Here, Meant::Here) => None,
+            (Meant::There(s), Meant::There(t)) if s - a.target == t - b.target => {
+                Some(self.addresses(Some(pair), (s, t), Use::Address))
+            }
+            (Meant::Unclear, Meant::Unclear) if alike => Some(Verdict::Same),
+            // Where a long text begins, hardly something else is meant by chance.
+            (Meant::Unclear, Meant::Unclear) => {
+                let long = ahead::letters(self.old, a.target).min(ahead::letters(self.new, b.target)) >= ahead::LONG;
+                if long { None } else { Some(Verdict::Different) }
+            }
+            _ => Some(Verdict::Different),
         }
     }
 

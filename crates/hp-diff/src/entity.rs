@@ -281,8 +281,17 @@ impl<'a> Map<'a> {
             }
         }
         self.distances = found.into();
+        self.add_references(self.distances.values().map(|d| d.target).collect());
+        self.forget_literals();
+    }
+
+    /// Adds addresses at which something begins that was found later.
+    pub(crate) fn add_references(&mut self, found: Vec<u64>) {
+        if found.is_empty() {
+            return;
+        }
         let mut references = std::mem::take(&mut self.references).into_vec();
-        references.extend(self.distances.values().map(|d| d.target));
+        references.extend(found);
         references.sort_unstable();
         references.dedup();
         self.references = Starts::new(references);

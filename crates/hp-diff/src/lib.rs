@@ -35,6 +35,7 @@
 #![forbid(unsafe_op_in_unsafe_fn)]
 
 mod adjoin;
+mod ahead;
 mod arch;
 mod asks;
 mod assemble;

@@ -8,6 +8,7 @@
 //! Calls go to the new version of a changed function; its *address*, where it is taken,
 //! stays the old one, so that pointers compare equal before, during and after the patch.
 
+mod ahead;
 mod before;
 mod code;
 mod data;
@@ -26,7 +27,7 @@ use hp_pack::{Place, Relocation, RelocationKind, Section, SectionKind, Symbol, S
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::adjoin::Twins;
-use crate::arch::{Site, Use};
+use crate::arch::{Site, Touched, Use};
 use crate::build::Build;
 use crate::compare::Changes;
 use crate::correlate::Correlation;
@@ -62,6 +63,8 @@ pub(crate) struct Payload<'p, 'a> {
     /// Function, symbol and the branch that it serves.
     islands: Vec<(FunctionId, u32, Site)>,
     todo: VecDeque<FunctionId>,
+    /// What one function does with the addresses near which constants begin.
+    touched: (Option<FunctionId>, Vec<(Site, Touched)>),
     pub findings: Vec<Finding>,
 }
 
@@ -116,6 +119,7 @@ impl<'p, 'a> Payload<'p, 'a> {
             exception_slots: None,
             islands: Vec::new(),
             todo: VecDeque::new(),
+            touched: (None, Vec::new()),
             findings: Vec::new(),
         }
     }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use rayon::prelude::*;
 use rustc_hash::{FxHashMap, FxHashSet};
 
+use crate::ahead::Meant;
 use crate::code::{self, Use};
 use crate::derived::Derived;
 use crate::image::{Image, Symbol, SymbolType, Word};
@@ -206,18 +207,26 @@ impl<'a> Side<'a> {
     }
 
     /// Where all tables of distances begin, and where constants begin that nothing but a calculation leads to: by the entries
-    /// of such tables, or back from the end of a text.
+    /// of such tables, back from the end of a text, or from an address before it.
     fn calculated_places(&self) -> (BTreeSet<u64>, Vec<u64>) {
         let of_range = |r: usize| {
             let (mut reads, mut places) = (code::Distances::default(), Vec::new());
             let (mut derived, mut starts) = (Derived::new(), Vec::new());
-            for (_, step) in self.steps(r) {
+            let mut odd = Vec::new();
+            for (at, step) in self.steps(r) {
+                let here = self.ranges[r].address + at as u64;
+                let addresses = step.fields.iter().filter(|f| f.usage == Use::Address).map(|f| f.target);
+                odd.extend(addresses.filter(|n| self.is_odd(*n)).map(|n| (here, n)));
                 reads.see(&step);
                 let made = step.fields.iter().find(|f| f.usage == Use::Address).map(|f| f.target);
                 let back = derived.see(&step, made).into_iter().filter(|b| self.is_end_of_text(b.from, b.bytes));
                 starts.extend(back.map(|b| b.from - b.bytes));
                 places.extend(step.fields.iter().filter(|f| f.usage == Use::Address).map(|f| f.target));
             }
+            starts.extend(odd.into_iter().filter_map(|(here, n)| match self.meant(r, here, n) {
+                Meant::There(start) => Some(start),
+                _ => None,
+            }));
             places.retain(|_| reads.found());
             let tables = places.into_iter().filter_map(|at| Some((at, self.distances(at)?)));
             (tables.collect::<Vec<_>>(), starts)

@@ -33,7 +33,7 @@ impl Doubt {
     }
 }
 
-type Answer = Result<Kind, Doubt>;
+pub(crate) type Answer = Result<Kind, Doubt>;
 
 /// In which pair of functions a reference is.
 #[derive(Clone, Copy, Default)]

@@ -32,6 +32,7 @@
 //! - That a number which is left out as `line-only` is a line; it sees that nothing but immediate operands differs.
 #![forbid(unsafe_code)]
 
+mod ahead;
 mod asks;
 mod code;
 mod derived;

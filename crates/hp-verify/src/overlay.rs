@@ -26,6 +26,11 @@ pub(crate) enum Place {
 }
 
 impl Place {
+    /// The place so many bytes behind this one.
+    pub(crate) fn behind(self, bytes: u64) -> Place {
+        self.before(bytes.wrapping_neg())
+    }
+
     /// The place so many bytes before this one.
     pub(crate) fn before(self, bytes: u64) -> Place {
         match self {

@@ -100,7 +100,8 @@ impl Ground<'_, '_> {
                 if short {
                     continue;
                 }
-                match self.same_field(old, new, within) {
+                let meant = self.same_ahead((old, new), (g, here), within);
+                match meant.unwrap_or_else(|| self.same_field(old, new, within)) {
                     Ok(_) => {}
                     Err(Doubt::No(what)) => {
                         if !differs(Difference { at: here, what, immediate: !new.relative }) {

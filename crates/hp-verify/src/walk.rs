@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use hp_pack::{Patch, Place as SymbolPlace, Role, SectionKind, Symbol};
 use rustc_hash::{FxHashMap, FxHashSet};
 
+use crate::ahead::Meant;
 use crate::code::{self, Field, Step, Use};
 use crate::derived::{Back, Derived};
 use crate::entities::Family;
@@ -293,7 +294,30 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
             let target = self.jump_of(at as u64)?;
             return self.same_place(target, new.target, Use::Branch, within);
         }
-        self.same_place(place, new.target, new.usage, within)
+        self.same_meaning(place, (address, new), within)
+    }
+
+    /// A field of the instruction at `address` of the new build leads to the same in the patched process, also where it
+    /// means something that begins behind the address.
+    fn same_meaning(&mut self, place: Place, (address, field): (u64, &Field), within: Within<'_>) -> Answer {
+        let (new, n) = (self.ground.new, field.target);
+        let range = new.range_at(address).filter(|_| self.ground.makes_address(field, within));
+        let meant = range.map_or(Meant::Here, |(range, _)| new.meant(range, address, n));
+        let there = |at: u64| (place.behind(at.wrapping_sub(n)), at);
+        match meant {
+            Meant::Here => self.same_place(place, n, field.usage, within),
+            Meant::There(at) => self.same_place(there(at).0, at, Use::Address, within),
+            Meant::Any(starts) => {
+                let mut kind = Kind::Literal;
+                if new.is_constant(n) {
+                    kind = self.same_place(place, n, field.usage, within)?;
+                }
+                for (place, at) in starts.into_iter().map(there) {
+                    self.same_place(place, at, Use::Address, within)?;
+                }
+                Ok(kind)
+            }
+        }
     }
 
     /// A short branch to another function cannot reach it from the payload; it goes to a jump beside its own.

@@ -11,10 +11,10 @@ mod x86_64;
 pub(crate) use sites::Sites;
 
 pub(crate) use x86_64::{
-    CallArgument, DecodeRoom, Field, JumpTableContext, Jumps, add_known, branch, call_arguments, changed_registers,
-    compares_address, copied, decode, differing_arguments, displaced, field, first_difference, instructions, is_call,
-    is_indexed, memory_numbers, numbers, padding, plt_stubs, reach, returns, shape, tables, text, texts, thunk,
-    unpadded,
+    CallArgument, DecodeRoom, Field, JumpTableContext, Jumps, Touched, add_known, branch, call_arguments,
+    changed_registers, compares_address, copied, decode, differing_arguments, displaced, field, first_difference,
+    instructions, is_call, is_indexed, memory_numbers, numbers, padding, plt_stubs, reach, returns, shape, tables,
+    text, texts, thunk, touched, unpadded,
 };
 
 /// How a field in an instruction encodes its target.

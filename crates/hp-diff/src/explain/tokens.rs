@@ -2,6 +2,7 @@
 
 use rustc_hash::FxHashMap;
 
+use crate::ahead::{self, Meant};
 use crate::arch::{self, Encoding, Site, Use};
 use crate::before::before;
 use crate::build::Build;
@@ -131,14 +132,16 @@ impl<'s, 'a> Side<'s, 'a> {
             let number = format!("{:#x}", site.target);
             return Lead { site, key: number.clone(), name: number, code: false };
         }
-        if let Some(before) = before(self.build, function, &site).filter(|_| self.base.is_none()) {
-            let meant = Site { target: before.start, ..site };
-            let distance = site.target - before.start;
+        if self.base.is_none()
+            && let Some(start) = self.meant_start(function, &site)
+        {
+            let meant = Site { target: start, ..site };
+            let distance = site.target.wrapping_sub(start) as i64;
             let (name, key) = match map.resolve(image, &meant) {
                 Target::Literal => (self.literal_name(&meant), self.content(&meant)),
                 target => (compare::describe(self.build, function, &meant), self.key(&target, &meant, |_| false)),
             };
-            return Lead { site, key: format!("{key} {distance}"), name: format!("{name}+{distance:#x}"), code: false };
+            return Lead { site, key: format!("{key} {distance}"), name: format!("{name}{distance:+#x}"), code: false };
         }
         let target = map.resolve(image, &site);
         if let Target::Function(f, range, offset) = target
@@ -170,6 +173,17 @@ impl<'s, 'a> Side<'s, 'a> {
             _ => name,
         };
         Lead { site, key, name, code }
+    }
+
+    /// Where what a site means begins, if that is another place than the one that it leads to.
+    fn meant_start(&self, function: FunctionId, site: &Site) -> Option<u64> {
+        if let Some(before) = before(self.build, function, site) {
+            return Some(before.start);
+        }
+        match ahead::is_odd(self.build, site).then(|| ahead::meant_by(self.build, function, site))?? {
+            Meant::There(start) => Some(start),
+            _ => None,
+        }
     }
 
     /// A constant that a patch brings along under a name of its own.

@@ -138,6 +138,7 @@ impl Payload<'_, '_> {
             _ => true,
         };
         let displacement = site.usage != Use::Address || site.offset + u32::from(site.width) < site.end;
+        let displacement = displacement || self.is_indexed_by_number(id, site);
         if displacement || new.table(id, site.target).is_some() {
             return true;
         }
@@ -160,6 +161,9 @@ impl Payload<'_, '_> {
             return Ok(Bind::direct((self.jump_table(id, table), 0)));
         }
         if let Some(bound) = self.end(id, site)? {
+            return Ok(Bind::direct(bound));
+        }
+        if let Some(bound) = self.ahead(id, site)? {
             return Ok(Bind::direct(bound));
         }
         let target = new.map.resolve(&new.image, site);

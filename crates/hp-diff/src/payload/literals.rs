@@ -10,6 +10,8 @@ use crate::finding::Code;
 
 /// In place of a width: a copy together with what is behind it, because code reaches from there to here.
 pub(super) const BLOCK: u32 = u32::MAX - 1;
+/// The same, because code that reaches it may mean what is behind it.
+pub(super) const AHEAD: u32 = u32::MAX - 2;
 
 impl Payload<'_, '_> {
     /// Binds a literal: to an equal one of the old build, else to a copy.
@@ -76,7 +78,7 @@ impl Payload<'_, '_> {
         let address = parts[0].0;
         let fields = self.fields(address, bytes);
         let kind = if fields.is_empty() { SectionKind::Rodata } else { SectionKind::DataRelRo };
-        let lead = if matches!(width, 0 | BLOCK) { address % align } else { 0 };
+        let lead = if matches!(width, 0 | BLOCK | AHEAD) { address % align } else { 0 };
         let at = self.place(kind, align, &[&vec![0; lead as usize], bytes].concat()) + lead;
         for (start, end) in parts.iter().rev() {
             if !self.literal_symbols.contains_key(&(*start, width)) {

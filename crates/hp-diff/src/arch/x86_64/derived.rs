@@ -38,15 +38,20 @@ impl Reach {
 
 /// Where an address is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Holder {
+pub(super) enum Holder {
     Register(Register),
     /// So far from the stack pointer.
     Stack(i64),
 }
 
-/// At an instruction, something holds the address plus a number; whether that was added to it where it was. A loop may do that
-/// for ever, so it is followed once.
-type Fact = (usize, Holder, i64, bool);
+/// Something holds the address plus a number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Held {
+    pub holder: Holder,
+    pub offset: i64,
+    /// The number was added to it where it was. A loop may do that for ever, so it is followed once.
+    pub stepped: bool,
+}
 
 /// Where a function that consists of these ranges (address, bytes) reaches from the addresses that the instructions at `made`
 /// make.
@@ -58,29 +63,39 @@ pub(crate) fn reach<'a>(ranges: impl Iterator<Item = (u64, &'a [u8])>, made: &[u
 
 fn reach_from(code: &Decoded, at: u64, factory: &mut InstructionInfoFactory) -> Reach {
     let mut reach = Reach::default();
-    let Some(&first) = code.at.get(&at) else { return reach };
+    if let Some(&first) = code.at.get(&at) {
+        follow(code, first, factory, &mut |n, held| note(&code.instructions[n], held, &mut reach));
+    }
+    reach
+}
+
+/// Follows the address that the instruction `first` makes: calls `see` for each instruction before which something holds it.
+pub(super) fn follow(
+    code: &Decoded,
+    first: usize,
+    factory: &mut InstructionInfoFactory,
+    see: &mut dyn FnMut(usize, Held),
+) {
     let made = &code.instructions[first];
     if !matches!(made.mnemonic(), Mnemonic::Lea | Mnemonic::Mov) || made.op0_kind() != OpKind::Register {
-        return reach;
+        return;
     }
-    let holder = Holder::Register(made.op0_register().full_register());
-    let mut open: Vec<Fact> = code.behind(first).map(|next| (next, holder, 0, false)).collect();
-    let mut seen: FxHashSet<Fact> = open.iter().copied().collect();
-    while let Some((n, holder, offset, stepped)) = open.pop() {
-        let instruction = &code.instructions[n];
-        note(instruction, holder, offset, &mut reach);
-        let held = after(instruction, holder, offset, factory);
+    let held = Held { holder: Holder::Register(made.op0_register().full_register()), offset: 0, stepped: false };
+    let mut open: Vec<(usize, Held)> = code.behind(first).map(|next| (next, held)).collect();
+    let mut seen: FxHashSet<(usize, Held)> = open.iter().copied().collect();
+    while let Some((n, before)) = open.pop() {
+        see(n, before);
+        let behind = after(&code.instructions[n], before.holder, before.offset, factory);
         for next in code.behind(n) {
-            for &(holder, offset, steps) in &held {
-                let fact = (next, holder, offset, stepped || steps);
-                let followed = (-FAR..=FAR).contains(&offset) && !(stepped && steps);
-                if followed && seen.len() < FACTS && seen.insert(fact) {
-                    open.push(fact);
+            for &(holder, offset, steps) in &behind {
+                let held = Held { holder, offset, stepped: before.stepped || steps };
+                let followed = (-FAR..=FAR).contains(&offset) && !(before.stepped && steps);
+                if followed && seen.len() < FACTS && seen.insert((next, held)) {
+                    open.push((next, held));
                 }
             }
         }
     }
-    reach
 }
 
 /// True if an instruction may lead before an address that some register holds. `lea` and `mov` of other things than the
@@ -121,8 +136,8 @@ fn has_memory(instruction: &Instruction) -> bool {
 }
 
 /// Notes where one instruction reaches.
-fn note(instruction: &Instruction, holder: Holder, offset: i64, reach: &mut Reach) {
-    let Holder::Register(register) = holder else { return };
+fn note(instruction: &Instruction, held: Held, reach: &mut Reach) {
+    let Held { holder: Holder::Register(register), offset, .. } = held else { return };
     let used = |r: Register| r != Register::None && r.full_register() == register;
     if has_memory(instruction) && is_plain(instruction) && used(instruction.memory_base()) {
         let at = offset.saturating_add(instruction.memory_displacement64() as i64);

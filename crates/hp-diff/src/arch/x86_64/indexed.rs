@@ -37,7 +37,11 @@ pub(crate) fn is_indexed(bytes: &[u8], offset: u32) -> bool {
     false
 }
 
-fn calculates(instruction: &Instruction, holders: &[Register]) -> bool {
+/// True if an instruction adds something to an address that one of these registers holds.
+pub(super) fn calculates(instruction: &Instruction, holders: &[Register]) -> bool {
+    if instruction.mnemonic() == Mnemonic::Nop {
+        return false;
+    }
     let holds = |r: Register| r != Register::None && holders.contains(&r.full_register());
     let (base, index) = (instruction.memory_base(), instruction.memory_index());
     let memory = (0..instruction.op_count()).any(|i| instruction.op_kind(i) == OpKind::Memory);

@@ -14,6 +14,7 @@ mod plt;
 mod registers;
 mod text;
 mod thunk;
+mod touched;
 mod values;
 mod ways;
 
@@ -31,4 +32,5 @@ pub(crate) use plt::plt_stubs;
 pub(crate) use registers::{changed_registers, is_call, returns};
 pub(crate) use text::{shape, text, texts};
 pub(crate) use thunk::thunk;
+pub(crate) use touched::{Touched, touched};
 pub(crate) use values::memory_numbers;

@@ -1,0 +1,171 @@
+//! References to a place before a constant.
+//!
+//! Of `text[i - 1]` a compiler makes `lea text-1(%rip),r; mov (r,i),c`. Nothing in the image says that the text is meant and
+//! not what happens to lie at the address: the end of another text, a byte of padding, or nothing at all where the
+//! text is the first of its section. Named objects have their own rules (see [`Map::within_reach`]); here it is about constants
+//! that nothing names.
+//!
+//! [`Map::within_reach`]: crate::entity::Map::within_reach
+
+use rayon::prelude::*;
+
+use crate::arch::{self, Site, Touched, Use};
+use crate::build::Build;
+use crate::compare::{is_indexed, range_of};
+use crate::entity::FunctionId;
+use crate::image::{Section, is_constant_section};
+
+/// How far behind an address a constant begins at most that is meant by it, in bytes.
+const AHEAD: u64 = 64;
+
+/// Letters of a text that is taken for what code means that calculates with its address, in unchanged functions.
+pub(crate) const LONG: usize = 8;
+
+/// The constants that begin shortly behind an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Ahead {
+    /// The first byte that may be meant: the address itself, or where its section begins.
+    pub start: u64,
+    /// Starts and ends of the constants from there on, that at the address first if there is one.
+    pub parts: Vec<(u64, u64)>,
+    /// Behind the last byte that is not padding.
+    pub end: u64,
+}
+
+/// What an address means near which constants begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Meant {
+    /// What lies at the address.
+    Here,
+    /// The constant that begins there.
+    There(u64),
+    /// The one or the other.
+    Unclear,
+}
+
+/// The constants that begin shortly behind `address`, at which none reaches as far itself; `None` if there are none.
+pub(crate) fn ahead(build: &Build<'_>, address: u64) -> Option<Ahead> {
+    let (map, image) = (&build.map, &build.image);
+    let constant = |s: &&Section<'_>| is_constant_section(s) && s.content && !s.executable && !s.is_got();
+    let section = image.section_at(address).filter(constant);
+    let behind =
+        || image.sections.iter().filter(constant).find(|s| s.address.checked_sub(address).is_some_and(|n| n <= AHEAD));
+    let (start, section) = match section {
+        Some(section) => (address, section),
+        None => behind().map(|section| (section.address, section))?,
+    };
+    let limit = (address + AHEAD).min(section.end());
+    let mut found = Ahead { start, parts: Vec::new(), end: start };
+    let (mut at, mut begins) = (start, false);
+    while at < limit {
+        if let Some(object) = map.object_at(at) {
+            at = map.objects[object].end();
+        } else if map.template_at(at).is_some() || build.is_table(at) {
+            at = map.next_reference(at).max(at + 1);
+        } else {
+            let (_, end) = map.literal_span(image, at);
+            let content = at + map.literal(image, at).len() as u64;
+            if content > at && image.bytes(at, content - at).is_some_and(|bytes| bytes.iter().any(|b| *b != 0)) {
+                begins |= at > address;
+                found.parts.push((at, end));
+                found.end = content;
+            }
+            at = end.max(at + 1);
+        }
+    }
+    begins.then_some(found)
+}
+
+/// What `function` does with the addresses that some of its sites make, in their order.
+pub(crate) fn touched(build: &Build<'_>, function: FunctionId, sites: &[Site]) -> Vec<Touched> {
+    let made = |site: &Site| range_of(build, function, site).map_or(0, |r| r.address + u64::from(site.instruction));
+    let made: Vec<u64> = sites.iter().map(made).collect();
+    let ranges = build.map.functions[function].ranges.iter().map(|r| (r.address, r.bytes));
+    let mut all = arch::touched(ranges, &made);
+    // Where a jump through a table leads is not followed.
+    if build.code[function].ranges.iter().any(|code| code.computed_jumps) {
+        all.iter_mut().zip(sites).for_each(|(t, site)| t.calculated |= is_indexed(build, function, site));
+    }
+    all
+}
+
+/// What is meant by an address near which constants begin; `None` if the code uses it as it is.
+pub(crate) fn meant(build: &Build<'_>, site: &Site, touched: Touched) -> Option<Meant> {
+    if site.usage != Use::Address || !touched.calculated {
+        return None;
+    }
+    let place = touched.offset.map(|offset| site.target.wrapping_add_signed(offset));
+    if let Some(id) = build.map.object_at(site.target) {
+        let end = build.map.objects[id].end();
+        let beyond = place.filter(|place| *place > end);
+        return Some(
+            beyond.map_or(Meant::Here, |place| start_of(build, end, place).map_or(Meant::Unclear, Meant::There)),
+        );
+    }
+    let Some(place) = place else { return Some(Meant::Unclear) };
+    let data = |s: &&Section<'_>| !s.executable;
+    let from = match build.image.section_at(site.target).filter(data) {
+        Some(_) => site.target,
+        None => build.image.section_at(place).map_or(place, |s| s.address),
+    };
+    Some(match start_of(build, from, place) {
+        _ if place <= site.target => Meant::Here,
+        Some(start) if start == site.target => Meant::Here,
+        start => start.map_or(Meant::Unclear, Meant::There),
+    })
+}
+
+/// Where what is at `place` begins, from `from` on. A table may have zeros in it, but a text has none.
+fn start_of(build: &Build<'_>, from: u64, place: u64) -> Option<u64> {
+    let before = build.image.bytes(from, place.checked_sub(from)?)?;
+    match before.iter().rposition(|b| *b == 0) {
+        Some(last) => {
+            let start = from + last as u64 + 1;
+            (start + letters(build, start) as u64 > place).then_some(start)
+        }
+        None => Some(from),
+    }
+}
+
+/// What `function` means by one of its sites.
+pub(crate) fn meant_by(build: &Build<'_>, function: FunctionId, site: &Site) -> Option<Meant> {
+    meant(build, site, touched(build, function, std::slice::from_ref(site))[0])
+}
+
+/// True for an address that is no usual start of a constant, but constants begin shortly behind it.
+pub(crate) fn is_odd(build: &Build<'_>, site: &Site) -> bool {
+    let data = || build.image.is_constant(site.target) && build.map.object_at(site.target).is_none();
+    let nothing = || build.image.section_at(site.target).is_none_or(|s| s.executable);
+    let at_start = || letters(build, site.target) > 0 || build.is_table(site.target);
+    site.usage == Use::Address
+        && build.map.function_at(site.target).is_none()
+        && (nothing() || data() && !at_start())
+        && ahead(build, site.target).is_some()
+}
+
+/// Where the constants begin that code refers to by addresses before them, so far as it is certain which.
+pub(crate) fn starts(build: &Build<'_>) -> Vec<u64> {
+    let of_function = |id: FunctionId| {
+        let sites = build.code[id].ranges.iter().flat_map(|code| code.sites.leaving());
+        let sites: Vec<Site> = sites.filter(|site| is_odd(build, site)).collect();
+        if sites.is_empty() {
+            return Vec::new();
+        }
+        let found = sites.iter().zip(touched(build, id, &sites)).map(|(site, touched)| meant(build, site, touched));
+        let starts = found.filter_map(|meant| match meant {
+            Some(Meant::There(start)) => Some(start),
+            _ => None,
+        });
+        starts.collect::<Vec<u64>>()
+    };
+    (0..build.code.len()).into_par_iter().flat_map_iter(of_function).collect()
+}
+
+/// Letters of the text that begins at `place`, behind the terminator of another one or a byte that no text has; 0 if there
+/// is none.
+pub(crate) fn letters(build: &Build<'_>, place: u64) -> usize {
+    let terminated = build.image.bytes(place.wrapping_sub(1), 1).is_some_and(|b| matches!(b[0], 0 | 0xf8..));
+    let rest = build.image.bytes_from(place);
+    let length = rest.iter().position(|b| *b == 0).filter(|_| terminated).unwrap_or(0);
+    if std::str::from_utf8(&rest[..length]).is_ok() { length } else { 0 }
+}

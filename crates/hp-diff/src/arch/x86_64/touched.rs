@@ -1,0 +1,259 @@
+//! A place that code certainly reads or writes by way of an address that it makes.
+//!
+//! Everything that code reaches from one address lies in one object (C11, 6.5.6), so one place that it certainly reaches
+//! says which object that is, wherever the address itself lies. A compiler that lets an index run from 1 makes
+//! `lea text-1(%rip),r; mov 1,i; mov (r,i),c` of `text[i - 1]`.
+
+use std::collections::VecDeque;
+
+use iced_x86::{Code, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use super::derived::{Held, Holder, follow};
+use super::indexed::calculates;
+use super::ways::Decoded;
+
+/// Instructions that the origin of an index is looked for in.
+const STEPS: usize = 2000;
+
+/// What a function does with an address that it makes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Touched {
+    /// Something is added to it.
+    pub calculated: bool,
+    /// How far from it the function certainly reads or writes, in bytes.
+    pub offset: Option<i64>,
+}
+
+/// What a function of these ranges (address, bytes) does with the addresses that the instructions at `made` make.
+pub(crate) fn touched<'a>(ranges: impl Iterator<Item = (u64, &'a [u8])>, made: &[u64]) -> Vec<Touched> {
+    let code = Decoded::new(ranges);
+    let mut origins = Origins { code: &code, factory: InstructionInfoFactory::new(), before: FxHashMap::default() };
+    let firsts = made.iter().map(|at| code.at.get(at));
+    firsts.map(|first| first.map_or_else(Touched::default, |first| of(&code, *first, &mut origins))).collect()
+}
+
+fn of(code: &Decoded, first: usize, origins: &mut Origins<'_>) -> Touched {
+    let instruction = &code.instructions[first];
+    // The address is the operand's own displacement.
+    if has_memory(instruction) && !instruction.is_ip_rel_memory_operand() {
+        let registers = (instruction.memory_base(), instruction.memory_index());
+        let offset = match registers {
+            (Register::None, register) | (register, Register::None) if accesses(instruction) => {
+                origins.scaled(first, register)
+            }
+            _ => None,
+        };
+        return Touched { calculated: registers != (Register::None, Register::None), offset };
+    }
+    let mut held: Vec<(usize, Register, i64)> = Vec::new();
+    let mut calculated = false;
+    let mut factory = InstructionInfoFactory::new();
+    follow(code, first, &mut factory, &mut |n, before| {
+        let Held { holder: Holder::Register(register), offset, stepped } = before else { return };
+        let instruction = &code.instructions[n];
+        calculated |= calculates(instruction, &[register]);
+        if !stepped && has_memory(instruction) && accesses(instruction) {
+            held.push((n, register, offset));
+        }
+    });
+    let place = |(n, register, offset): (usize, Register, i64)| {
+        let instruction = &code.instructions[n];
+        let is = |r: Register| r != Register::None && r.full_register() == register;
+        let (base, index) = (instruction.memory_base(), instruction.memory_index());
+        let added = match (is(base), is(index)) {
+            (true, false) if index == Register::None => 0,
+            (true, false) => origins.scaled(n, index)?,
+            (false, true) if instruction.memory_index_scale() == 1 && base != Register::None => {
+                origins.scaled(n, base)?
+            }
+            _ => return None,
+        };
+        Some(offset.wrapping_add(added).wrapping_add(instruction.memory_displacement64() as i64))
+    };
+    Touched { calculated, offset: held.into_iter().find_map(place) }
+}
+
+fn has_memory(instruction: &Instruction) -> bool {
+    (0..instruction.op_count()).any(|i| instruction.op_kind(i) == OpKind::Memory)
+}
+
+fn accesses(instruction: &Instruction) -> bool {
+    let idle = instruction.mnemonic() == Mnemonic::Lea || instruction.is_string_instruction();
+    !idle && !matches!(instruction.mnemonic(), Mnemonic::Nop | Mnemonic::Prefetcht0 | Mnemonic::Prefetchnta)
+}
+
+/// Where registers have their values from.
+struct Origins<'c> {
+    code: &'c Decoded,
+    factory: InstructionInfoFactory,
+    /// The instructions that may run right before each one; made when first needed.
+    before: FxHashMap<usize, Vec<usize>>,
+}
+
+impl Origins<'_> {
+    /// What a register that is part of the operand of an instruction adds to it, if a number is certain.
+    fn scaled(&mut self, at: usize, register: Register) -> Option<i64> {
+        let instruction = &self.code.instructions[at];
+        let is_index = register == instruction.memory_index();
+        let scale = if is_index { i64::from(instruction.memory_index_scale()) } else { 1 };
+        Some(self.number(at, register)?.wrapping_mul(scale))
+    }
+
+    /// A number that a register holds at an instruction on one of the ways there: the one that was set nearest to it.
+    fn number(&mut self, at: usize, register: Register) -> Option<i64> {
+        if self.before.is_empty() {
+            for n in 0..self.code.instructions.len() {
+                for next in self.code.behind(n) {
+                    self.before.entry(next).or_default().push(n);
+                }
+            }
+        }
+        let before = |n: usize| self.before.get(&n).map_or(&[][..], Vec::as_slice).iter().copied();
+        let mut open: VecDeque<(usize, Register, i64)> = before(at).map(|n| (n, register.full_register(), 0)).collect();
+        let mut seen: FxHashSet<(usize, Register, i64)> = open.iter().copied().collect();
+        while let Some((n, register, added)) = open.pop_front() {
+            let from = match origin(&self.code.instructions[n], register, &mut self.factory) {
+                Origin::Number(number) => return Some(number.wrapping_add(added)),
+                Origin::Unknown => continue,
+                Origin::From(register, number) => (register, added.wrapping_add(number)),
+            };
+            for next in before(n) {
+                let state = (next, from.0, from.1);
+                if seen.len() < STEPS && seen.insert(state) {
+                    open.push_back(state);
+                }
+            }
+        }
+        None
+    }
+}
+
+/// Where the value of a register behind an instruction comes from.
+enum Origin {
+    Number(i64),
+    /// What this register held before it, plus a number.
+    From(Register, i64),
+    Unknown,
+}
+
+fn origin(instruction: &Instruction, register: Register, factory: &mut InstructionInfoFactory) -> Origin {
+    let used = factory.info(instruction).used_registers().iter();
+    let mut writes = used.filter(|u| !matches!(u.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::None));
+    let called = matches!(instruction.flow_control(), FlowControl::Call | FlowControl::IndirectCall);
+    const KEPT: [Register; 6] =
+        [Register::RBX, Register::RBP, Register::R12, Register::R13, Register::R14, Register::R15];
+    if called && !KEPT.contains(&register) {
+        return Origin::Unknown;
+    }
+    if !writes.any(|u| u.register().full_register() == register) {
+        return Origin::From(register, 0);
+    }
+    let to = instruction.op0_register();
+    let whole = instruction.op0_kind() == OpKind::Register && to.full_register() == register && to.size() >= 4;
+    if !whole {
+        return Origin::Unknown;
+    }
+    let immediate = || match instruction.op1_kind() {
+        // Whether 32 bits are a negative number is not known here.
+        OpKind::Immediate32 => i32::try_from(instruction.immediate32()).ok().map(i64::from),
+        OpKind::Immediate8to32 => Some(i64::from(instruction.immediate8to32())).filter(|n| *n >= 0),
+        OpKind::Immediate8to64 | OpKind::Immediate32to64 | OpKind::Immediate64 => Some(instruction.immediate(1) as i64),
+        _ => None,
+    };
+    let copied = || (instruction.op1_kind() == OpKind::Register).then(|| instruction.op1_register());
+    match instruction.mnemonic() {
+        Mnemonic::Mov => match (immediate(), copied()) {
+            (Some(number), _) => Origin::Number(number),
+            (None, Some(from)) if from.size() >= 4 => Origin::From(from.full_register(), 0),
+            _ => Origin::Unknown,
+        },
+        Mnemonic::Movsxd => match copied() {
+            Some(from) => Origin::From(from.full_register(), 0),
+            None => Origin::Unknown,
+        },
+        Mnemonic::Xor if copied() == Some(to) => Origin::Number(0),
+        // A negative number in 32 bits is none any more in 64.
+        Mnemonic::Add if to.size() == 8 => immediate().map_or(Origin::Unknown, |n| Origin::From(register, n)),
+        Mnemonic::Sub if to.size() == 8 => {
+            immediate().map_or(Origin::Unknown, |n| Origin::From(register, n.wrapping_neg()))
+        }
+        Mnemonic::Inc if to.size() == 8 => Origin::From(register, 1),
+        Mnemonic::Lea if instruction.code() == Code::Lea_r64_m && instruction.memory_index() == Register::None => {
+            match instruction.memory_base() {
+                Register::None | Register::RIP => Origin::Unknown,
+                base => Origin::From(base.full_register(), instruction.memory_displacement64() as i64),
+            }
+        }
+        _ => Origin::Unknown,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::touched as all;
+
+    fn touched(code: &[u8], made: u64) -> Option<i64> {
+        all([(0x1000, code)].into_iter(), &[made])[0].offset
+    }
+
+    fn of(code: &[u8]) -> Option<i64> {
+        touched(code, 0x1000)
+    }
+
+    /// `lea rdx,[rip+0x100]`
+    const MAKES: [u8; 7] = [0x48, 0x8d, 0x15, 0, 1, 0, 0];
+
+    #[test]
+    fn an_index_that_runs_from_one() {
+        // mov ecx,1; L: movzx eax,byte [rdx+rcx]; add rcx,1; test al,al; jne L; ret
+        let code =
+            [&MAKES[..], &[0xb9, 1, 0, 0, 0, 0x0f, 0xb6, 4, 0x0a, 0x48, 0x83, 0xc1, 1, 0x84, 0xc0, 0x75, 0xf4, 0xc3]]
+                .concat();
+        assert_eq!(of(&code), Some(1));
+    }
+
+    #[test]
+    fn an_index_of_four_bytes_set_before_the_address() {
+        // mov ecx,3; lea rdx,[rip+0x100]; jmp L; L: mov eax,[rdx+rcx*4]; ret
+        let code = [&[0xb9, 3, 0, 0, 0][..], &MAKES, &[0xeb, 0, 0x8b, 4, 0x8a, 0xc3]].concat();
+        assert_eq!(touched(&code, 0x1005), Some(12));
+    }
+
+    #[test]
+    fn an_index_that_nobody_knows() {
+        // movsxd rcx,edi; movzx eax,byte [rdx+rcx]; ret
+        let code = [&MAKES[..], &[0x48, 0x63, 0xcf, 0x0f, 0xb6, 4, 0x0a, 0xc3]].concat();
+        assert_eq!(of(&code), None);
+        // mov ecx,1; call +0; movzx eax,byte [rdx+rcx]: the call has changed both
+        let code = [&MAKES[..], &[0xb9, 1, 0, 0, 0, 0xe8, 0, 0, 0, 0, 0x0f, 0xb6, 4, 0x0a, 0xc3]].concat();
+        assert_eq!(of(&code), None);
+    }
+
+    #[test]
+    fn a_pointer_that_goes_on() {
+        // mov al,[rdx]; add rdx,1; mov al,[rdx+4]; ret
+        let code = [&MAKES[..], &[0x8a, 2, 0x48, 0x83, 0xc2, 1, 0x8a, 0x42, 4, 0xc3]].concat();
+        assert_eq!(of(&code), Some(0));
+        // L: mov al,[rdx+2]; add rdx,1; test al,al; jne L; ret
+        let code = [&MAKES[..], &[0x8a, 0x42, 2, 0x48, 0x83, 0xc2, 1, 0x84, 0xc0, 0x75, 0xf5, 0xc3]].concat();
+        assert_eq!(of(&code), Some(2));
+    }
+
+    #[test]
+    fn what_is_added_to_an_address_is_seen_and_padding_is_not() {
+        let calculated = |code: &[u8]| all([(0x1000, code)].into_iter(), &[0x1000])[0].calculated;
+        // movsxd rcx,edi; movzx eax,byte [rdx+rcx]; ret
+        assert!(calculated(&[&MAKES[..], &[0x48, 0x63, 0xcf, 0x0f, 0xb6, 4, 0x0a, 0xc3]].concat()));
+        // nop [rdx+rdx]; mov al,[rdx]; ret; nop; mov al,[rdx+rcx]
+        let code = [&MAKES[..], &[0x0f, 0x1f, 0x04, 0x12, 0x8a, 2, 0xc3, 0x90, 0x8a, 4, 0x0a]].concat();
+        assert!(!calculated(&code));
+    }
+
+    #[test]
+    fn a_displacement_in_a_fixed_image() {
+        // xor eax,eax; mov cl,[rax+0x404000]
+        let code = [0x31, 0xc0, 0x8a, 0x88, 0, 0x40, 0x40, 0];
+        assert_eq!(touched(&code, 0x1002), Some(0));
+    }
+}

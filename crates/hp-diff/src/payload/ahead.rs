@@ -1,0 +1,62 @@
+//! References to a place before a constant.
+
+use super::literals::AHEAD;
+use super::{Bound, Payload, Problem};
+use crate::ahead::{Meant, ahead, meant, touched};
+use crate::arch::{self, Field, Site, Touched, Use};
+use crate::compare::range_of;
+use crate::entity::{CodeRange, FunctionId};
+
+impl Payload<'_, '_> {
+    /// Binds a reference to the constant that begins behind the address, if that may be meant. `None` if what is at the address is
+    /// meant, and that alone.
+    pub(super) fn ahead(&mut self, id: FunctionId, site: &Site) -> Result<Option<Bound>, Problem> {
+        let new = self.new;
+        if site.usage != Use::Address {
+            return Ok(None);
+        }
+        let Some(ahead) = ahead(new, site.target) else { return Ok(None) };
+        match meant(new, site, self.touched(id, site)) {
+            None | Some(Meant::Here) => return Ok(None),
+            Some(Meant::There(place)) => {
+                let (symbol, offset) = self.literal(Some(id), place, Use::Address)?;
+                return Ok(Some((symbol, offset.wrapping_sub_unsigned(place - site.target))));
+            }
+            Some(Meant::Unclear) => {}
+        }
+        // A copy of all that may be meant.
+        let offset = site.target.wrapping_sub(ahead.start) as i64;
+        if let Some(known) = self.literal_symbols.get(&(ahead.start, AHEAD)) {
+            return Ok(Some((*known, offset)));
+        }
+        let end = ahead.parts.last().map_or(ahead.end, |part| part.1);
+        let bytes = |start: u64, end: u64| new.image.bytes(start, end - start).unwrap_or_default();
+        for part in &ahead.parts {
+            self.check_copyable(Some(id), part.0, bytes(part.0, part.1))?;
+        }
+        let align = ahead.parts.iter().map(|p| 1 << p.0.trailing_zeros().min(5)).max().unwrap_or(1);
+        let (symbol, _) = self.copy_literal(&[(ahead.start, end)], bytes(ahead.start, end), align, AHEAD)?;
+        Ok(Some((symbol, offset)))
+    }
+
+    /// True for a number beside a register that holds an index: then the address is in the number.
+    pub(super) fn is_indexed_by_number(&mut self, id: FunctionId, site: &Site) -> bool {
+        let range = range_of(self.new, id, site);
+        let offset = |range: &CodeRange<'_>| arch::field(range.bytes, site.instruction, site.offset) == Field::Offset;
+        range.is_some_and(offset) && self.touched(id, site).offset.is_some()
+    }
+
+    /// What a function does with the address that a site makes. The first question answers it for all its sites.
+    fn touched(&mut self, id: FunctionId, site: &Site) -> Touched {
+        let new = self.new;
+        if self.touched.0 != Some(id) {
+            let sites = new.code[id].ranges.iter().flat_map(|code| &code.sites);
+            let sites: Vec<Site> =
+                sites.filter(|s| s.usage == Use::Address && ahead(new, s.target).is_some()).collect();
+            let found = touched(new, id, &sites);
+            self.touched = (Some(id), sites.into_iter().zip(found).collect());
+        }
+        let known = self.touched.1.iter().find(|(s, _)| s == site).map(|(_, touched)| *touched);
+        known.unwrap_or_else(|| touched(new, id, std::slice::from_ref(site))[0])
+    }
+}

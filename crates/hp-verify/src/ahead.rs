@@ -1,0 +1,448 @@
+//! Addresses that lie before what they mean.
+//!
+//! `lea text-1(%rip),%rdx; mov $1,%ecx; mov (%rdx,%rcx),%al` refers to a text by the place before it: whoever compares
+//! what lies at the address alone has compared nothing. From where the address is made, the ways of the code are followed once,
+//! with the registers that hold it and the numbers that are known on the way.
+
+use std::collections::VecDeque;
+
+use iced_x86::{FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use crate::code::{self, Field, Step, Use};
+use crate::entities::{Side, text_length};
+use crate::ground::{Answer, Ground, Within};
+use crate::image::{Image, Section};
+use crate::report::Kind;
+
+/// How far behind an address a constant begins at most that is meant by it, in bytes.
+const AHEAD: u64 = 64;
+/// Letters of a text that is taken for what unchanged code means that calculates with its address.
+const LONG: usize = 8;
+
+/// What code does with an address that it makes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Sight {
+    /// Something is added to it.
+    pub(crate) calculated: bool,
+    /// Bytes from it to a place that is read or written on one of the ways.
+    pub(crate) reached: Option<i64>,
+}
+
+#[derive(Clone, Default)]
+struct State {
+    /// Registers that hold the address plus a number.
+    held: Vec<(Register, i64)>,
+    numbers: FxHashMap<Register, i64>,
+}
+
+/// Code that is decoded where it is needed: the ranges of one function, with their addresses.
+pub(crate) struct Ways<'w> {
+    ranges: Vec<(u64, &'w [u8])>,
+    absolute: bool,
+}
+
+impl<'w> Ways<'w> {
+    pub(crate) fn new(ranges: Vec<(u64, &'w [u8])>, absolute: bool) -> Ways<'w> {
+        Ways { ranges, absolute }
+    }
+
+    fn range(&self, at: u64) -> Option<(u64, &'w [u8])> {
+        self.ranges.iter().copied().find(|(start, bytes)| (*start..start + bytes.len() as u64).contains(&at))
+    }
+
+    fn step(&self, at: u64) -> Option<Step> {
+        let (start, bytes) = self.range(at)?;
+        code::step(at, &bytes[(at - start) as usize..], self.absolute)
+    }
+
+    /// What is known where the instruction at `made` makes an address: back to where another way comes in, nothing is.
+    fn state_at(&self, made: u64, factory: &mut InstructionInfoFactory) -> State {
+        let Some((start, bytes)) = self.range(made) else { return State::default() };
+        let before = &bytes[..(made - start) as usize];
+        let mut last: VecDeque<Step> = VecDeque::new();
+        for (_, step) in code::steps(start, before, self.absolute) {
+            if last.len() == NEAR {
+                last.pop_front();
+            }
+            last.push_back(step);
+        }
+        let mut state = State::default();
+        for step in last {
+            set_numbers(&step.instruction, &mut state, factory);
+            if step.ends() {
+                state = State::default();
+            }
+        }
+        state
+    }
+
+    /// What the code does with the address that the instruction at `made` makes.
+    pub(crate) fn sight(&self, made: u64) -> Sight {
+        let mut factory = InstructionInfoFactory::new();
+        let Some(first) = self.step(made) else { return Sight::default() };
+        let instruction = &first.instruction;
+        let memory = (0..instruction.op_count()).any(|n| instruction.op_kind(n) == OpKind::Memory);
+        if memory && !instruction.is_ip_rel_memory_operand() {
+            let (base, index) = (instruction.memory_base(), instruction.memory_index());
+            let state = self.state_at(made, &mut factory);
+            return Sight {
+                calculated: (base, index) != (Register::None, Register::None),
+                reached: sum(instruction, &state, base, index).filter(|_| reads(instruction)),
+            };
+        }
+        let makes = matches!(instruction.mnemonic(), Mnemonic::Lea | Mnemonic::Mov);
+        if !makes || instruction.op0_kind() != OpKind::Register {
+            return Sight { calculated: true, reached: None };
+        }
+        // Most addresses are handed on as they are.
+        let found = self.follow(&first, State::default(), &mut factory);
+        if !found.calculated || found.reached.is_some() {
+            return found;
+        }
+        let state = self.state_at(made, &mut factory);
+        self.follow(&first, state, &mut factory)
+    }
+
+    fn follow(&self, first: &Step, mut state: State, factory: &mut InstructionInfoFactory) -> Sight {
+        let mut found = Sight::default();
+        set_numbers(&first.instruction, &mut state, factory);
+        state.held = vec![(first.instruction.op0_register().full_register(), 0)];
+        let mut seen: FxHashSet<u64> = FxHashSet::default();
+        let mut open = vec![(first.instruction.next_ip(), state)];
+        while let Some((mut at, mut state)) = open.pop() {
+            while !state.held.is_empty() && seen.insert(at) {
+                let Some(step) = self.step(at) else { break };
+                look(&step.instruction, &state, &mut found);
+                go_on(&step.instruction, &mut state, factory);
+                let jumps = matches!(
+                    step.instruction.flow_control(),
+                    FlowControl::ConditionalBranch | FlowControl::UnconditionalBranch
+                );
+                let target = jumps.then(|| step.instruction.near_branch_target());
+                if step.ends() {
+                    open.extend(target.map(|target| (target, state)));
+                    break;
+                }
+                open.extend(target.map(|target| (target, state.clone())));
+                at = step.instruction.next_ip();
+            }
+        }
+        found
+    }
+}
+
+/// Instructions before the one that makes the address in which numbers are looked for.
+const NEAR: usize = 48;
+
+fn reads(instruction: &Instruction) -> bool {
+    !matches!(instruction.mnemonic(), Mnemonic::Lea | Mnemonic::Nop) && !instruction.is_string_instruction()
+}
+
+/// The sum of what two parts of an operand hold, if both are known.
+fn sum(instruction: &Instruction, state: &State, base: Register, index: Register) -> Option<i64> {
+    let number = |r: Register| match r {
+        Register::None => Some(0),
+        r => state.numbers.get(&r.full_register()).copied(),
+    };
+    Some(number(base)?.wrapping_add(number(index)?.wrapping_mul(i64::from(instruction.memory_index_scale()))))
+}
+
+fn look(instruction: &Instruction, state: &State, found: &mut Sight) {
+    let held = |r: Register| {
+        let full = r.full_register();
+        state.held.iter().find(|(holder, _)| r != Register::None && *holder == full).map(|(_, offset)| *offset)
+    };
+    let memory = (0..instruction.op_count()).any(|n| instruction.op_kind(n) == OpKind::Memory);
+    let (base, index) = (instruction.memory_base(), instruction.memory_index());
+    if memory && instruction.mnemonic() != Mnemonic::Nop {
+        let by_index = held(index).filter(|_| instruction.memory_index_scale() == 1);
+        found.calculated |= held(index).is_some() || held(base).is_some() && index != Register::None;
+        let place = match (held(base), by_index) {
+            (Some(offset), None) => sum(instruction, state, Register::None, index).map(|n| n.wrapping_add(offset)),
+            (None, Some(offset)) if base != Register::None => {
+                sum(instruction, state, base, Register::None).map(|n| n.wrapping_add(offset))
+            }
+            _ => None,
+        };
+        if reads(instruction) && found.reached.is_none() {
+            found.reached = place.map(|p| p.wrapping_add(instruction.memory_displacement64() as i64));
+        }
+    }
+    let operand = |n: u32| instruction.op_count() > n && instruction.op_kind(n) == OpKind::Register;
+    let adds = matches!(instruction.mnemonic(), Mnemonic::Add | Mnemonic::Sub | Mnemonic::Inc | Mnemonic::Dec);
+    found.calculated |= adds
+        && (operand(0) && held(instruction.op0_register()).is_some()
+            || operand(1) && held(instruction.op1_register()).is_some());
+}
+
+/// The second operand as a number; one of 32 bits only if it is the same with a sign.
+fn immediate(instruction: &Instruction) -> Option<i64> {
+    match instruction.op1_kind() {
+        OpKind::Immediate32 => i32::try_from(instruction.immediate32()).ok().map(i64::from),
+        OpKind::Immediate8to64 | OpKind::Immediate32to64 | OpKind::Immediate64 => Some(instruction.immediate(1) as i64),
+        _ => None,
+    }
+}
+
+/// What a register holds behind an instruction that sets it, of what is known.
+fn result(instruction: &Instruction, numbers: &FxHashMap<Register, i64>) -> Option<i64> {
+    let (to, two) = (instruction.op0_register(), instruction.op_count() > 1);
+    let from = || (two && instruction.op1_kind() == OpKind::Register).then(|| instruction.op1_register());
+    let known = |r: Register| numbers.get(&r.full_register()).copied();
+    match instruction.mnemonic() {
+        Mnemonic::Mov | Mnemonic::Movsxd => immediate(instruction).or_else(|| known(from()?)),
+        Mnemonic::Xor if from() == Some(to) => Some(0),
+        Mnemonic::Add => Some(known(to)?.wrapping_add(immediate(instruction)?)),
+        Mnemonic::Inc => Some(known(to)?.wrapping_add(1)),
+        Mnemonic::Lea
+            if instruction.memory_index() == Register::None && instruction.memory_base() != Register::None =>
+        {
+            Some(known(instruction.memory_base())?.wrapping_add(instruction.memory_displacement64() as i64))
+        }
+        _ => None,
+    }
+}
+
+fn written(instruction: &Instruction, factory: &mut InstructionInfoFactory) -> Vec<Register> {
+    let used = factory.info(instruction).used_registers().iter();
+    let writes = used.filter(|u| !matches!(u.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::None));
+    writes.map(|u| u.register().full_register()).collect()
+}
+
+const KEPT: [Register; 6] = [Register::RBX, Register::RBP, Register::R12, Register::R13, Register::R14, Register::R15];
+
+fn set_numbers(instruction: &Instruction, state: &mut State, factory: &mut InstructionInfoFactory) {
+    let to = (instruction.op_count() > 0 && instruction.op0_kind() == OpKind::Register)
+        .then(|| instruction.op0_register())
+        .filter(|to| to.size() >= 4);
+    let number = to.and_then(|to| Some((to.full_register(), result(instruction, &state.numbers)?)));
+    if matches!(instruction.flow_control(), FlowControl::Call | FlowControl::IndirectCall) {
+        state.numbers.retain(|register, _| KEPT.contains(register));
+        return;
+    }
+    for register in written(instruction, factory) {
+        state.numbers.remove(&register);
+    }
+    state.numbers.extend(number);
+}
+
+/// What is known behind an instruction.
+fn go_on(instruction: &Instruction, state: &mut State, factory: &mut InstructionInfoFactory) {
+    let to = (instruction.op_count() > 0 && instruction.op0_kind() == OpKind::Register)
+        .then(|| instruction.op0_register().full_register());
+    let held = |r: Register| state.held.iter().find(|(h, _)| *h == r.full_register()).map(|(_, offset)| *offset);
+    let conditional = instruction.condition_code() != iced_x86::ConditionCode::None;
+    let copied = match instruction.mnemonic() {
+        Mnemonic::Lea if instruction.memory_index() == Register::None => {
+            held(instruction.memory_base()).map(|n| n.wrapping_add(instruction.memory_displacement64() as i64))
+        }
+        _ if instruction.op_count() < 2 || instruction.op1_kind() != OpKind::Register => None,
+        Mnemonic::Mov => held(instruction.op1_register()),
+        _ if conditional => held(instruction.op1_register()),
+        _ => None,
+    };
+    let moved = match (instruction.mnemonic(), to.and_then(held)) {
+        (Mnemonic::Add, Some(n)) => immediate(instruction).map(|i| n.wrapping_add(i)),
+        (Mnemonic::Sub, Some(n)) => immediate(instruction).map(|i| n.wrapping_sub(i)),
+        (Mnemonic::Inc, Some(n)) => Some(n.wrapping_add(1)),
+        (Mnemonic::Dec, Some(n)) => Some(n.wrapping_sub(1)),
+        _ => None,
+    };
+    if matches!(instruction.flow_control(), FlowControl::Call | FlowControl::IndirectCall) {
+        state.held.retain(|(register, _)| KEPT.contains(register));
+    } else if !conditional {
+        let written = written(instruction, factory);
+        state.held.retain(|(register, _)| !written.contains(register));
+    }
+    if let (Some(to), Some(offset)) = (to, copied.or(moved)) {
+        state.held.retain(|(register, _)| *register != to);
+        state.held.push((to, offset));
+    }
+    set_numbers(instruction, state, factory);
+}
+
+impl Side<'_> {
+    /// Where the constants without a symbol begin that lie shortly behind an address, at which none reaches as far itself,
+    /// and where the last one of them ends.
+    pub(crate) fn ahead(&self, address: u64) -> Option<(Vec<u64>, u64)> {
+        if self.is_label_table(address) {
+            return None;
+        }
+        let constant = |at: u64| self.image.section_at(at).filter(|s| s.is_constant() && !s.code && !s.is_slots());
+        let begin = |s: &&Section<'_>| {
+            s.is_constant() && !s.code && !s.is_slots() && s.address.checked_sub(address).is_some_and(|n| n <= AHEAD)
+        };
+        let (start, section) = match constant(address) {
+            Some(section) => (address, section),
+            None => self.image.sections.iter().find(begin).map(|s| (s.address, s))?,
+        };
+        let limit = address.saturating_add(AHEAD).min(section.end());
+        let (mut at, mut starts, mut last) = (start, Vec::new(), start);
+        while at < limit {
+            if let Some((object, _)) = self.object_at(at) {
+                at = self.objects[object].end().max(at + 1);
+                continue;
+            }
+            let span = self.literal_span(at).max(1);
+            if !self.is_label_table(at) && self.is_filled(at, span) {
+                starts.extend(Some(at).filter(|at| *at > address));
+                last = at + self.literal(at).len() as u64;
+            }
+            at += span;
+        }
+        (!starts.is_empty()).then_some((starts, last))
+    }
+}
+
+/// What the new build means by an address near which constants begin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Meant {
+    /// What lies there.
+    Here,
+    /// The constant that begins at another address, and not what lies there.
+    There(u64),
+    /// What lies there or one of these.
+    Any(Vec<u64>),
+}
+
+impl Side<'_> {
+    /// What code of range `range` means by `address`, which its instruction at `made` makes.
+    pub(crate) fn meant(&self, range: usize, made: u64, address: u64) -> Meant {
+        let Some((starts, _)) = self.ahead(address) else { return Meant::Here };
+        let part = |part: &usize| (self.ranges[*part].address, self.ranges[*part].bytes);
+        let parts = self.family(self.ranges[range].parent).iter().map(part).collect();
+        let seen = Ways::new(parts, self.image.fixed).sight(made);
+        if !seen.calculated {
+            return Meant::Here;
+        }
+        let place = seen.reached.map(|reached| address.wrapping_add_signed(reached));
+        let there = |from: u64, place: u64| match self.start_by(from, place) {
+            Some(start) if start == address => Meant::Here,
+            Some(start) => Meant::There(start),
+            None => Meant::Any(starts.clone()),
+        };
+        if let Some((object, _)) = self.object_at(address) {
+            let end = self.objects[object].end();
+            return place.filter(|place| *place > end).map_or(Meant::Here, |place| there(end, place));
+        }
+        let Some(place) = place else { return Meant::Any(starts) };
+        if place <= address {
+            return Meant::Here;
+        }
+        match self.image.section_at(address).filter(|s| !s.code) {
+            Some(_) => there(address, place),
+            None => there(self.image.section_at(place).map_or(place, |s| s.address), place),
+        }
+    }
+
+    /// Where what is at `place` begins, from `from` on: behind the last terminator, if a text reaches from there to the place.
+    fn start_by(&self, from: u64, place: u64) -> Option<u64> {
+        let before = self.image.bytes(from, place.checked_sub(from)?)?;
+        let Some(last) = before.iter().rposition(|b| *b == 0) else { return Some(from) };
+        let start = from + last as u64 + 1;
+        (start + self.letters(start) as u64 > place).then_some(start)
+    }
+
+    /// True if an address is no usual start of a constant, and constants begin shortly behind it.
+    pub(crate) fn is_odd(&self, address: u64) -> bool {
+        let section = self.image.section_at(address).filter(|s| !s.code);
+        let data = section.is_none_or(|s| s.is_constant() && self.object_at(address).is_none());
+        data && self.range_at(address).is_none() && self.letters(address) == 0 && self.ahead(address).is_some()
+    }
+
+    /// Letters of a text that begins there, and does not only go on.
+    pub(crate) fn letters(&self, place: u64) -> usize {
+        let begins = self.image.bytes(place.wrapping_sub(1), 1).is_some_and(|b| matches!(b[0], 0 | 0xf8..));
+        if begins { text_length(self.image.bytes_from(place)).saturating_sub(1) } else { 0 }
+    }
+
+    /// Two entries at least that lead from here to one and the same function.
+    fn is_label_table(&self, at: u64) -> bool {
+        let label = |n: u64| {
+            let distance = self.image.i32_at(at + 4 * n)?;
+            let (range, _) = self.range_at(at.wrapping_add_signed(i64::from(distance)))?;
+            Some(self.ranges[range].parent)
+        };
+        label(0).is_some_and(|parent| label(1) == Some(parent))
+    }
+}
+
+impl Ground<'_, '_> {
+    /// What a field of the instruction at `here` in range `g` of the new build means is the same, if that may begin behind
+    /// the address and the bytes there differ; else `None`.
+    pub(crate) fn same_ahead(
+        &self,
+        (old, new): (&Field, &Field),
+        (g, here): (usize, u64),
+        within: Within<'_>,
+    ) -> Option<Answer> {
+        let (a, n) = (old.target, new.target);
+        if !self.makes_address(new, within) {
+            return None;
+        }
+        let (starts, end) = self.new.ahead(n)?;
+        let start = if self.new.is_constant(n) { n } else { starts[0] };
+        let bytes = |image: &Image<'_>, from: u64| image.bytes(from, end - start).map(<[u8]>::to_vec);
+        let plain = self.new.image.words.range(start..end).next().is_none();
+        let alike = plain && bytes(&self.old.image, a.wrapping_add(start - n)) == bytes(&self.new.image, start);
+        if alike && start == n {
+            return None;
+        }
+        match self.new.meant(g, here, n) {
+            Meant::Here => None,
+            Meant::There(at) => Some(self.same(a.wrapping_add(at.wrapping_sub(n)), at, Use::Address, within)),
+            // Where a long text begins, hardly something else is meant by chance.
+            Meant::Any(_) if self.old.letters(a).min(self.new.letters(n)) >= LONG => None,
+            Meant::Any(starts) => {
+                let each = starts
+                    .into_iter()
+                    .try_for_each(|at| self.same(a.wrapping_add(at - n), at, Use::Address, within).map(|_| ()));
+                each.err().map(Err).or_else(|| (start != n).then_some(Ok(Kind::Literal)))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Sight, Ways};
+
+    fn of(code: &[u8], made: u64) -> Sight {
+        Ways::new(vec![(0x1000, code)], true).sight(0x1000 + made)
+    }
+
+    /// `lea rdx,[rip+0x100]`
+    const MAKES: [u8; 7] = [0x48, 0x8d, 0x15, 0, 1, 0, 0];
+
+    #[test]
+    fn an_index_that_runs_from_one() {
+        // mov ecx,1; lea rdx,[rip+0x100]; L: mov al,[rdx+rcx]; add rcx,1; test al,al; jne L; ret
+        let code =
+            [&[0xb9, 1, 0, 0, 0][..], &MAKES, &[0x8a, 4, 0x0a, 0x48, 0x83, 0xc1, 1, 0x84, 0xc0, 0x75, 0xf5, 0xc3]]
+                .concat();
+        assert_eq!(of(&code, 5), Sight { calculated: true, reached: Some(1) });
+    }
+
+    #[test]
+    fn an_index_that_nobody_knows_and_none() {
+        // mov al,[rdx+rdi]; ret
+        assert_eq!(of(&[&MAKES[..], &[0x8a, 4, 0x3a, 0xc3]].concat(), 0), Sight { calculated: true, reached: None });
+        // mov rdi,rdx; call +0; mov al,[rdx+rcx]: the call has changed rdx
+        let code = [&MAKES[..], &[0x48, 0x89, 0xd7, 0xe8, 0, 0, 0, 0, 0x8a, 4, 0x0a]].concat();
+        assert_eq!(of(&code, 0), Sight::default());
+    }
+
+    #[test]
+    fn behind_a_jump() {
+        // jmp L; int3; L: mov al,[rdx+2]; inc rdx; ret
+        let code = [&MAKES[..], &[0xeb, 1, 0xcc, 0x8a, 0x42, 2, 0x48, 0xff, 0xc2, 0xc3]].concat();
+        assert_eq!(of(&code, 0), Sight { calculated: true, reached: Some(2) });
+    }
+
+    #[test]
+    fn a_displacement_in_a_fixed_image() {
+        // xor eax,eax; mov cl,[rax+0x404000]
+        assert_eq!(of(&[0x31, 0xc0, 0x8a, 0x88, 0, 0x40, 0x40, 0], 2), Sight { calculated: true, reached: Some(0) });
+    }
+}
