@@ -12,6 +12,7 @@ mod ahead;
 mod before;
 mod code;
 mod data;
+mod imported;
 mod islands;
 mod landing;
 mod literals;
@@ -62,6 +63,7 @@ pub(crate) struct Payload<'p, 'a> {
     exception_slots: Option<FxHashMap<Word, u64>>,
     /// Function, symbol and the branch that it serves.
     islands: Vec<(FunctionId, u32, Site)>,
+    slot_islands: Vec<imported::Island>,
     todo: VecDeque<FunctionId>,
     /// What one function does with the addresses near which constants begin.
     touched: (Option<FunctionId>, Vec<(Site, Touched)>),
@@ -118,6 +120,7 @@ impl<'p, 'a> Payload<'p, 'a> {
             old_literals,
             exception_slots: None,
             islands: Vec::new(),
+            slot_islands: Vec::new(),
             todo: VecDeque::new(),
             touched: (None, Vec::new()),
             findings: Vec::new(),
@@ -234,6 +237,7 @@ impl Bind {
 }
 
 /// Why a reference could not be bound.
+#[derive(Debug)]
 pub(crate) struct Problem(pub(crate) Code, pub(crate) String);
 
 /// Size of `jmp rel32`.

@@ -464,6 +464,53 @@ pub(crate) fn row_at(fde: &Fde<'_>, offset: u64) -> Option<Vec<u8>> {
     }
 }
 
+/// Instructions for the rows of code that stands for the instruction from `from` to `to` and lowers the stack pointer by so many
+/// bytes from each of these offsets on. `None` if the instruction ends in another row, or if its row is of a kind
+/// that is not understood here.
+pub(crate) fn lowered_rows(fde: &Fde<'_>, (from, to): (u64, u64), lowered: &[(u32, u32)]) -> Option<Vec<u8>> {
+    /// The DWARF number of `%rsp` (psABI for AMD64, figure 3.36).
+    const STACK_POINTER: u64 = 7;
+    let mut out = row_at(fde, from)?;
+    if row_at(fde, to)? != out {
+        return None;
+    }
+    if lowered.is_empty() {
+        return Some(out);
+    }
+    let (register, offset) = frame(fde.cie.instructions, &out)?;
+    let mut at = 0;
+    for (next, bytes) in lowered.iter().filter(|_| register == STACK_POINTER) {
+        // DW_CFA_advance_loc4, DW_CFA_def_cfa_offset
+        out.push(0x04);
+        out.extend(u32::try_from(u64::from(next - at) / fde.cie.code_align.max(1)).ok()?.to_le_bytes());
+        out.push(0x0e);
+        uleb(&mut out, offset + u64::from(*bytes));
+        at = *next;
+    }
+    Some(out)
+}
+
+/// The register from which the frame is found after these instructions, and the distance. `None` where an expression
+/// says where something is: it may count from the stack pointer.
+fn frame(initial: &[u8], then: &[u8]) -> Option<(u64, u64)> {
+    let (mut now, mut kept) = ((u64::MAX, 0), Vec::new());
+    for instructions in [initial, then] {
+        let mut r = Reader(instructions);
+        while let Some(op) = r.byte() {
+            match op {
+                0x0a => kept.push(now),
+                0x0b => now = kept.pop()?,
+                0x0c => now = (r.uleb()?, r.uleb()?),
+                0x0d => now.0 = r.uleb()?,
+                0x0e => now.1 = r.uleb()?,
+                0x0f | 0x10 | 0x12 | 0x13 | 0x16 => return None,
+                _ => operands(&mut r, op)?,
+            }
+        }
+    }
+    Some(now).filter(|now| now.0 != u64::MAX)
+}
+
 /// Passes over the operands of a call frame instruction (DWARF 5, 6.4.2, and GNU's `args_size`).
 fn operands(r: &mut Reader<'_>, op: u8) -> Option<()> {
     let (numbers, block) = match op {

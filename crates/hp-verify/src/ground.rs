@@ -156,6 +156,9 @@ impl<'g, 'a> Ground<'g, 'a> {
         }
         if let Some(word) = self.new.image.stub_word(n) {
             return match self.old.image.stub_word(a) {
+                Some(_) if usage == Use::Address && within.patch && self.becomes_canonical(word) => {
+                    Doubt::no(format!("the stub for {} is its address in the new build only", shown(word)))
+                }
                 Some(old) => self.same_word(old, word, depth),
                 None => Doubt::no(format!("the base has no stub there, the new build has one for {}", shown(word))),
             };
@@ -220,6 +223,12 @@ impl<'g, 'a> Ground<'g, 'a> {
             (None, None) => Err(Doubt::Ranges(f, g)),
             _ => Doubt::no(format!("leads to {old_name} of the base instead of {name}")),
         }
+    }
+
+    /// The whole process has the stub of an import for its address, in the new build only.
+    fn becomes_canonical(&self, word: &Word) -> bool {
+        let known = |image: &Image<'_>, name| image.canonical.contains(name);
+        matches!(word, Word::Symbol(name, _) if known(&self.new.image, name) && !known(&self.old.image, name))
     }
 
     pub(crate) fn replaced_at(&self, a: u64) -> Option<&Replaced> {

@@ -95,6 +95,8 @@ pub(crate) struct Image<'a> {
     pub(crate) stripped: bool,
     /// Imports that may stay unresolved.
     pub(crate) weak: rustc_hash::FxHashSet<String>,
+    /// Imports whose stub in this image is their address for the whole process.
+    pub(crate) canonical: rustc_hash::FxHashSet<String>,
     pub(crate) words: BTreeMap<u64, Word>,
     /// Stub to slot.
     pub(crate) stubs: BTreeMap<u64, u64>,
@@ -123,6 +125,7 @@ impl<'a> Image<'a> {
             symbols: Vec::new(),
             stripped: false,
             weak: Default::default(),
+            canonical: Default::default(),
             words: BTreeMap::new(),
             stubs: BTreeMap::new(),
             tls: None,
@@ -208,7 +211,7 @@ impl<'a> Image<'a> {
         let table = elf.elf_section_table();
         let versions = table.versions(endian, data)?;
         let dynamic = elf.elf_dynamic_symbol_table();
-        let name_of = |index: object::SymbolIndex| -> object::Result<String> {
+        let name_of = |index: object::SymbolIndex, copied: bool| -> object::Result<String> {
             if index.0 == 0 {
                 return Ok(String::new());
             }
@@ -216,22 +219,29 @@ impl<'a> Image<'a> {
             let name = String::from_utf8_lossy(dynamic.symbol_name(endian, symbol)?).into_owned();
             let version = versions.as_ref().map(|v| v.version(v.version_index(endian, index).index())).transpose()?;
             Ok(match version.flatten() {
-                Some(v) if symbol.st_shndx(endian) == elf::SHN_UNDEF => {
+                Some(v) if copied || symbol.st_shndx(endian) == elf::SHN_UNDEF => {
                     format!("{name}@{}", String::from_utf8_lossy(v.name()))
                 }
                 _ => name,
             })
         };
         for (index, symbol) in dynamic.enumerate() {
-            if symbol.st_shndx(endian) == elf::SHN_UNDEF && symbol.st_bind() == elf::STB_WEAK {
-                self.weak.insert(name_of(index)?);
+            if symbol.st_shndx(endian) != elf::SHN_UNDEF {
+                continue;
+            }
+            if symbol.st_bind() == elf::STB_WEAK {
+                self.weak.insert(name_of(index, false)?);
+            }
+            if symbol.st_value(endian) != 0 {
+                self.canonical.insert(name_of(index, false)?);
             }
         }
         for section in table.iter().filter(|s| s.sh_flags(endian).contains(elf::SHF_ALLOC)) {
             for rela in section.rela(endian, data)?.map(|(relas, _)| relas).unwrap_or_default() {
                 let addend = rela.r_addend(endian);
                 let kind = rela.r_type(endian, false);
-                let symbol = || name_of(object::SymbolIndex(rela.r_sym(endian, false) as usize));
+                let symbol =
+                    || name_of(object::SymbolIndex(rela.r_sym(endian, false) as usize), kind == elf::R_X86_64_COPY);
                 let word = match kind {
                     elf::R_X86_64_RELATIVE => Word::Address(addend as u64),
                     elf::R_X86_64_IRELATIVE => Word::Resolver(addend as u64),

@@ -13,7 +13,9 @@
 //!    entity. Functions and variables are the same by name (in the file, for local ones), by the owner that debug
 //!    information gives a static local, or by the unanimous references of all functions that are otherwise
 //!    equal; imports, slots and stubs by the symbol and version behind them; texts, numbers, tables and other constants
-//!    by content, each entry of a jump table and each pointer followed.
+//!    by content, each entry of a jump table and each pointer followed. Only where the new build has the address of a thing
+//!    of a library in an instruction, which it copies or has a stub for, other instructions may be in its place: those
+//!    that do the same by a slot.
 //! 3. Data that the patch brings is equal to the new build's. A variable that the base has is never brought a second
 //!    time; an address of a function that the base has is never one of the patch.
 //! 4. Each record is true of the old file (address, size, digest, parts, the bytes under the jump), nothing of the base
@@ -46,6 +48,7 @@ mod pairs;
 mod report;
 mod rows;
 mod rust;
+mod slotted;
 mod statics;
 mod templates;
 mod thunk;

@@ -8,6 +8,7 @@ use hp_pack::SectionKind;
 use crate::landing;
 use crate::overlay::{Layout, Place};
 use crate::report::Fault;
+use crate::slotted::Apart;
 use crate::thunk::{Piece, Records};
 use crate::unwind::{self, Rows};
 use crate::walk::Walk;
@@ -56,6 +57,13 @@ impl Walk<'_, '_, '_> {
             }
             self.proof.unwind_rows += 1;
         }
+        for (at, apart) in &self.apart {
+            let row = rows.remove(&Place::Payload(SectionKind::Text, *at as i64));
+            match self.apart_rows(row, apart, &new) {
+                Ok(count) => self.proof.unwind_rows += count,
+                Err(what) => faults.push(Fault::new("unwind", format!(".text+{at:#x}"), what)),
+            }
+        }
         let tables = landing::of_build(&self.ground.old.image);
         for (start, pieces) in &records.thunks {
             if let Err(what) = self.check_thunk_landings(*start, pieces, &tables) {
@@ -74,6 +82,29 @@ impl Walk<'_, '_, '_> {
         let left = std::mem::take(&mut self.landings.0);
         faults.extend(left.keys().map(|place| Fault::new("unwind", format!("{place:?}"), "a stray exception table")));
         self.faults.extend(faults);
+    }
+
+    /// The rows of code that stands for an instruction are the instruction's, and the next one's, with the frame as much farther
+    /// from the stack pointer as that was lowered.
+    fn apart_rows(&self, mine: Option<Rows>, apart: &Apart, new: &BTreeMap<u64, Rows>) -> Result<usize, String> {
+        let (from, to) = apart.instruction;
+        let range = self.ground.new.range_at(from).map(|(range, _)| self.ground.new.ranges[range].address);
+        let theirs = range.and_then(|start| Some((start, new.get(&start)?)));
+        let row = theirs.and_then(|(start, rows)| Some((rows, rows.at(from - start)?, rows.at(to - start)?)));
+        let (Some(mine), Some((rows, row, next))) = (mine, row) else {
+            return Err("there are no unwind rows for it".into());
+        };
+        if (mine.size, mine.signal, mine.return_register) != (apart.size, rows.signal, rows.return_register) {
+            return Err("its frames are of another kind or size than the instruction's".into());
+        }
+        for offset in 0..apart.size {
+            let lowered = apart.lowered.iter().rev().find(|l| l.0 <= offset).map_or(0, |l| l.1);
+            let expected = if apart.lowered.is_empty() { Some(row.clone()) } else { row.lowered(lowered as i64) };
+            if row != next || expected.is_none() || mine.at(offset) != expected.as_ref() {
+                return Err(format!("its row at offset {offset:#x} is not that of the instruction at {from:#x}"));
+            }
+        }
+        Ok(mine.rows.len())
     }
 
     /// The rows of the patch, by place: the same at every load address.

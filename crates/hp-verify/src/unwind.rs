@@ -101,6 +101,22 @@ pub(crate) struct Row {
     arguments: u64,
 }
 
+impl Row {
+    /// The row once the stack pointer is so many bytes lower. `None` if an expression says where something is: it may count from
+    /// the stack pointer.
+    pub(crate) fn lowered(&self, bytes: i64) -> Option<Row> {
+        /// Number of `%rsp` (psABI for AMD64, figure 3.36).
+        const STACK_POINTER: u16 = 7;
+        let plain = |rule: &Rule| !matches!(rule, Rule::At(_) | Rule::Is(_));
+        let frame = match self.frame {
+            Rule::Sum(STACK_POINTER, offset) => Rule::Sum(STACK_POINTER, offset + bytes),
+            ref other => other.clone(),
+        };
+        let all = plain(&frame) && self.registers.iter().all(|(_, rule)| plain(rule));
+        all.then(|| Row { frame, ..self.clone() })
+    }
+}
+
 /// Where something is. Expressions are their own bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Rule {

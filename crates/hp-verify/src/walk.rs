@@ -21,6 +21,7 @@ use crate::near::{Near, Span};
 use crate::overlay::{Layout, Place};
 use crate::report::{Fault, Kind, Proof};
 use crate::rust;
+use crate::slotted::Apart;
 
 /// A range of payload code and the range of the new build that it equals.
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +45,8 @@ pub(crate) struct Walk<'w, 'g, 'a> {
     near: Near,
     /// Jumps that stand for a short branch: offset in `.text`, and the branches of the new build that use them.
     pub(crate) islands: BTreeMap<u64, BTreeSet<u64>>,
+    /// Code that stands for one instruction: by its offset in `.text`.
+    pub(crate) apart: BTreeMap<u64, Apart>,
     /// Payload objects (by symbol) and the new addresses that they equal.
     data: BTreeMap<u32, BTreeSet<u64>>,
     /// The one payload object of each new variable.
@@ -79,6 +82,7 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
             code_symbols: patch.symbols.iter().filter(|s| is_code(s)).map(|s| (s.value, s.size)).collect(),
             near: Near::new(patch),
             islands: BTreeMap::new(),
+            apart: BTreeMap::new(),
             data: BTreeMap::new(),
             variables: FxHashMap::default(),
             code_todo: VecDeque::new(),
@@ -236,7 +240,15 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
                 || mine.fields.len() != step.fields.len()
                 || !mine.fields.iter().zip(&step.fields).all(|(f, g)| shape(f) == shape(g))
             {
-                return Err(format!("`{}` in the patch, `{}` in the new build", mine.instruction, step.instruction));
+                return match self.same_through_slot(offset, (address, bytes, step), within) {
+                    Some(answer) => {
+                        let describe = |doubt| format!("`{}`: {}", step.instruction, self.ground.describe(&doubt));
+                        answer.map_err(describe).map(|kind| self.proof.count(kind))
+                    }
+                    None => {
+                        Err(format!("`{}` in the patch, `{}` in the new build", mine.instruction, step.instruction))
+                    }
+                };
             }
             for (list, field) in fields.iter_mut().zip(&mine.fields) {
                 list.push((layout.place(field.target), *field));
@@ -360,8 +372,7 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
             Place::Payload(kind, _) => Doubt::no(format!("leads into {} of the patch", kind.name())),
             Place::Stub(symbol) => self.same_import(symbol, self.ground.new.image.stub_word(n)),
             Place::Slot(symbol) => self.same_slot(symbol, n),
-            Place::Import(symbol, 0) => self.same_import(symbol, self.ground.new.image.stub_word(n)),
-            Place::Import(..) => Doubt::no("leads to an offset from an import"),
+            Place::Import(symbol, added) => self.same_of_library((symbol, added), n, usage, within),
             Place::Nowhere(address) => Doubt::no(format!("leads to {address:#x}, where nothing is")),
         }
     }
@@ -776,7 +787,10 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
         for (i, symbol) in self.patch.symbols.iter().enumerate() {
             let SymbolPlace::Payload(kind) = symbol.place else { continue };
             let reached = match kind {
-                SectionKind::Text => self.code.contains_key(&symbol.value) || self.islands.contains_key(&symbol.value),
+                SectionKind::Text => {
+                    let at = &symbol.value;
+                    self.code.contains_key(at) || self.islands.contains_key(at) || self.apart.contains_key(at)
+                }
                 SectionKind::Rodata | SectionKind::DataRelRo | SectionKind::Data | SectionKind::Bss => {
                     self.data.contains_key(&(i as u32)) || self.marks_a_variable(symbol)
                 }

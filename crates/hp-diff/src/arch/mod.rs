@@ -14,7 +14,7 @@ pub(crate) use x86_64::{
     CallArgument, DecodeRoom, Field, JumpTableContext, Jumps, Touched, add_known, branch, call_arguments,
     changed_registers, compares_address, copied, decode, differing_arguments, displaced, field, first_difference,
     instructions, is_call, is_indexed, memory_numbers, numbers, padding, plt_stubs, reach, returns, shape, tables,
-    text, texts, thunk, touched, unpadded,
+    text, texts, through_slot, thunk, touched, unpadded,
 };
 
 /// How a field in an instruction encodes its target.
@@ -139,6 +139,27 @@ pub(crate) struct Thunk {
     pub boundaries: Vec<(u32, u32)>,
     /// A displaced instruction is a call, so a return address can lie in the thunk.
     pub has_call: bool,
+}
+
+/// An instruction that reaches something through a pointer slot.
+#[derive(Debug)]
+pub(crate) struct ThroughSlot {
+    /// In place of the instruction, and as long.
+    pub bytes: Vec<u8>,
+    /// Where in it the distance to the slot is, 32 bits from the end of its instruction; `None` if it is a jump to the island.
+    pub slot: Option<usize>,
+    pub island: Option<SlotIsland>,
+}
+
+/// What runs instead of the instruction, elsewhere.
+#[derive(Debug)]
+pub(crate) struct SlotIsland {
+    /// Ends in a jump back.
+    pub code: Vec<u8>,
+    /// Where the distance to the slot is.
+    pub slot: usize,
+    /// From which offset on the stack pointer is so many bytes lower than at the instruction.
+    pub lowered: Vec<(u32, u32)>,
 }
 
 /// Where a thunk's field leads.

@@ -100,6 +100,9 @@ pub(crate) struct Image<'a> {
     pub imported: Vec<String>,
     /// Those of them that may stay unresolved.
     pub weak: rustc_hash::FxHashSet<String>,
+    /// Those of them whose stub in this image is their address for the whole process (psABI for AMD64, 5.2, "Procedure
+    /// Linkage Table": the undefined symbol has a value).
+    pub canonical: rustc_hash::FxHashSet<String>,
     /// Every dynamic relocation, by address.
     pub words: ByAddress<Word>,
     /// PLT stub address to GOT slot address.
@@ -175,6 +178,7 @@ impl<'a> Image<'a> {
             exported: elf.dynamic_symbols().filter(|s| s.is_definition()).filter_map(|s| s.name().ok()).collect(),
             imported: Vec::new(),
             weak: Default::default(),
+            canonical: Default::default(),
             words: ByAddress::default(),
             stubs: ByAddress::default(),
             fields: None,

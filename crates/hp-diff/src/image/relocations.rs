@@ -32,9 +32,12 @@ impl<'a> Image<'a> {
         let names = Names::of(elf)?;
         for (index, symbol) in elf.elf_dynamic_symbol_table().enumerate() {
             if symbol.st_shndx(endian) == elf::SHN_UNDEF {
-                let name = names.of_symbol(index)?;
+                let name = names.of_symbol(index, false)?;
                 if symbol.st_bind() == elf::STB_WEAK {
                     self.weak.insert(name.clone());
+                }
+                if symbol.st_value(endian) != 0 {
+                    self.canonical.insert(name.clone());
                 }
                 self.imported.push(name);
             }
@@ -53,7 +56,8 @@ impl<'a> Image<'a> {
                     let address = rela.r_offset(endian);
                     let addend = rela.r_addend(endian);
                     let kind = rela.r_type(endian, false);
-                    let symbol = || names.of_symbol(object::SymbolIndex(rela.r_sym(endian, false) as usize));
+                    let copied = kind == elf::R_X86_64_COPY;
+                    let symbol = || names.of_symbol(object::SymbolIndex(rela.r_sym(endian, false) as usize), copied);
                     let word = match kind {
                         elf::R_X86_64_RELATIVE => Word::Address(addend as u64),
                         elf::R_X86_64_IRELATIVE => Word::Resolver(addend as u64),
@@ -122,7 +126,7 @@ fn dead_slots(stubs: &[(u64, u64)]) -> Words {
     slots.map(|slot| (slot, Word::Other(elf::R_X86_64_NONE.0, String::new(), 0))).collect()
 }
 
-/// Names of dynamic symbols: `name@VERSION` for those that are imported.
+/// Names of dynamic symbols: `name@VERSION` for those that are imported or copied from a library.
 struct Names<'e, 'a> {
     elf: &'e ElfFile64<'a, Endianness>,
     versions: Option<object::read::elf::VersionTable<'a, object::elf::FileHeader64<Endianness>>>,
@@ -133,7 +137,7 @@ impl<'e, 'a> Names<'e, 'a> {
         Ok(Names { elf, versions: elf.elf_section_table().versions(elf.endian(), elf.data())? })
     }
 
-    fn of_symbol(&self, index: object::SymbolIndex) -> object::Result<String> {
+    fn of_symbol(&self, index: object::SymbolIndex, copied: bool) -> object::Result<String> {
         if index.0 == 0 {
             return Ok(String::new());
         }
@@ -145,7 +149,7 @@ impl<'e, 'a> Names<'e, 'a> {
             None => None,
         };
         Ok(match version {
-            Some(v) if symbol.st_shndx(endian) == elf::SHN_UNDEF => {
+            Some(v) if copied || symbol.st_shndx(endian) == elf::SHN_UNDEF => {
                 format!("{name}@{}", String::from_utf8_lossy(v.name()))
             }
             _ => name,

@@ -37,6 +37,7 @@ impl<'a> Image<'a> {
             exported: Default::default(),
             imported: imported.clone().map(|o| o.name.clone()).collect(),
             weak: imported.filter(|o| o.weak).map(|o| o.name.clone()).collect(),
+            canonical: Default::default(),
             words: words.into(),
             stubs: Default::default(),
             fields: Some(&layout.fields),

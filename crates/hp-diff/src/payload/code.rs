@@ -100,11 +100,13 @@ impl Payload<'_, '_> {
             }
         };
         let Bind { symbol: target, offset, through_slot } = bound;
-        if site.encoding != Encoding::PcRelative && self.symbols[target as usize].place == Place::Import {
-            let message = format!(
-                "the instruction at {at:#x} of the new build holds the address of an import that the old build did not use"
-            );
-            self.finding(Code::NewSlot, &name, message);
+        let plain = !through_slot && site.usage != Use::Branch;
+        if plain && self.symbols[target as usize].place == Place::Import {
+            if let Err(Problem(code, why)) = self.through_slot((id, range), symbol, site, (target, offset)) {
+                let what = describe(new, id, site);
+                let message = format!("the instruction at {at:#x} of the new build refers to {what}: {why}");
+                self.finding(code, &name, message);
+            }
             return;
         }
         let tail = i64::from(site.end) - i64::from(site.offset);

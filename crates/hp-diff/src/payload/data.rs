@@ -22,7 +22,8 @@ impl Payload<'_, '_> {
             return Ok(*known);
         }
         if let Some(Word::Copy(name)) = new.image.words.get(&object.address) {
-            return Err(Problem(Code::CopiedVariable, format!("{name} is copied from a library at start-up")));
+            // The new build would copy it at start-up; to a process that runs, the library's own is the variable.
+            return Ok(self.import_symbol(name, SymbolKind::Object));
         }
         if self.pairs.objects.old_of(p).is_none() {
             if let Some(equal) = self.equal_old_constant(p) {

@@ -41,6 +41,7 @@ impl Payload<'_, '_> {
                 }
             }
             self.island_rows(id, rows, writer);
+            self.slot_island_rows(id, rows, writer);
         }
     }
 

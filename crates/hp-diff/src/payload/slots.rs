@@ -13,6 +13,12 @@ impl Payload<'_, '_> {
     pub(super) fn bind_slot(&mut self, word: &Word, site: &Site) -> Result<Bind, Problem> {
         let new = self.new;
         let stub = site.usage == Use::Branch || new.image.stubs.contains_key(&site.target);
+        if let Word::Symbol(name, 0) = word
+            && stub
+            && self.becomes_canonical(name, site.usage)
+        {
+            return Ok(Bind::direct((self.named(name), 0)));
+        }
         if let Some(bound) = self.old_slot(word, site.target, stub) {
             return Ok(Bind::direct(bound));
         }
@@ -40,6 +46,12 @@ impl Payload<'_, '_> {
     }
 
     pub(super) fn bind_slot_address(&mut self, word: &Word, stub: bool) -> Result<Bound, Problem> {
+        if let Word::Symbol(name, 0) = word
+            && stub
+            && self.becomes_canonical(name, Use::Address)
+        {
+            return Ok((self.named(name), 0));
+        }
         self.old_slot(word, 0, stub).ok_or_else(|| Problem(Code::NewSlot, "the old build has no such slot".into()))
     }
 
