@@ -106,7 +106,7 @@ codes! {
     Exceptions = "HP0301", Error, "landing pads that cannot be brought along",
         "The exception table of the function, which says what it catches and cleans up, has a form that is not understood or leads to something unknown. Restart the program instead.";
     CopiedVariable = "HP0302", Error, "a library variable that the old build did not use",
-        "The new build copies this variable from a library at start-up (R_X86_64_COPY); a running process has no such copy.";
+        "The new build copies this variable from a library at start-up (R_X86_64_COPY); a running process has no such copy. New code reaches the library's own by a table slot, but this instruction has no form that does.";
     NewSlot = "HP0303", Error, "a table slot that the old build does not have",
         "The new code reads a slot of the global offset table whose content cannot be made in a running process.";
     ConstantReplaced = "HP0304", Warning, "a named constant was replaced by a copy",

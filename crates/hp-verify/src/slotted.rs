@@ -23,8 +23,7 @@ pub(crate) struct Apart {
     pub(crate) size: u64,
     /// The instruction's address in the new build, and that of the next one.
     pub(crate) instruction: (u64, u64),
-    /// From which offset on the stack pointer is so many bytes lower.
-    pub(crate) lowered: Vec<(u64, u64)>,
+    pub(crate) lowered: Lowered,
 }
 
 /// What the patch has for an instruction.
@@ -39,8 +38,11 @@ struct Found {
     /// What is added to what the slot holds.
     added: i64,
     /// Offset in `.text` of the code apart, its size, and where it lowers the stack pointer.
-    apart: Option<(u64, u64, Vec<(u64, u64)>)>,
+    apart: Option<(u64, u64, Lowered)>,
 }
+
+/// From which offset on the stack pointer is so many bytes lower.
+type Lowered = Vec<(u64, u64)>;
 
 const RED_ZONE: i64 = 128;
 

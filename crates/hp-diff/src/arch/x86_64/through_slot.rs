@@ -47,6 +47,7 @@ pub(crate) fn through_slot(code: &[u8], site: &Site, offset: i32) -> Option<Thro
             Mnemonic::Lea if offset == 0 && field == 3 && bytes[1] == 0x8d => {
                 let mut bytes = bytes.to_vec();
                 bytes[1] = 0x8b;
+                bytes[field..].fill(0);
                 Some(ThroughSlot { bytes, slot: Some(field), island: None })
             }
             _ => memory(bytes, field, &instruction, offset),
@@ -121,7 +122,7 @@ fn operand(bytes: &[u8], field: usize, instruction: &Instruction, offset: i32) -
     let (opcode, rest) = match bytes.get(..field)? {
         // `op $n,%rax` has an opcode without a ModRM byte.
         [0x48, op @ (0x05 | 0x0d | 0x25 | 0x2d | 0x35 | 0x3d)] => ([0x48, op & 0x38 | 1], vec![0xc0]),
-        [rex @ (0x48 | 0x49 | 0x4a | 0x4b), op @ (0x81 | 0xc7), rest @ ..] => {
+        [rex @ 0x48..=0x4b, op @ (0x81 | 0xc7), rest @ ..] => {
             let modrm = *rest.first()?;
             let new = if *op == 0xc7 { 0x89 } else { modrm & 0x38 | 1 };
             let mut rest = rest.to_vec();
@@ -226,7 +227,7 @@ mod tests {
             (&[0x49, 0xb9, 0, 0, 0x40, 0, 0, 0, 0, 0], "r9"),
         ] {
             let (here, island) = rewritten(code, 0).expect(register);
-            assert_eq!(here[0], format!("mov {register},[7h]"));
+            assert_eq!(here[0], format!("mov {register},[rel 7]"));
             assert!(here[1..].iter().all(|i| i == "nop") && island.is_empty(), "{here:?}");
         }
     }
@@ -235,21 +236,18 @@ mod tests {
     fn a_short_move_and_one_with_an_offset_get_an_island() {
         // mov edi,imm32; mov r12d,imm32
         let (here, island) = rewritten(&[0xbf, 0, 0, 0x40, 0], 0).expect("edi");
-        assert_eq!(
-            (here[0].as_str(), island),
-            ("jmp 0000000000000005h", words(&["mov rdi,[7h]", "jmp 000000000000000Ch"]))
-        );
+        assert_eq!((here[0].as_str(), island), ("jmp 5", words(&["mov rdi,[rel 7]", "jmp 000000000000000Ch"])));
         let (_, island) = rewritten(&[0x41, 0xbc, 0, 0, 0x40, 0], 0x18).expect("r12d");
-        assert_eq!(island[..2], words(&["mov r12,[7h]", "lea r12,[r12+18h]"]));
+        assert_eq!(island[..2], words(&["mov r12,[rel 7]", "lea r12,[r12+18h]"]));
     }
 
     #[test]
     fn an_operand_in_memory_is_reached_by_a_register_that_is_free() {
         // add rax,[rip+..]
         let (here, island) = rewritten(&[0x48, 0x03, 0x05, 0xf9, 0xef, 0x3f, 0], 8).expect("add");
-        assert_eq!(here[0], "jmp 0000000000000005h");
+        assert_eq!(here[0], "jmp 5");
         let expected =
-            ["lea rsp,[rsp-80h]", "push rcx", "mov rcx,[0Dh]", "add rax,[rcx+8]", "pop rcx", "lea rsp,[rsp+80h]"];
+            ["lea rsp,[rsp-80h]", "push rcx", "mov rcx,[rel 0Dh]", "add rax,[rcx+8]", "pop rcx", "lea rsp,[rsp+80h]"];
         assert_eq!(island[..6], words(&expected));
         // cmpxchg16b [rip+..] uses four; movl $5,[rip+..]; vaddpd ymm1,ymm2,[rip+..]; lock inc [rip+..]
         let more: [(&[u8], &str); 4] = [
