@@ -146,7 +146,8 @@ pub(crate) fn doubts(judge: &Judge<'_, '_>, pairs: &Correlation, changes: &Chang
     let (old, new) = judge.builds();
     let in_doubt = |&(a, b): &(u64, u64)| {
         old.map.resolve_address(&old.image, a, Use::Address) == Target::Literal
-            && twins.in_doubt(judge, old.map.literal_span(&old.image, a), new.map.literal_span(&new.image, b))
+            && (judge.same_before_leftovers(a, b)
+                || twins.in_doubt(judge, old.map.literal_span(&old.image, a), new.map.literal_span(&new.image, b)))
     };
     // Every pair of literals that unchanged functions use is one of the twins, templates put aside; and many use the same.
     let doubtful: FxHashSet<(u64, u64)> = twins.forward.par_iter().copied().filter(in_doubt).collect();

@@ -4,7 +4,7 @@ use hp_pack::manifest::{BuildInfo, FindingInfo, FunctionInfo, LeftOut, Manifest}
 use hp_pack::{Base, Patch, Place, SectionKind, Symbol, SymbolKind};
 use rustc_hash::FxHashSet;
 
-use crate::adjoin::{self, Twins};
+use crate::adjoin::Twins;
 use crate::asks;
 use crate::build::Build;
 use crate::check;
@@ -31,15 +31,12 @@ pub(crate) struct Made {
 
 /// Makes the patch of all changed functions.
 pub(crate) fn patch(
-    old: &Build<'_>,
-    new: &Build<'_>,
-    pairs: &Correlation,
-    changes: &Changes,
+    (old, new): (&Build<'_>, &Build<'_>),
+    (pairs, changes, twins): (&Correlation, &Changes, &Twins),
     variables: &[Variable],
     options: &Options,
 ) -> Made {
-    let twins = Twins::new(old, new, pairs, changes);
-    let mut payload = Payload::new(old, new, pairs, changes, &twins);
+    let mut payload = Payload::new(old, new, pairs, changes, twins);
     payload.close();
     payload.place(SectionKind::State, 1, &[0]);
     let state_symbol = payload.symbol(Symbol {
@@ -75,7 +72,6 @@ pub(crate) fn patch(
         .map(|(g, _)| new.map.functions[*g].qualified_name())
         .collect();
     let mut findings = std::mem::take(&mut payload.findings);
-    findings.extend(adjoin::doubts(&Judge::new(old, new, pairs), pairs, changes, &twins));
     findings.extend(check::thread_local_layout(&Judge::new(old, new, pairs), &users));
     let mut patch = Patch {
         name: options.name.clone().unwrap_or_else(|| old.image.file_name.clone()),

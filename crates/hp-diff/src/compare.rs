@@ -18,6 +18,7 @@ use crate::build::Build;
 use crate::correlate::{Correlation, Relation, Settled, View};
 use crate::entity::{CodeRange, Distance, FunctionId, ObjectId, Target};
 use crate::image::{Evidence, Word};
+use crate::leftovers;
 use crate::lsda::{self, CallSite, Lsda};
 use crate::rust;
 use crate::unwind::Pointer;
@@ -204,7 +205,10 @@ impl<'j, 'a> Judge<'j, 'a> {
             return (a.target == b.target).into();
         }
         let doubtful = verdict == Verdict::Different && a.usage == Use::Address;
-        let same = doubtful && (self.same_in_reach(pair, a, b) || self.same_rust_constant(pair, a.target, b.target));
+        let same = doubtful
+            && (self.same_in_reach(pair, a, b)
+                || self.same_rust_constant(pair, a.target, b.target)
+                || self.same_before_leftovers(a.target, b.target));
         let verdict = if same { Verdict::Same } else { verdict };
         if let Some(verdict) = self.ahead(pair, a, b, verdict) {
             return verdict;
@@ -297,6 +301,23 @@ impl<'j, 'a> Judge<'j, 'a> {
         rust::is_mangled(old.map.functions[pair.0].name())
             && rust::is_mangled(new.map.functions[pair.1].name())
             && self.same_to_next(a, b)
+    }
+
+    /// Equal texts behind which, in one of the builds at least, lie others that nothing refers to, as they do elsewhere in the
+    /// other build. Whether they are a part of the text stays in doubt: [`crate::adjoin`] says so.
+    pub(crate) fn same_before_leftovers(&self, a: u64, b: u64) -> bool {
+        let text = |build: &'j Build<'a>, at: u64| {
+            let literal = build.map.resolve_address(&build.image, at, Use::Address) == Target::Literal;
+            let bytes = build.map.literal(&build.image, at);
+            leftovers::behind(&build.map, &build.image, (at, bytes)).filter(|_| literal)
+        };
+        let known = |build: &Build<'a>, rest: &[u8]| build.leftovers.contain(&build.map, &build.image, rest);
+        match (text(self.old, a), text(self.new, b)) {
+            (Some((x, rest)), Some((y, other))) => {
+                x == y && rest != other && known(self.new, rest) && known(self.old, other)
+            }
+            _ => false,
+        }
     }
 
     /// Constants that are equal as far as the next one; where they have different room, there are zeros behind.
@@ -476,17 +497,28 @@ impl<'j, 'a> Judge<'j, 'a> {
             let used =
                 |o: ObjectId, p: ObjectId| within.is_some_and(|(f, g)| uses(self.old, f, o) && uses(self.new, g, p));
             let shared = |o: &(ObjectId, i64), p: &(ObjectId, i64)| paired(*o, *p) && used(o.0, p.0);
-            if self.old.map.candidates(a).iter().any(|o| meanings.iter().any(|p| shared(o, p))) {
+            let before = self.old.map.candidates(a);
+            if before.iter().any(|o| meanings.iter().any(|p| shared(o, p))) {
                 return Verdict::Same;
             }
+            // So it is with objects without a symbol, once they are a pair.
+            let unnamed = |o: ObjectId, p: ObjectId| self.old.map.objects[o].unnamed && self.new.map.objects[p].unnamed;
+            let open =
+                |o: (ObjectId, i64), p: (ObjectId, i64)| unnamed(o.0, p.0) && self.may_be_pair(o, p) && used(o.0, p.0);
+            let found = before.iter().find_map(|o| Some((o.0, meanings.iter().find(|p| open(*o, **p))?.0)));
+            if let Some((o, p)) = found.filter(|_| !self.may_be_pair(x, y)) {
+                return Verdict::Undecided(o, p);
+            }
         }
+        if self.may_be_pair(x, y) { Verdict::Undecided(x.0, y.0) } else { Verdict::Different }
+    }
+
+    /// True if two objects are both still alone, and nothing speaks against their being one.
+    fn may_be_pair(&self, x: (ObjectId, i64), y: (ObjectId, i64)) -> bool {
         let alone = self.pairs.objects.new_of(x.0).is_none() && self.pairs.objects.old_of(y.0).is_none();
         let (o, p) = (&self.old.map.objects[x.0], &self.new.map.objects[y.0]);
         let same_size = o.size == p.size || o.unnamed && p.unnamed;
-        if alone && x.1 == y.1 && same_size && o.constant == p.constant {
-            return Verdict::Undecided(x.0, y.0);
-        }
-        Verdict::Different
+        alone && x.1 == y.1 && same_size && o.constant == p.constant
     }
 
     /// Compares two literals by content.

@@ -329,8 +329,9 @@ impl<'a> Map<'a> {
                 let size = self.next_reference(address).min(section.end()) - address;
                 let zero = image.bytes(address, size).is_none_or(|b| b.iter().all(|x| *x == 0));
                 let empty = zero && image.words.range(address..address + size).next().is_none();
-                // The end of an object is not the start of another one, if nothing is there.
-                if !(known || empty && self.ending_at(address).is_some()) {
+                // The end of an object is not the start of another one, if nothing is there; but where most variables
+                // have no symbol, one without an initial value may well be there.
+                if !(known || !stripped && empty && self.ending_at(address).is_some()) {
                     found.push((address, size, is_constant_section(section)));
                 }
             }
@@ -597,12 +598,16 @@ fn static_addresses<'i>(image: &'i Image<'_>) -> impl Iterator<Item = u64> + 'i 
 /// Bytes of the text that `bytes` begin with, with its terminator; 0 if it is none. Linkers merge tails of wide
 /// strings too, of strings in any encoding, and of Rust's templates of formats: something may refer to the middle of one.
 fn text_length(bytes: &[u8]) -> usize {
-    let is_text =
-        |text: &[u8]| std::str::from_utf8(text).is_ok() || text.iter().all(|b| matches!(b, 7..=13 | 27 | 32..));
-    let narrow = bytes.iter().position(|b| *b == 0).filter(|n| is_text(&bytes[..*n]));
-    let narrow = narrow.map_or(0, |n| n + 1);
+    let narrow = narrow_text(bytes).unwrap_or(0);
     let format = rust::format_length(bytes).unwrap_or(0);
     narrow.max(format).max(wide_length(bytes, 4)).max(wide_length(bytes, 2))
+}
+
+/// Bytes of the text of single bytes that `bytes` begin with, with its terminator.
+pub(crate) fn narrow_text(bytes: &[u8]) -> Option<usize> {
+    let is_text =
+        |text: &[u8]| std::str::from_utf8(text).is_ok() || text.iter().all(|b| matches!(b, 7..=13 | 27 | 32..));
+    bytes.iter().position(|b| *b == 0).filter(|n| is_text(&bytes[..*n])).map(|n| n + 1)
 }
 
 /// Bytes of the text of units of this width, two letters at least.

@@ -58,6 +58,7 @@ mod identity;
 mod image;
 mod input;
 mod layout;
+mod leftovers;
 mod lines;
 mod lsda;
 mod made_with;
@@ -89,8 +90,9 @@ use std::path::{Path, PathBuf};
 
 use rustc_hash::FxHashSet;
 
+use adjoin::Twins;
 use build::Build;
-use compare::compare;
+use compare::{Judge, compare};
 use correlate::{Correlation, correlate};
 use entity::FunctionId;
 use explain::Causes;
@@ -271,11 +273,19 @@ pub fn diff(old: &Path, new: &Path, options: &Options) -> Result<Report, Error> 
     let mut patch = None;
     let mut copied = FxHashSet::default();
     let differs = !changes.functions.is_empty() || !changes.variables.is_empty() || !changes.constants.is_empty();
+    if !differs {
+        // Where there is nothing to patch, it does not matter whether layouts could be compared.
+        findings.retain(|f| f.code != Code::LayoutUnproven);
+    }
+    let twins = Twins::new(&old, &new, &pairs, &changes);
+    if old.image.linked {
+        findings.extend(adjoin::doubts(&Judge::new(&old, &new, &pairs), &pairs, &changes, &twins));
+    }
     if !old.image.linked && differs {
         let message = "a patch needs a linked program or shared object with a build ID";
         findings.push(Finding::new(Code::NotLinked, &old.image.file_name, message));
     } else if !changes.functions.is_empty() {
-        let made = assemble::patch(&old, &new, &pairs, &changes, variables.1, options);
+        let made = assemble::patch((&old, &new), (&pairs, &changes, &twins), variables.1, options);
         findings.extend(made.findings);
         if findings.iter().all(|f| f.code != Code::LayoutUnproven) {
             findings.extend(check::undescribed(&old, &new, &changes, &made.copied));

@@ -15,7 +15,7 @@ use super::votes::Votes;
 use crate::arch::{self, Site, Use};
 use crate::build::Build;
 use crate::compare::{Changes, Judge, Verdict};
-use crate::entity::{FunctionId, Target};
+use crate::entity::{FunctionId, ObjectId, Target};
 use crate::finding::{Code, Finding};
 use crate::image::{Evidence, Word};
 
@@ -24,7 +24,9 @@ const TELLING: u64 = 64;
 
 /// Content of the functions without a name, of the old and of the new build. Both are empty if no
 /// build is stripped.
-pub(super) type Contents = (Vec<(FunctionId, u128)>, Vec<(FunctionId, u128)>);
+pub(super) type Contents = (Vec<Content>, Vec<Content>);
+
+type Content = (FunctionId, u128);
 
 /// Pairs functions without a name by content that occurs once.
 pub(super) fn join_by_content(
@@ -77,11 +79,68 @@ fn refine(
         now = alone(&now, |g| pairs.functions.old_of(g), |g, text| content(new, g, &number, text));
         let keys = |all: &[(FunctionId, u128)]| all.iter().map(|(f, key)| (*key, *f)).collect::<Vec<_>>();
         pairs.functions.join_by_key(keys(&before).into_iter(), keys(&now).into_iter());
+        let agreed = common_objects((old, new), pairs, votes, (&before, &now));
+        for (o, p) in &agreed {
+            pairs.objects.join(*o, *p);
+        }
         votes.settle(old, new, pairs);
-        if pairs.functions.log().len() == known {
+        if pairs.functions.log().len() == known && agreed.is_empty() {
             return (before, now);
         }
     }
+}
+
+/// Functions that are all the same, as many on each side: whichever of them is which, what all of them refer to at one place
+/// is a pair, if no other place says otherwise.
+fn common_objects(
+    (old, new): (&Build<'_>, &Build<'_>),
+    pairs: &Correlation,
+    votes: &Votes<'_>,
+    contents: (&[Content], &[Content]),
+) -> Vec<(ObjectId, ObjectId)> {
+    let judge = Judge::new(old, new, pairs);
+    let mut found: FxHashSet<(ObjectId, ObjectId)> = FxHashSet::default();
+    for (before, now) in groups(pairs, contents).into_values() {
+        let mut of_group: FxHashSet<(ObjectId, ObjectId)> = FxHashSet::default();
+        let mut same = |f: FunctionId, g: FunctionId| {
+            let difference = judge.difference((f, g), &mut |_, _, verdict| match verdict {
+                Verdict::Undecided(o, p) => {
+                    of_group.insert((o, p));
+                    true
+                }
+                other => other == Verdict::Same,
+            });
+            difference.is_none()
+        };
+        if before.iter().all(|f| now.iter().all(|g| same(*f, *g))) {
+            found.extend(of_group);
+        }
+    }
+    let (mut olds, mut news) = (FxHashMap::<_, u32>::default(), FxHashMap::<_, u32>::default());
+    for (o, p) in &found {
+        *olds.entry(*o).or_insert(0) += 1;
+        *news.entry(*p).or_insert(0) += 1;
+    }
+    found.retain(|(o, p)| olds[o] == 1 && news[p] == 1 && votes.allow_objects(*o, *p));
+    let mut agreed: Vec<_> = found.into_iter().collect();
+    agreed.sort_unstable();
+    agreed
+}
+
+/// The functions that are still alone, by their content, where there are as many on each side.
+fn groups(
+    pairs: &Correlation,
+    contents: (&[Content], &[Content]),
+) -> FxHashMap<u128, (Vec<FunctionId>, Vec<FunctionId>)> {
+    let mut groups: FxHashMap<u128, (Vec<FunctionId>, Vec<FunctionId>)> = FxHashMap::default();
+    for (f, key) in contents.0.iter().filter(|(f, _)| pairs.functions.new_of(*f).is_none()) {
+        groups.entry(*key).or_default().0.push(*f);
+    }
+    for (g, key) in contents.1.iter().filter(|(g, _)| pairs.functions.old_of(*g).is_none()) {
+        groups.entry(*key).or_default().1.push(*g);
+    }
+    groups.retain(|_, (before, now)| before.len() == now.len());
+    groups
 }
 
 /// The new contents of those that have no partner.
@@ -96,16 +155,9 @@ fn alone(
 
 /// Finds the functions that are left over because they are all the same.
 pub(super) fn set_alike(old: &Build<'_>, new: &Build<'_>, pairs: &mut Correlation, contents: &Contents) {
-    let mut groups: FxHashMap<u128, (Vec<FunctionId>, Vec<FunctionId>)> = FxHashMap::default();
-    for (f, key) in contents.0.iter().filter(|(f, _)| pairs.functions.new_of(*f).is_none()) {
-        groups.entry(*key).or_default().0.push(*f);
-    }
-    for (g, key) in contents.1.iter().filter(|(g, _)| pairs.functions.old_of(*g).is_none()) {
-        groups.entry(*key).or_default().1.push(*g);
-    }
     let judge = Judge::new(old, new, pairs);
     let same = |f: FunctionId, g: FunctionId| judge.any_difference((f, g)).is_none();
-    let groups: Vec<_> = groups.into_values().filter(|(before, now)| before.len() == now.len()).collect();
+    let groups: Vec<_> = groups(pairs, (&contents.0, &contents.1)).into_values().collect();
     let all_same =
         |(before, now): &&(Vec<FunctionId>, Vec<FunctionId>)| before.iter().all(|f| now.iter().all(|g| same(*f, *g)));
     let groups: Vec<_> = groups.par_iter().filter(all_same).collect();

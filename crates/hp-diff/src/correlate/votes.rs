@@ -55,6 +55,13 @@ impl<'m> Votes<'m> {
         while self.round(old, new, pairs) {}
     }
 
+    /// True if nobody votes against this pair of objects.
+    pub(super) fn allow_objects(&self, old: usize, new: usize) -> bool {
+        let (old, new) = (old as u32, new as u32);
+        let agrees = |choices: Option<&Choices>, other: u32| choices.is_none_or(|c| c.is_for(other));
+        agrees(self.objects.by_old.get(&old), new) && agrees(self.objects.by_new.get(&new), old)
+    }
+
     /// One round. True if it paired anything.
     fn round(&mut self, old: &Build<'_>, new: &Build<'_>, pairs: &mut Correlation) -> bool {
         let voters = self.who_votes(pairs);
@@ -194,6 +201,12 @@ impl Choices {
         if others.is_empty() {
             self.others = None;
         }
+    }
+
+    /// True if nobody wants another partner than this one.
+    fn is_for(&self, partner: u32) -> bool {
+        (self.first.1 == 0 || self.first.0 == partner)
+            && self.others.as_ref().is_none_or(|o| o.keys().all(|p| *p == partner))
     }
 
     /// The partner, if all agree on it.

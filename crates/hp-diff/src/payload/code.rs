@@ -5,8 +5,8 @@ use hp_pack::{Place, Relocation, RelocationKind, SectionKind, SymbolKind};
 use super::islands::islands;
 use super::{Bind, Bound, ISLAND, Payload, Problem, stays_inside};
 use crate::arch::{self, Encoding, Site, Use};
-use crate::compare::{describe, is_indexed, is_number};
-use crate::entity::{FunctionId, ObjectId, Target};
+use crate::compare::{describe, is_indexed, is_number, range_of};
+use crate::entity::{CodeRange, FunctionId, ObjectId, Target};
 use crate::finding::Code;
 
 impl Payload<'_, '_> {
@@ -193,8 +193,12 @@ impl Payload<'_, '_> {
     /// `(&a[-9])[i]`; in position-dependent code the displacement may be anything.
     pub(super) fn starts_something(&self, id: FunctionId, site: &Site, target: &Target<'_>) -> bool {
         let map = &self.new.map;
-        if !map.is_start(target) || !matches!(target, Target::Object(..)) {
-            return map.is_start(target);
+        let Target::Object(object, 0) = target else { return map.is_start(target) };
+        // Position-independent code takes the address of a virtual table and adds how far its address point lies in it.
+        let object = &map.objects[*object];
+        let inside = |range: &CodeRange<'_>| arch::stays_inside(range.bytes, site.instruction, object.size);
+        if object.is_runtime_record() && range_of(self.new, id, site).is_some_and(inside) {
+            return true;
         }
         if site.encoding != Encoding::PcRelative {
             return false;

@@ -5,13 +5,24 @@
 //! that is calculated with is in question. From where the address is made, the code is followed in the order in which it lies, as long as a
 //! register holds the address or a copy of it.
 
-use iced_x86::{Code, Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
 
 /// How many instructions the register is followed.
 const WINDOW: usize = 96;
 
 /// True if code calculates with the address that the instruction at `offset` of `bytes` makes.
 pub(crate) fn is_indexed(bytes: &[u8], offset: u32) -> bool {
+    is_calculated_with(bytes, offset, 0)
+}
+
+/// True if all that code adds to the address that the instruction at `offset` of `bytes` makes is a number which leads to
+/// another place in an object of this size.
+pub(crate) fn stays_inside(bytes: &[u8], offset: u32, size: u64) -> bool {
+    !is_calculated_with(bytes, offset, size)
+}
+
+/// `inside`: what adds a number below that does not count.
+fn is_calculated_with(bytes: &[u8], offset: u32, inside: u64) -> bool {
     let Some(rest) = bytes.get(offset as usize..) else { return false };
     let mut decoder = Decoder::new(64, rest, DecoderOptions::NONE);
     let first = decoder.decode();
@@ -30,11 +41,22 @@ pub(crate) fn is_indexed(bytes: &[u8], offset: u32) -> bool {
         }
         let instruction = decoder.decode();
         if calculates(&instruction, &holders) {
-            return true;
+            if added(&instruction).is_none_or(|n| n >= inside) {
+                return true;
+            }
+            // From here on it is another address.
+            holders.retain(|r| *r != instruction.op0_register().full_register());
         }
         follow(&instruction, &mut holders);
     }
     false
+}
+
+/// The number that an instruction adds to a register.
+fn added(instruction: &Instruction) -> Option<u64> {
+    let is_number = matches!(instruction.op1_kind(), OpKind::Immediate8to64 | OpKind::Immediate32to64);
+    let adds = instruction.mnemonic() == Mnemonic::Add && instruction.op0_kind() == OpKind::Register && is_number;
+    adds.then(|| instruction.immediate(1))
 }
 
 /// True if an instruction adds something to an address that one of these registers holds.
@@ -56,7 +78,7 @@ pub(super) fn calculates(instruction: &Instruction, holders: &[Register]) -> boo
 fn follow(instruction: &Instruction, holders: &mut Vec<Register>) {
     const KEPT: [Register; 6] =
         [Register::RBX, Register::RBP, Register::R12, Register::R13, Register::R14, Register::R15];
-    if instruction.flow_control() == iced_x86::FlowControl::Call {
+    if matches!(instruction.flow_control(), FlowControl::Call | FlowControl::IndirectCall) {
         holders.retain(|r| KEPT.contains(r));
         return;
     }
@@ -124,7 +146,7 @@ pub(crate) fn field(bytes: &[u8], offset: u32, field: u32) -> Field {
 
 #[cfg(test)]
 mod tests {
-    use super::{Field, field, is_indexed};
+    use super::{Field, field, is_indexed, stays_inside};
 
     #[test]
     fn addresses_that_code_calculates_with() {
@@ -136,9 +158,21 @@ mod tests {
         assert!(is_indexed(&[0x48, 0x8d, 5, 0, 0, 0, 0, 0x48, 0x89, 0xc2, 0x48, 1, 0xca], 0));
         // lea 0(%rip),%rax; xor %eax,%eax; add %rcx,%rax
         assert!(!is_indexed(&[0x48, 0x8d, 5, 0, 0, 0, 0, 0x31, 0xc0, 0x48, 1, 0xc8], 0));
+        // lea 0(%rip),%rax; call *(%rax); add %fs:0,%rax: a descriptor of a thread-local variable
+        let descriptor = [0x48, 0x8d, 5, 0, 0, 0, 0, 0xff, 0x10, 0x64, 0x48, 3, 4, 0x25, 0, 0, 0, 0];
+        assert!(!is_indexed(&descriptor, 0));
         // mov 0x404000(,%rdi,4),%eax and mov 0x404000,%eax
         assert!(is_indexed(&[0x8b, 4, 0xbd, 0, 0x40, 0x40, 0], 0));
         assert!(!is_indexed(&[0x8b, 4, 0x25, 0, 0x40, 0x40, 0], 0));
+    }
+
+    #[test]
+    fn an_address_point_is_inside_of_its_table() {
+        // lea 0(%rip),%rax; add $0x10,%rax; mov %rax,(%rdi); ret
+        let made = [0x48, 0x8d, 5, 0, 0, 0, 0, 0x48, 0x83, 0xc0, 0x10, 0x48, 0x89, 7, 0xc3];
+        assert!(is_indexed(&made, 0) && stays_inside(&made, 0, 0x18) && !stays_inside(&made, 0, 0x10));
+        // lea 0(%rip),%rax; mov (%rax,%rdi,8),%rax
+        assert!(!stays_inside(&[0x48, 0x8d, 5, 0, 0, 0, 0, 0x48, 0x8b, 4, 0xf8], 0, 0x18));
     }
 
     #[test]

@@ -26,7 +26,7 @@ pub(crate) use derived::reach;
 pub(crate) use displaced::displaced;
 pub(crate) use identity::compares_address;
 pub(crate) use immediates::differing_arguments;
-pub(crate) use indexed::{Field, field, is_indexed, numbers};
+pub(crate) use indexed::{Field, field, is_indexed, numbers, stays_inside};
 pub(crate) use jump_table::{Context as JumpTableContext, Jumps, tables};
 pub(crate) use known::add_known;
 pub(crate) use plt::plt_stubs;
