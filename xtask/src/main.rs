@@ -6,6 +6,7 @@
 
 #![deny(unsafe_code)]
 
+mod again;
 mod bench;
 mod bench_apply;
 mod cache;

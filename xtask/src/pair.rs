@@ -1,5 +1,6 @@
 //! Building the pairs of a recipe: NEW once, then OLD for each fix, all in one tree.
 
+use crate::again::{self, Notes, Variant};
 use crate::cache::Cache;
 use crate::recipe::{Fix, Recipe, hex};
 use crate::{install, source};
@@ -13,7 +14,7 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 /// Counts up when the procedure below changes, so that kept pairs are built again.
-const PROCEDURE: u32 = 1;
+const PROCEDURE: u32 = 2;
 
 /// What became of a recipe.
 pub(crate) enum Outcome {
@@ -27,7 +28,10 @@ pub(crate) enum Outcome {
 pub(crate) fn build(cache: &Cache, recipe: &Recipe) -> Result<Outcome> {
     let _lock = cache.lock()?;
     let stamp = stamp(recipe);
-    if recipe.fixes.iter().all(|fix| is_built(cache, fix, &stamp)) && have_tools(cache, recipe) {
+    let again = again::folder(&cache.pairs(), recipe);
+    let built_again = recipe.again.is_empty() || is_built(&again, &stamp);
+    let fixes_built = recipe.fixes.iter().all(|fix| is_built(&cache.pairs().join(&fix.case), &stamp));
+    if fixes_built && built_again && have_tools(cache, recipe) {
         return Ok(Outcome::Ready);
     }
     let mut needs = vec!["dpkg-dev", "gcc", "make", "patch", "libc6-dev"];
@@ -37,17 +41,28 @@ pub(crate) fn build(cache: &Cache, recipe: &Recipe) -> Result<Outcome> {
     }
     let start = Instant::now();
     eprintln!("xtask: building {} in {} versions", recipe.package, recipe.fixes.len() + 1);
-    let tree = Tree::unpack(cache, recipe)?;
+    let mut tree = Tree::unpack(cache, recipe)?;
     if let Some(fix) = recipe.fixes.iter().find(|fix| !tree.patch_file(fix).exists()) {
         let version = &tree.version;
         return Ok(Outcome::Unavailable(format!("{} {version} carries no {}", recipe.package, fix.patch)));
     }
+    let built = tree.root.join(&recipe.binary);
+    let notes = Notes::new(cache.folder("trees")?.join(format!("{}.notes", recipe.package)), file_name(&built)?)?;
+    tree.put_before_path(notes.folder())?;
     tree.script(&recipe.configure)?;
     tree.script(&recipe.make)?;
-    let built = tree.root.join(&recipe.binary);
     let new = fs::read(&built).with_context(|| format!("cannot read {}", built.display()))?;
     for tool in &recipe.tools {
         copy_tool(&tree.root.join(tool), &cache.pairs().join("tools"))?;
+    }
+    let _ = fs::remove_dir_all(&again);
+    if !recipe.again.is_empty() {
+        write_program(&again.join("first"), file_name(&built)?, &new)?;
+    }
+    for variant in recipe.again.iter().filter(|variant| variant.only_links()) {
+        let folder = again.join(variant.name());
+        fs::create_dir_all(&folder)?;
+        notes.link(&tree, *variant, &folder.join(file_name(&built)?))?;
     }
     for fix in &recipe.fixes {
         let folder = cache.pairs().join(&fix.case);
@@ -63,7 +78,20 @@ pub(crate) fn build(cache: &Cache, recipe: &Recipe) -> Result<Outcome> {
         write_program(&folder.join("old"), file_name(&built)?, &old)?;
         fs::write(folder.join("stamp"), &stamp)?;
     }
+    for variant in recipe.again.iter().filter(|variant| !variant.only_links()) {
+        tree.unpack_anew(cache, recipe)?;
+        if *variant == Variant::BlankLines {
+            again::add_blank_lines(&tree.root)?;
+        }
+        tree.script(&recipe.configure)?;
+        tree.script(&recipe.make)?;
+        write_program(&again.join(variant.name()), file_name(&built)?, &fs::read(&built)?)?;
+    }
+    if !recipe.again.is_empty() {
+        fs::write(again.join("stamp"), &stamp)?;
+    }
     fs::remove_dir_all(&tree.root)?;
+    fs::remove_dir_all(notes.folder())?;
     eprintln!("xtask: {} {} built in {} s", recipe.package, tree.version, start.elapsed().as_secs());
     Ok(Outcome::Ready)
 }
@@ -78,9 +106,9 @@ fn stamp(recipe: &Recipe) -> String {
     hex(&digest.finalize())
 }
 
-fn is_built(cache: &Cache, fix: &Fix, stamp: &str) -> bool {
+fn is_built(folder: &Path, stamp: &str) -> bool {
     // Written last, so a pair that has it is whole.
-    fs::read_to_string(cache.pairs().join(&fix.case).join("stamp")).is_ok_and(|kept| kept == stamp)
+    fs::read_to_string(folder.join("stamp")).is_ok_and(|kept| kept == stamp)
 }
 
 fn have_tools(cache: &Cache, recipe: &Recipe) -> bool {
@@ -117,7 +145,7 @@ fn file_name(path: &Path) -> Result<&str> {
 }
 
 /// An unpacked source package and the environment that it is built in.
-struct Tree {
+pub(crate) struct Tree {
     root: PathBuf,
     version: String,
     environment: BTreeMap<String, String>,
@@ -126,20 +154,34 @@ struct Tree {
 
 impl Tree {
     fn unpack(cache: &Cache, recipe: &Recipe) -> Result<Tree> {
-        let dsc = source::fetch(cache, &recipe.package, &recipe.version)?;
         let trees = cache.folder("trees")?;
         let root = trees.join(&recipe.package);
-        let _ = fs::remove_dir_all(&root);
         let log = trees.join(format!("{}.log", recipe.package));
         File::create(&log)?;
-        let mut tree =
-            Tree { root: root.clone(), version: String::new(), environment: recipe.environment.clone(), log };
-        let mut unpack = Command::new("dpkg-source");
-        unpack.args(["--no-check", "-q", "-x"]).arg(&dsc).arg(&root);
-        tree.logged(unpack.current_dir(&trees), "dpkg-source -x")?;
+        let mut tree = Tree { root, version: String::new(), environment: recipe.environment.clone(), log };
+        tree.unpack_anew(cache, recipe)?;
         tree.version = tree.ask("dpkg-parsechangelog", &["-SVersion"])?;
         tree.set_environment(recipe)?;
         Ok(tree)
+    }
+
+    /// The source package as it is, whatever has become of the tree.
+    fn unpack_anew(&self, cache: &Cache, recipe: &Recipe) -> Result<()> {
+        let dsc = source::fetch(cache, &recipe.package, &recipe.version)?;
+        let _ = fs::remove_dir_all(&self.root);
+        // `/` has no parent, and no tree is there.
+        let trees = self.root.parent().unwrap_or(&self.root);
+        let mut unpack = Command::new("dpkg-source");
+        unpack.args(["--no-check", "-q", "-x"]).arg(&dsc).arg(&self.root).current_dir(trees).stdin(Stdio::null());
+        self.logged(&mut unpack, "dpkg-source -x")
+    }
+
+    /// Programs in this folder are taken before others of their name.
+    fn put_before_path(&mut self, folder: &Path) -> Result<()> {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let all = std::env::join_paths(std::iter::once(folder.to_path_buf()).chain(std::env::split_paths(&path)))?;
+        self.environment.insert("PATH".to_string(), all.into_string().ok().context("PATH is no text")?);
+        Ok(())
     }
 
     /// The distribution's flags for this package, and a fixed date.
@@ -197,7 +239,7 @@ impl Tree {
         self.logged(&mut bash, lines.last().map_or("", String::as_str))
     }
 
-    fn command(&self, program: &str) -> Command {
+    pub(crate) fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         command.current_dir(&self.root).stdin(Stdio::null());
         for name in ["MAKEFLAGS", "MFLAGS", "CFLAGS", "CPPFLAGS", "CXXFLAGS", "LDFLAGS"] {
@@ -216,7 +258,7 @@ impl Tree {
     }
 
     /// Runs a command with its output in the log; a failure shows the log's end.
-    fn logged(&self, command: &mut Command, what: &str) -> Result<()> {
+    pub(crate) fn logged(&self, command: &mut Command, what: &str) -> Result<()> {
         let log = File::options().append(true).open(&self.log)?;
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         if !command.status().with_context(|| format!("cannot run {what}"))?.success() {

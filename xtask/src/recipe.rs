@@ -1,6 +1,7 @@
 //! Recipes: how to build one program in its old and new versions. The fields are explained
 //! in `testdata/recipes/README.md`.
 
+use crate::again::Variant;
 use anyhow::{Context, Result};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
@@ -21,6 +22,9 @@ pub(crate) struct Recipe {
     pub(crate) binary: String,
     pub(crate) tools: Vec<String>,
     pub(crate) fixes: Vec<Fix>,
+    /// What is built once more with nothing changed that matters.
+    #[serde(default)]
+    pub(crate) again: Vec<Variant>,
     /// Digest of the recipe's text.
     #[serde(skip)]
     pub(crate) digest: String,
