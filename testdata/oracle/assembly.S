@@ -42,4 +42,37 @@ case3: mov $13, %eax
     .size   jump_bytes, . - jump_bytes
     .section .rodata.bytes, "a"
 bytes: .byte 0, case1 - case0, case2 - case0, case3 - case0
+
+    .text
+    .globl  jump_words
+    .type   jump_words, @function
+jump_words:
+    .cfi_startproc
+    endbr64
+    cmp     $3, %edi
+    ja      wordx
+    lea     words(%rip), %rax
+    movswq  (%rax,%rdi,2), %rcx
+    add     %rax, %rcx
+    lea     word0(%rip), %rdx
+    lea     words(%rip), %rax
+    sub     %rax, %rcx
+    add     %rdx, %rcx
+    jmp     *%rcx
+word0: mov $20, %eax
+    ret
+word1: lea words_in_text(%rip), %rax
+    mov (%rax), %eax
+    ret
+word2: mov $22, %eax
+    ret
+word3: call sum_words
+    ret
+wordx: xor %eax, %eax
+    ret
+    .cfi_endproc
+    .size   jump_words, . - jump_words
+    .section .rodata.words, "a"
+    .p2align 1
+words: .short 0, word1 - word0, word2 - word0, word3 - word0
     .section .note.GNU-stack, "", @progbits

@@ -1,4 +1,5 @@
 // What C++ adds: templates in COMDAT groups, vtables, type infos, guards, exceptions, inline variables.
+#include "shared.h"
 #include <cstdio>
 #include <map>
 #include <memory>
@@ -45,7 +46,9 @@ __attribute__((noinline)) double total(const std::vector<std::unique_ptr<Shape>>
     for (auto &s : shapes) sum += s->area() * (s->name()[0] == 'c');
     return sum;
 }
+int twin(int n);
 int main(int argc, char **argv) {
+    int both = twin(argc) + choose(argc) + int(join<int>({argc}).size()) + Counter().visit(depth);
     std::vector<std::unique_ptr<Shape>> shapes;
     shapes.push_back(std::make_unique<Square>(argc));
     shapes.push_back(std::make_unique<Circle>());
@@ -53,5 +56,5 @@ int main(int argc, char **argv) {
     thread_local std::string local = argv[0];
     std::puts((add(argc) + local).c_str());
     if (auto *s = dynamic_cast<Square *>(shapes[0].get())) std::printf("%d\n", s->id());
-    return risky(argc) + int(total(shapes)) + twice(argc) + int(twice(1.5)) + Holder<long>::value;
+    return both + risky(argc) + int(total(shapes)) + twice(argc) + int(twice(1.5)) + Holder<long>::value;
 }

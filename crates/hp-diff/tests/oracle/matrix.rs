@@ -48,7 +48,7 @@ pub(crate) fn run() -> ExitCode {
 }
 
 /// Flags for the compiler and for the linker.
-const C_FLAGS: [(&str, &str); 15] = [
+const C_FLAGS: [(&str, &str); 18] = [
     ("-O0", ""),
     ("-O1", ""),
     ("-O2", ""),
@@ -61,6 +61,10 @@ const C_FLAGS: [(&str, &str); 15] = [
     ("-Os -fno-pie", "-no-pie"),
     ("-O2", "-static-pie"),
     ("-O2 -fno-pie", "-static"),
+    // The linker relaxes what goes through slots, and sequences for thread-local variables.
+    ("-O2 -fPIC", ""),
+    ("-O0 -fPIC", "-no-pie"),
+    ("-O2 -fPIC -ftls-model=local-dynamic", ""),
     ("-O2 -fPIC -DLIBRARY", "-shared"),
     ("-O2 -fPIC -DLIBRARY -fvisibility=hidden", "-shared"),
     ("-O2 -g -D_FORTIFY_SOURCE=2 -fstack-protector-strong", "-Wl,-z,relro,-z,now"),
@@ -97,6 +101,11 @@ fn builds() -> Vec<Build> {
             }
             let retpoline = if compiler == "gcc" { "-O2 -mindirect-branch=thunk" } else { "-O2 -mretpoline" };
             add(Program::C, compiler, linker, retpoline, "");
+            if compiler == "gcc" {
+                let descriptors = "-O2 -fPIC -mtls-dialect=gnu2";
+                add(Program::C, compiler, linker, descriptors, "");
+                add(Program::C, compiler, linker, &format!("{descriptors} -DLIBRARY"), "-shared");
+            }
             if linker != "bfd" {
                 add(Program::C, compiler, linker, "-O2", "-Wl,--icf=all");
             }
@@ -137,7 +146,7 @@ fn check(build: &Build) -> Result<(), Failed> {
     let linker = format!("-fuse-ld={}", build.linker);
     let sources: &[&str] = match build.program {
         Program::C => &["shapes.c", "main.c", "assembly.S"],
-        Program::Cpp => &["shapes.cc"],
+        Program::Cpp => &["shapes.cc", "twin.cc"],
         Program::Rust => {
             let mut command = Command::new(build.compiler);
             command.args(["--edition", "2021", "-C", "save-temps", "-o", "program"]);
