@@ -17,7 +17,7 @@ use crate::before::{self, Before, before};
 use crate::build::Build;
 use crate::correlate::{Correlation, Relation, Settled, View};
 use crate::entity::{CodeRange, Distance, FunctionId, ObjectId, Target};
-use crate::image::{Evidence, Word};
+use crate::image::{Evidence, Section, Word, is_constant_section};
 use crate::leftovers;
 use crate::lsda::{self, CallSite, Lsda};
 use crate::rust;
@@ -454,8 +454,29 @@ impl<'j, 'a> Judge<'j, 'a> {
             (Target::Header(m), Target::Header(n)) => (m == n).into(),
             // An unresolved weak symbol.
             (Target::Unknown, Target::Unknown) if a == 0 && b == 0 => Verdict::Same,
-            (Target::Unknown, Target::Unknown) => self.data_in_code(within, (a, b), usage).into(),
+            (Target::Unknown, Target::Unknown) => {
+                let ends = || usage == Use::Address && within.is_some_and(|pair| self.ends_of_constants(pair, a, b));
+                (self.data_in_code(within, (a, b), usage) || ends()).into()
+            }
             _ => Verdict::Different,
+        }
+    }
+
+    /// The ends of the constants of both builds, which end with what the two functions use, and that is the same: where a loop
+    /// over the last table stops.
+    fn ends_of_constants(&self, (f, g): (FunctionId, FunctionId), a: u64, b: u64) -> bool {
+        let ending = |build: &Build<'a>, end: u64, function: FunctionId| {
+            let constant = |s: &&Section<'_>| is_constant_section(s) && s.content && !s.executable;
+            let section = build.image.sections.iter().filter(constant).find(|s| s.end() == end)?;
+            let targets = build.code[function].ranges.iter().flat_map(|c| c.sites.targets());
+            let last = targets.filter(|t| (section.address..end).contains(t)).max()?;
+            Some((section.name.to_owned(), last))
+        };
+        match (ending(self.old, a, f), ending(self.new, b, g)) {
+            (Some((x, start)), Some((y, other))) => {
+                x == y && a - start == b - other && self.same_content(start, other, a - start)
+            }
+            _ => false,
         }
     }
 
