@@ -9,7 +9,7 @@ use crate::arch::{self, Code, JumpTable};
 use crate::before;
 use crate::entity::{CodeRange, FunctionId, Map};
 use crate::image::Image;
-use crate::leftovers::Leftovers;
+use crate::leftovers::{Contents, Leftovers};
 use crate::lsda;
 use crate::templates;
 
@@ -32,6 +32,7 @@ pub(crate) struct Build<'a> {
     /// Exception tables by the start of the code that they are for.
     pub landing: lsda::Tables,
     pub leftovers: Leftovers,
+    pub contents: Contents,
     /// Addresses of all jump tables, ordered.
     tables: Vec<u64>,
 }
@@ -79,7 +80,8 @@ impl<'a> Build<'a> {
         let landing = lsda::tables(&image);
         let mut tables: Vec<u64> = code.iter().flat_map(|c| &c.tables).map(|t| t.address).collect();
         tables.sort_unstable();
-        let mut build = Build { image, map, code, landing, leftovers: Leftovers::default(), tables };
+        let mut build =
+            Build { image, map, code, landing, leftovers: Leftovers::default(), contents: Contents::default(), tables };
         let starts = ahead::starts(&build);
         build.map.add_references(starts);
         build

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rayon::prelude::*;
 use rustc_hash::FxHashSet;
 
-use crate::ahead::{self, Meant};
+use crate::ahead::{self, Ahead, Meant};
 use crate::arch::{self, Encoding, JumpTable, Site, Use};
 use crate::before::{self, Before, before};
 use crate::build::Build;
@@ -232,7 +232,7 @@ impl<'j, 'a> Judge<'j, 'a> {
             return None;
         }
         let (x, y) = (ahead::ahead(self.old, a.target), ahead::ahead(self.new, b.target));
-        let alike = match (x, y) {
+        let alike = match (&x, &y) {
             (None, None) => return None,
             (Some(x), Some(y)) => {
                 let place = (x.start.wrapping_sub(a.target), x.end.wrapping_sub(a.target));
@@ -253,10 +253,24 @@ impl<'j, 'a> Judge<'j, 'a> {
             // Where a long text begins, hardly something else is meant by chance.
             (Meant::Unclear, Meant::Unclear) => {
                 let long = ahead::letters(self.old, a.target).min(ahead::letters(self.new, b.target)) >= ahead::LONG;
-                if long { None } else { Some(Verdict::Different) }
+                let moved = || verdict == Verdict::Same && self.neighbours_moved((&x, &y), (a.target, b.target));
+                if long || moved() { None } else { Some(Verdict::Different) }
             }
             _ => Some(Verdict::Different),
         }
+    }
+
+    /// True if constants that begin shortly behind two equal ones have only changed places: both builds have all of them. If code
+    /// meant one of those, it would mean another one now, which the same constant happened to lie before.
+    fn neighbours_moved(&self, (x, y): (&Option<Ahead>, &Option<Ahead>), (a, b): (u64, u64)) -> bool {
+        let literal = |build: &Build<'a>, at: u64| build.map.literal(&build.image, at);
+        let known = |ahead: &Option<Ahead>, here: &Build<'a>, address: u64, there: &Build<'a>| {
+            let others = ahead.iter().flat_map(|ahead| &ahead.parts).filter(|part| part.0 > address);
+            let mut contents = others.map(|part| literal(here, part.0));
+            contents.all(|content| there.contents.contain(&there.map, &there.image, content))
+        };
+        let here = literal(self.old, a).iter().any(|b| *b != 0);
+        here && known(x, self.old, a, self.new) && known(y, self.new, b, self.old)
     }
 
     /// Is what lies before two addresses the same, as far as code reaches there? `None` if it does not.

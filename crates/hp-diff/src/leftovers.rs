@@ -26,6 +26,24 @@ impl Leftovers {
     }
 }
 
+/// The contents of all literals of one build, by their digests; found when they are first asked for.
+#[derive(Debug, Default)]
+pub(crate) struct Contents(OnceLock<FxHashSet<u128>>);
+
+impl Contents {
+    /// True if some literal has this content.
+    pub(crate) fn contain(&self, map: &Map<'_>, image: &Image<'_>, content: &[u8]) -> bool {
+        let known = self.0.get_or_init(|| literals(map, image).map(|(_, content)| xxh3_128(content)).collect());
+        known.contains(&xxh3_128(content))
+    }
+}
+
+fn literals<'m, 'a>(map: &'m Map<'a>, image: &'m Image<'a>) -> impl Iterator<Item = (u64, &'a [u8])> {
+    let addresses = map.references.as_slice().iter().copied();
+    let literal = |address: &u64| map.resolve_address(image, *address, Use::Address) == Target::Literal;
+    addresses.filter(literal).map(|address| (address, map.literal(image, address)))
+}
+
 /// What lies behind the first text of a literal; `None` if it begins with none, or holds addresses.
 pub(crate) fn behind<'a>(map: &Map<'a>, image: &Image<'a>, literal: (u64, &'a [u8])) -> Option<(&'a [u8], &'a [u8])> {
     let (address, bytes) = literal;
@@ -37,10 +55,8 @@ pub(crate) fn behind<'a>(map: &Map<'a>, image: &Image<'a>, literal: (u64, &'a [u
 
 fn find(map: &Map<'_>, image: &Image<'_>) -> FxHashSet<u128> {
     let mut found = FxHashSet::default();
-    for &address in map.references.as_slice() {
-        if map.resolve_address(image, address, Use::Address) == Target::Literal
-            && let Some((_, rest)) = behind(map, image, (address, map.literal(image, address)))
-        {
+    for literal in literals(map, image) {
+        if let Some((_, rest)) = behind(map, image, literal) {
             let texts = pieces(rest).filter(|text| narrow_text(&[text, &[0][..]].concat()).is_some());
             found.extend(texts.map(xxh3_128));
         }

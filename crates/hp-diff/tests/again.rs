@@ -104,7 +104,12 @@ fn another_order(pair: &Pair) -> Result<(), Failed> {
     let report = diff(pair, &Options::default());
     let weak = weak_functions(&pair.first);
     if !weak.iter().any(|name| name.starts_with("_Z")) {
-        return fail_unless(report.changes.is_empty() && !report.refused() && report.patch.is_none(), &report);
+        // Without names it is not known how far the constants reach that begin shortly behind a table which code reads
+        // through an index: whether the table or one of those is meant stays open in two or three functions.
+        let few = if pair.stripped { 3 } else { 0 };
+        let changed = only(ChangeKind::Changed, &report.changes).len();
+        let good = changed <= few && report.changes.len() == changed && report.patch.is_none();
+        return fail_unless(good && (changed > 0 || !report.refused()), &report);
     }
     if pair.stripped {
         // What the linker chose is not to be seen without names; but no patch may come of it.
