@@ -11,8 +11,10 @@ use libtest_mimic::{Arguments, Failed, Trial};
 
 const PROGRAMS: [(&str, &str); 3] = [("nginx", "nginx"), ("redis", "redis-server"), ("jsonnet", "jsonnet")];
 
+type Judge = fn(&Pair) -> Result<(), Failed>;
+
 /// The folder of a build, and what must come of it and the first one.
-const VARIANTS: [(&str, fn(&Pair) -> Result<(), Failed>); 5] = [
+const VARIANTS: [(&str, Judge); 5] = [
     ("linked", nothing),
     ("rebuilt", nothing),
     ("reversed", another_order),
@@ -41,7 +43,7 @@ fn main() -> ExitCode {
             continue;
         };
         let first = folder.join("first").join(program);
-        let mut add = |name: &str, other: PathBuf, judge: fn(&Pair) -> Result<(), Failed>| {
+        let mut add = |name: &str, other: PathBuf, judge: Judge| {
             for stripped in [false, true] {
                 let name = format!("{package} {name}{}", if stripped { ", stripped" } else { "" });
                 let (first, other) = (first.clone(), other.clone());
