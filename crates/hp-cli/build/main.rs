@@ -37,6 +37,7 @@ fn build(root: &Path, program: &str, image: Option<&Path>) -> Result<PathBuf, Fa
     let target = env::var("TARGET")?;
     // One folder for all kinds of builds (checks, tests, releases): OUT_DIR is TARGET/PROFILE/build/PACKAGE/out.
     let out = PathBuf::from(env::var("OUT_DIR")?);
+    let profile = if image.is_some() { "unpacker" } else { "applier" };
     let folder = out.ancestors().nth(4).unwrap_or(&out).join("applier");
     let script = root.join("crates/hp-apply/applier").join(program).with_extension("ld");
     let flags = [
@@ -52,7 +53,7 @@ fn build(root: &Path, program: &str, image: Option<&Path>) -> Result<PathBuf, Fa
     let mut cargo = Command::new(env::var("CARGO")?);
     cargo
         .current_dir(root)
-        .args(["build", "--quiet", "--locked", "--profile", "applier", "--package", "hp-apply", "--bin", program])
+        .args(["build", "--quiet", "--locked", "--profile", profile, "--package", "hp-apply", "--bin", program])
         .args(["--no-default-features", "--features", "applier", "--target", &target, "--target-dir"])
         .arg(&folder)
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
@@ -65,5 +66,5 @@ fn build(root: &Path, program: &str, image: Option<&Path>) -> Result<PathBuf, Fa
     if !status.success() {
         return Err(format!("the small applier cannot be built: {status}").into());
     }
-    Ok(folder.join(&target).join("applier").join(program))
+    Ok(folder.join(&target).join(profile).join(program))
 }

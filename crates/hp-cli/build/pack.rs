@@ -1,11 +1,14 @@
-//! Packing a static program: its memory as one image, compressed with LZMA, for `applier/packed.rs` to unpack.
+//! Packing a static program: its memory as one image, compressed, for `applier/packed.rs` to unpack.
 //!
 //! Before that the operands of calls and jumps in the code become absolute, so that calls of one function look alike.
 
-use lzma_rust2::{EncodeMode, LzmaOptions, LzmaWriter, MfType};
-use std::io::Write;
+#[path = "../../hp-apply/applier/model.rs"]
+mod model;
 
-/// `[base, length of the image, length in memory, start of code, end of code, entry, 4 bytes each][LZMA]`; all but
+use model::{MEMORY, Model};
+use std::ops::Range;
+
+/// `[base, length of the image, length in memory, start of code, end of code, entry, 4 bytes each][code]`; all but
 /// the first and the lengths are offsets from the base.
 pub(crate) fn pack(program: &[u8]) -> Option<Vec<u8>> {
     let segments: Vec<Segment> = segments(program)?;
@@ -27,7 +30,7 @@ pub(crate) fn pack(program: &[u8]) -> Option<Vec<u8>> {
     for number in [base, used as u64, end - base, start, stop, entry] {
         packed.extend(u32::try_from(number).ok()?.to_le_bytes());
     }
-    packed.extend(compress(&image).ok()?);
+    packed.extend(compress(&image, start as usize..stop as usize));
     Some(packed)
 }
 
@@ -83,19 +86,24 @@ fn make_absolute(code: &mut [u8]) {
     }
 }
 
-fn compress(image: &[u8]) -> std::io::Result<Vec<u8>> {
-    let options = LzmaOptions {
-        dict_size: 1 << 20,
-        lc: 4,
-        lp: 0,
-        pb: 0,
-        mode: EncodeMode::Normal,
-        nice_len: LzmaOptions::NICE_LEN_MAX,
-        mf: MfType::Bt4,
-        depth_limit: 1000,
-        preset_dict: None,
-    };
-    let mut writer = LzmaWriter::new_no_header(Vec::new(), &options, false)?;
-    writer.write_all(image)?;
-    writer.finish()
+/// An arithmetic code by the probabilities of the model; `code` is where in the image instructions lie.
+fn compress(image: &[u8], code: Range<usize>) -> Vec<u8> {
+    let mut memory = vec![0; MEMORY];
+    let mut model = Model::over(&mut memory, code);
+    let (mut low, mut high, mut packed) = (0u32, u32::MAX, Vec::new());
+    for (at, byte) in image.iter().enumerate() {
+        for index in (0..8).rev() {
+            let bit = u32::from(byte >> index & 1);
+            let middle = low + ((high - low) >> 12) * model.predict(&image[..at]);
+            model.update(bit);
+            (low, high) = if bit == 1 { (low, middle) } else { (middle + 1, high) };
+            while (low ^ high) >> 24 == 0 {
+                packed.push((high >> 24) as u8);
+                (low, high) = (low << 8, high << 8 | 255);
+            }
+        }
+        model.next_byte(&image[..=at]);
+    }
+    packed.extend(low.to_be_bytes());
+    packed
 }
