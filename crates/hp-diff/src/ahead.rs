@@ -14,6 +14,7 @@ use crate::build::Build;
 use crate::compare::{is_indexed, range_of};
 use crate::entity::FunctionId;
 use crate::image::{Section, is_constant_section};
+use crate::rust;
 
 /// How far behind an address a constant begins at most that is meant by it, in bytes.
 const AHEAD: u64 = 64;
@@ -43,8 +44,9 @@ pub(crate) enum Meant {
     Unclear,
 }
 
-/// The constants that begin shortly behind `address`, at which none reaches as far itself; `None` if there are none.
-pub(crate) fn ahead(build: &Build<'_>, address: u64) -> Option<Ahead> {
+/// The constants that begin shortly behind `address`, at which none reaches as far itself; `None` if there are none. `rust`: for a
+/// function of Rust, whose constants end where the next one begins.
+pub(crate) fn ahead(build: &Build<'_>, address: u64, rust: bool) -> Option<Ahead> {
     let (map, image) = (&build.map, &build.image);
     let constant = |s: &&Section<'_>| is_constant_section(s) && s.content && !s.executable && !s.is_got();
     let section = image.section_at(address).filter(constant);
@@ -60,11 +62,13 @@ pub(crate) fn ahead(build: &Build<'_>, address: u64) -> Option<Ahead> {
     while at < limit {
         if let Some(object) = map.object_at(at) {
             at = map.objects[object].end();
-        } else if map.template_at(at).is_some() || build.is_table(at) {
+        } else if map.template_at(at).is_some() || build.is_table(at) || map.distances.contains_key(&at) {
+            // Code adds the start of a table of distances to what it reads, so it has that, not an address before it.
             at = map.next_reference(at).max(at + 1);
         } else {
-            let (_, end) = map.literal_span(image, at);
-            let content = at + map.literal(image, at).len() as u64;
+            let next = if rust { map.next_reference(at).max(at + 1) } else { u64::MAX };
+            let end = map.literal_span(image, at).1.min(next);
+            let content = (at + map.literal(image, at).len() as u64).min(next);
             if content > at && image.bytes(at, content - at).is_some_and(|bytes| bytes.iter().any(|b| *b != 0)) {
                 begins |= at > address;
                 found.parts.push((at, end));
@@ -133,21 +137,21 @@ pub(crate) fn meant_by(build: &Build<'_>, function: FunctionId, site: &Site) -> 
 }
 
 /// True for an address that is no usual start of a constant, but constants begin shortly behind it.
-pub(crate) fn is_odd(build: &Build<'_>, site: &Site) -> bool {
+pub(crate) fn is_odd(build: &Build<'_>, function: FunctionId, site: &Site) -> bool {
     let data = || build.image.is_constant(site.target) && build.map.object_at(site.target).is_none();
     let nothing = || build.image.section_at(site.target).is_none_or(|s| s.executable);
     let at_start = || letters(build, site.target) > 0 || build.is_table(site.target);
     site.usage == Use::Address
         && build.map.function_at(site.target).is_none()
         && (nothing() || data() && !at_start())
-        && ahead(build, site.target).is_some()
+        && ahead(build, site.target, is_rust(build, function)).is_some()
 }
 
 /// Where the constants begin that code refers to by addresses before them, so far as it is certain which.
 pub(crate) fn starts(build: &Build<'_>) -> Vec<u64> {
     let of_function = |id: FunctionId| {
         let sites = build.code[id].ranges.iter().flat_map(|code| code.sites.leaving());
-        let sites: Vec<Site> = sites.filter(|site| is_odd(build, site)).collect();
+        let sites: Vec<Site> = sites.filter(|site| is_odd(build, id, site)).collect();
         if sites.is_empty() {
             return Vec::new();
         }
@@ -159,6 +163,11 @@ pub(crate) fn starts(build: &Build<'_>) -> Vec<u64> {
         starts.collect::<Vec<u64>>()
     };
     (0..build.code.len()).into_par_iter().flat_map_iter(of_function).collect()
+}
+
+/// True for a function of Rust, by its name.
+pub(crate) fn is_rust(build: &Build<'_>, function: FunctionId) -> bool {
+    rust::is_mangled(build.map.functions[function].name())
 }
 
 /// Letters of the text that begins at `place`, behind the terminator of another one or a byte that no text has; 0 if there

@@ -231,7 +231,8 @@ impl<'j, 'a> Judge<'j, 'a> {
         if a.usage != Use::Address {
             return None;
         }
-        let (x, y) = (ahead::ahead(self.old, a.target), ahead::ahead(self.new, b.target));
+        let rust = ahead::is_rust(self.old, pair.0) && ahead::is_rust(self.new, pair.1);
+        let (x, y) = (ahead::ahead(self.old, a.target, rust), ahead::ahead(self.new, b.target, rust));
         let alike = match (&x, &y) {
             (None, None) => return None,
             (Some(x), Some(y)) => {
@@ -241,7 +242,10 @@ impl<'j, 'a> Judge<'j, 'a> {
             }
             _ => false,
         };
-        if alike && verdict == Verdict::Same {
+        // Of a table of distances it is known where it begins: code adds its start to what it reads.
+        let is_table = |build: &Build<'a>, at: u64| build.map.distances.contains_key(&at);
+        let tables = is_table(self.old, a.target) && is_table(self.new, b.target);
+        if alike && verdict == Verdict::Same || tables {
             return None;
         }
         match (ahead::meant_by(self.old, pair.0, a)?, ahead::meant_by(self.new, pair.1, b)?) {
@@ -260,14 +264,29 @@ impl<'j, 'a> Judge<'j, 'a> {
         }
     }
 
+    /// True if two sites lead to equal constants and are no pair all the same, because code may mean what begins behind these.
+    pub(crate) fn may_mean_more(&self, pair: (FunctionId, FunctionId), a: &Site, b: &Site) -> bool {
+        a.usage == Use::Address
+            && self.old.map.resolve(&self.old.image, a) == Target::Literal
+            && self.new.map.resolve(&self.new.image, b) == Target::Literal
+            && self.literals(a.target, b.target, Use::Address) == Verdict::Same
+            && self.sites(pair, a, b) == Verdict::Different
+    }
+
     /// True if constants that begin shortly behind two equal ones have only changed places: both builds have all of them. If code
     /// meant one of those, it would mean another one now, which the same constant happened to lie before.
     fn neighbours_moved(&self, (x, y): (&Option<Ahead>, &Option<Ahead>), (a, b): (u64, u64)) -> bool {
         let literal = |build: &Build<'a>, at: u64| build.map.literal(&build.image, at);
         let known = |ahead: &Option<Ahead>, here: &Build<'a>, address: u64, there: &Build<'a>| {
             let others = ahead.iter().flat_map(|ahead| &ahead.parts).filter(|part| part.0 > address);
-            let mut contents = others.map(|part| literal(here, part.0));
-            contents.all(|content| there.contents.contain(&there.map, &there.image, content))
+            let mut others = others.map(|part| (part.0, literal(here, part.0)));
+            // What holds addresses is not known by its bytes.
+            others.all(|(at, content)| {
+                let span = at..at + content.len() as u64;
+                here.image.words.range(span.clone()).next().is_none()
+                    && here.map.distances.range(span).next().is_none()
+                    && there.contents.contain(&there.map, &there.image, content)
+            })
         };
         let here = literal(self.old, a).iter().any(|b| *b != 0);
         here && known(x, self.old, a, self.new) && known(y, self.new, b, self.old)

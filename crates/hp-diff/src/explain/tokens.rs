@@ -180,7 +180,7 @@ impl<'s, 'a> Side<'s, 'a> {
         if let Some(before) = before(self.build, function, site) {
             return Some(before.start);
         }
-        match ahead::is_odd(self.build, site).then(|| ahead::meant_by(self.build, function, site))?? {
+        match ahead::is_odd(self.build, function, site).then(|| ahead::meant_by(self.build, function, site))?? {
             Meant::There(start) => Some(start),
             _ => None,
         }

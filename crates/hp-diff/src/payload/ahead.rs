@@ -2,7 +2,7 @@
 
 use super::literals::AHEAD;
 use super::{Bound, Payload, Problem};
-use crate::ahead::{Meant, ahead, meant, touched};
+use crate::ahead::{Meant, ahead, is_rust, meant, touched};
 use crate::arch::{self, Field, Site, Touched, Use};
 use crate::compare::range_of;
 use crate::entity::{CodeRange, FunctionId};
@@ -15,7 +15,7 @@ impl Payload<'_, '_> {
         if site.usage != Use::Address {
             return Ok(None);
         }
-        let Some(ahead) = ahead(new, site.target) else { return Ok(None) };
+        let Some(ahead) = ahead(new, site.target, is_rust(new, id)) else { return Ok(None) };
         match meant(new, site, self.touched(id, site)) {
             None | Some(Meant::Here) => return Ok(None),
             Some(Meant::There(place)) => {
@@ -52,7 +52,7 @@ impl Payload<'_, '_> {
         if self.touched.0 != Some(id) {
             let sites = new.code[id].ranges.iter().flat_map(|code| &code.sites);
             let sites: Vec<Site> =
-                sites.filter(|s| s.usage == Use::Address && ahead(new, s.target).is_some()).collect();
+                sites.filter(|s| s.usage == Use::Address && ahead(new, s.target, is_rust(new, id)).is_some()).collect();
             let found = touched(new, id, &sites);
             self.touched = (Some(id), sites.into_iter().zip(found).collect());
         }
