@@ -73,6 +73,13 @@ impl Sought {
             || self.data.iter().any(within)
     }
 
+    /// The lowest word that may count, and how far above it the highest is.
+    fn span(&self) -> Option<(u64, u64)> {
+        let ranges = || self.code.iter().chain(&self.data);
+        let (low, high) = (ranges().map(|range| range.start.0).min()?, ranges().map(|range| range.end.0).max()?);
+        Some((low, high - low))
+    }
+
     fn is_nothing(&self) -> bool {
         self.code.is_none() && self.data.is_empty()
     }
@@ -224,10 +231,17 @@ fn search(process: &Process, areas: Vec<Area<'_>>, deadline_ns: u64) -> Search {
             };
             for part in present {
                 budget = budget.saturating_sub(part.len());
-                if budget == 0 || sys::now_ns() > deadline_ns {
-                    return Search::Kept(
-                        "its memory is too large to be searched for pointers in a short stop".to_owned(),
-                    );
+                if budget == 0 {
+                    return Search::Kept(format!(
+                        "its memory is too large to be searched for pointers: more than {} MiB",
+                        MAX_MEMORY >> 20
+                    ));
+                }
+                if sys::now_ns() > deadline_ns {
+                    let read = (MAX_MEMORY - budget) >> 20;
+                    return Search::Kept(format!(
+                        "the search of its memory for pointers took longer than a stop may be ({read} MiB were read)"
+                    ));
                 }
                 let Ok(bytes) = process.mem.bytes(part.start, part.len() as usize) else {
                     return Search::Kept(format!("its memory at {} cannot be read", part.start));
@@ -267,8 +281,50 @@ fn present(pagemap: &File, range: LiveRange) -> Vec<LiveRange> {
     parts
 }
 
+/// Words that are looked at together: nearly all are far from the payload.
+const LINE: usize = 8 * 8;
+
 /// Offset of the first aligned word that counts.
 fn position(bytes: &[u8], sought: &Sought) -> Option<u64> {
-    let index = bytes.chunks_exact(8).position(|word| u64_at(word, 0).is_some_and(|word| sought.holds(word)))?;
-    Some(index as u64 * 8)
+    let (low, len) = sought.span()?;
+    let is_near = |line: &[u8]| {
+        let words = line.as_chunks::<8>().0.iter();
+        words.fold(false, |near, word| near | (u64::from_le_bytes(*word).wrapping_sub(low) <= len))
+    };
+    for (index, line) in bytes.chunks(LINE).enumerate().filter(|(_, line)| is_near(line)) {
+        let found = line.as_chunks::<8>().0.iter().position(|word| sought.holds(u64::from_le_bytes(*word)));
+        if let Some(word) = found {
+            return Some((index * LINE + word * 8) as u64);
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The first and the last word that count in each range, and their neighbours, at every place of a line and after.
+    #[test]
+    fn words_that_count_are_found_wherever_they_lie() {
+        let code = LiveAddr(0x5000).range(0x100);
+        let data = vec![LiveAddr(0x9000).range(0x10), LiveAddr(0x7000).range(0x20)];
+        let sought = Sought { code: Some(code), pads: vec![LiveAddr(0x5010)], data };
+        let counts = [0x5000, 0x5100, 0x7000, 0x7020, 0x9000, 0x9010];
+        let others = [0, 0x4fff, 0x5010, 0x5101, 0x6fff, 0x7021, 0x8fff, 0x9011, u64::MAX];
+        for words in [1, 7, 8, 9, 40] {
+            for at in 0..words {
+                for (word, found) in counts.map(|w| (w, true)).into_iter().chain(others.map(|w| (w, false))) {
+                    let mut bytes = vec![0u8; words * 8 + 3];
+                    bytes[at * 8..at * 8 + 8].copy_from_slice(&u64::to_le_bytes(word));
+                    assert_eq!(
+                        position(&bytes, &sought),
+                        found.then_some(at as u64 * 8),
+                        "{word:#x} at {at} of {words}"
+                    );
+                }
+            }
+        }
+        assert_eq!(position(&0x5000u64.to_le_bytes(), &Sought::default()), None);
+    }
 }

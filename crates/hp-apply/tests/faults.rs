@@ -12,7 +12,14 @@ use std::time::{Duration, Instant};
 /// How long a command with a fault looks for a safe point: a failure may leave it without what it needs to find one.
 const PATIENCE: Duration = Duration::from_millis(300);
 
-/// Time for the failures of one command; with `HP_FAULTS=all` there is no end but that of the calls.
+/// What failures leave in a target are mappings, which every command looks at, with more calls: above so many of them
+/// there is another target, or the end would move away as fast as the calls are tried.
+const LEFT_BEHIND: usize = 8;
+
+/// How many calls of a command are tried with `HP_FAULTS=all`: all of them, or as many that are spread over it.
+const MOST: u64 = 400;
+
+/// Time for the failures of one command without that.
 const LIMIT: Duration = Duration::from_secs(40);
 
 /// System calls by their numbers on x86-64 (`asm/unistd_64.h`).
@@ -66,9 +73,8 @@ fn nth<const N: usize>(call: u32, _: u64) -> Option<u16> {
 
 const EACH: [fn(u32, u64) -> Option<u16>; 6] = [nth::<0>, nth::<1>, nth::<2>, nth::<3>, nth::<4>, nth::<5>];
 
-/// Every call with `HP_FAULTS=all`, else a part of them, from the first to the last.
-fn stride(part: usize) -> usize {
-    if std::env::var("HP_FAULTS").is_ok_and(|what| what == "all") { 1 } else { part }
+fn every_call() -> bool {
+    std::env::var("HP_FAULTS").is_ok_and(|what| what == "all")
 }
 
 /// Faults are for the whole process.
@@ -89,17 +95,31 @@ impl Drop for Note<'_> {
 }
 
 struct Trial {
+    program: Program,
+    threads: &'static str,
     target: Process,
+    /// Of a target to which nothing has been done.
+    mappings: usize,
     file: Vec<u8>,
     id: String,
     tried: u64,
 }
 
 impl Trial {
-    fn new(threads: &str) -> Trial {
+    fn new(threads: &'static str) -> Trial {
         let program = Program::build(HAMMER, &[]);
         let file = hp_pack::write(&program.patch(HAMMER_NEW, &["work", "inner"])).unwrap();
-        Trial { target: program.spawn(&[threads, "0"]), id: hp_pack::id(&file), file, tried: 0 }
+        let target = program.spawn(&[threads, "0"]);
+        let mappings = target.maps().lines().count();
+        Trial { program, threads, target, mappings, id: hp_pack::id(&file), file, tried: 0 }
+    }
+
+    /// Another target, if this one has gathered too much.
+    fn renew(&mut self) {
+        if self.target.maps().lines().count() > self.mappings + LEFT_BEHIND {
+            self.target = self.program.spawn(&[self.threads, "0"]);
+            self.mappings = self.target.maps().lines().count();
+        }
     }
 
     fn run(&self, new: bool, options: &Options) -> Outcome {
@@ -128,6 +148,7 @@ impl Trial {
 
     /// One command with a fault at one call; false if there is no such call, or it has no such errno.
     fn one(&mut self, new: bool, call: u64, choose: fn(u32, u64) -> Option<u16>) -> Option<bool> {
+        self.renew();
         self.settle(!new, "before");
         fault_at(call, Fault::Fail(choose));
         let outcome = self.run(new, &Options { timeout: PATIENCE, ..options() });
@@ -156,16 +177,34 @@ impl Trial {
         Some(true)
     }
 
-    fn every_call(&mut self, new: bool, step: usize) -> u64 {
+    /// How many calls a command makes to which nothing happens.
+    fn length(&mut self, new: bool) -> u64 {
+        self.renew();
+        self.settle(!new, "before");
+        fault_at(u64::MAX, Fault::DieBefore);
+        let outcome = self.run(new, &options());
+        let made = hp_apply::calls();
+        fault_at(0, Fault::DieBefore);
+        assert!(outcome.result.is_ok(), "undisturbed: {:?}", outcome.result);
+        made
+    }
+
+    /// Every `step`-th call from the first to the last, or what `HP_FAULTS` wants, with each errno.
+    fn calls(&mut self, new: bool, step: u64) -> u64 {
         let (before, began) = (self.tried, Instant::now());
-        let whole = std::env::var("HP_FAULTS").is_ok_and(|what| what == "all");
-        for call in (1..).step_by(step) {
+        let whole = every_call();
+        let made = self.length(new);
+        let step = if whole { made.div_ceil(MOST) } else { step };
+        for call in (1..).step_by(step as usize) {
             if !whole && began.elapsed() > LIMIT {
                 break;
             }
             for choose in EACH {
                 match self.one(new, call, choose) {
-                    None => return self.tried - before,
+                    None => {
+                        eprintln!("every {step}th of about {made} calls, in {:.0?}", began.elapsed());
+                        return self.tried - before;
+                    }
                     Some(true) => {}
                     Some(false) => break,
                 }
@@ -179,7 +218,7 @@ impl Trial {
 fn every_call_fails_with_one_thread() {
     let _alone = alone();
     let mut trial = Trial::new("0");
-    let (applies, reverts) = (trial.every_call(true, stride(7)), trial.every_call(false, stride(7)));
+    let (applies, reverts) = (trial.calls(true, 7), trial.calls(false, 7));
     eprintln!("{applies} failures of an apply and {reverts} of a revert tried");
     assert!(applies >= 20 && reverts >= 20, "{applies}, {reverts}");
 }
@@ -188,7 +227,7 @@ fn every_call_fails_with_one_thread() {
 fn calls_fail_with_eight_busy_threads() {
     let _alone = alone();
     let mut trial = Trial::new("8");
-    let (applies, reverts) = (trial.every_call(true, stride(61)), trial.every_call(false, stride(61)));
+    let (applies, reverts) = (trial.calls(true, 61), trial.calls(false, 61));
     eprintln!("{applies} failures of an apply and {reverts} of a revert tried");
     assert!(applies >= 3 && reverts >= 3, "{applies}, {reverts}");
 }

@@ -3,7 +3,7 @@
 //!
 //! A *moment* is before or after a call. Ordinary runs try those calls that change something of the target, all of
 //! them or a part; with `HP_KILLED=all` it is all of them always (minutes), and with `HP_KILLED=calls` every call that
-//! is made at all, thousands of reading ones too, between which nothing happens to the target (hours).
+//! is made at all, reading ones too, between which nothing happens to the target; at most `MOST` of them for a command.
 
 mod common;
 use common::*;
@@ -11,6 +11,7 @@ use hp_apply::{Done, Fault, Phase, apply, revert, status};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::rc::Rc;
 use std::time::Duration;
 
 /// Not a test by itself: the applier of the others, in a process that may be killed.
@@ -51,13 +52,15 @@ fn run(what: &str, target: &Process, moment: &str, file: &Path) -> bool {
     killed
 }
 
-/// The kinds of moments that are tried, and of how many of each the first.
-fn extent(step: u64) -> (&'static [&'static str], u64) {
-    match std::env::var("HP_KILLED").as_deref() {
-        Ok("all") => (&["point"], 1),
-        Ok("calls") => (&["before", "after"], 1),
-        _ => (&["point"], step),
-    }
+/// How many calls of a command are tried with `HP_KILLED=calls`: all of them, or as many that are spread over it.
+const MOST: u64 = 400;
+
+/// What a killed applier leaves in a target are mappings, which every command looks at, with more calls: above so many
+/// of them there is another target, or the end would move away as fast as the calls are tried.
+const LEFT_BEHIND: usize = 8;
+
+fn every_call() -> bool {
+    std::env::var("HP_KILLED").is_ok_and(|what| what == "calls")
 }
 
 /// A command that is killed: what it is, and the versions before and after it.
@@ -77,7 +80,11 @@ const REVERT_REPLACED: Job = Job { what: "revert", from: 3, to: 1 };
 const JOBS: [Job; 4] = [APPLY, REVERT, REPLACE, REVERT_REPLACED];
 
 struct Trial {
+    program: Rc<Program>,
+    arguments: Vec<String>,
     target: Process,
+    /// Of a target to which nothing has been done.
+    mappings: usize,
     /// Versions 2 and 3.
     patches: [tempfile::NamedTempFile; 2],
     ids: [String; 2],
@@ -85,7 +92,7 @@ struct Trial {
 
 impl Trial {
     /// `make` gives the patch of a version with a counter.
-    fn new(program: &Program, arguments: &[&str], make: impl Fn(u32, u64) -> hp_pack::Patch) -> Trial {
+    fn new(program: Rc<Program>, arguments: &[&str], make: impl Fn(u32, u64) -> hp_pack::Patch) -> Trial {
         let files = [make(2, 1), make(3, 2)].map(|patch| hp_pack::write(&patch).unwrap());
         let ids = [0, 1].map(|index| hp_pack::id(&files[index]));
         let patches = files.map(|file| {
@@ -93,13 +100,25 @@ impl Trial {
             std::fs::write(patch.path(), file).unwrap();
             patch
         });
-        Trial { target: program.spawn(arguments), patches, ids }
+        let target = program.spawn(arguments);
+        let arguments = arguments.iter().map(ToString::to_string).collect();
+        let mappings = target.maps().lines().count();
+        Trial { program, arguments, target, mappings, patches, ids }
+    }
+
+    /// Another target, if this one has gathered too much.
+    fn renew(&mut self) {
+        if self.target.maps().lines().count() > self.mappings + LEFT_BEHIND {
+            let arguments: Vec<&str> = self.arguments.iter().map(String::as_str).collect();
+            self.target = self.program.spawn(&arguments);
+            self.mappings = self.target.maps().lines().count();
+        }
     }
 
     /// Threads that call the replaced functions without pause, and threads that make such threads.
     fn hammered(arguments: &[&str]) -> Trial {
-        let program = Program::build(VERSIONED, &[]);
-        Trial::new(&program, arguments, |number, counter| version(&program, number, counter))
+        let program = Rc::new(Program::build(VERSIONED, &[]));
+        Trial::new(program.clone(), arguments, |number, counter| version(&program, number, counter))
     }
 
     fn path(&self, version: i64) -> &Path {
@@ -162,22 +181,38 @@ impl Trial {
         killed
     }
 
-    /// Every `step`-th moment of a command.
+    /// Every `step`-th moment of a command, or what `HP_KILLED` wants.
     fn moments(&mut self, job: Job, step: u64) -> u64 {
-        let (kinds, step) = extent(step);
+        if every_call() {
+            return self.calls(job);
+        }
+        let step = if std::env::var("HP_KILLED").is_ok_and(|what| what == "all") { 1 } else { step };
         let mut tried = 0;
         for number in (1..).step_by(step as usize) {
-            for kind in kinds {
-                if !self.one(job, &format!("{kind} {number}"), tried) {
-                    return tried;
-                }
-                tried += 1;
-                if tried.is_multiple_of(500) {
-                    eprintln!("{job:?}: {tried} moments so far");
-                }
+            if !self.one(job, &format!("point {number}"), tried) {
+                break;
             }
+            tried += 1;
         }
         tried
+    }
+
+    /// Before each call of a command, or `MOST` of them, and after the last of these. What is after one call is
+    /// before the next.
+    fn calls(&mut self, job: Job) -> u64 {
+        let (mut end, mut step) = (1, 1);
+        while self.one(job, &format!("before {end}"), end) {
+            end *= 2;
+        }
+        if end > 2 * MOST {
+            step = end.div_ceil(2 * MOST);
+        }
+        let (mut tried, mut number) = (0, 1);
+        while self.one(job, &format!("before {number}"), tried) {
+            (tried, number) = (tried + 1, number + step);
+            self.renew();
+        }
+        tried + u64::from(self.one(job, &format!("after {}", number.saturating_sub(step).max(1)), tried))
     }
 
     /// One target goes through all of it, which also shows that nothing adds up.
@@ -187,6 +222,9 @@ impl Trial {
             let tried = self.moments(job, step);
             eprintln!("{job:?}: killed at {tried} moments");
             assert!(tried >= least, "{job:?}: only {tried} moments");
+        }
+        if every_call() {
+            return;
         }
         // A mapping leaks where the applier dies between the call that makes it and its first write.
         let after = self.target.maps().lines().count();
@@ -238,7 +276,7 @@ fn many() -> Program {
 
 #[test]
 fn with_more_functions_than_one_stop_redirects() {
-    let program = many();
+    let program = Rc::new(many());
     let mut names: Vec<String> = (0..MANY).map(|i| format!("f{i}")).collect();
     names.push("work".to_owned());
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
@@ -247,7 +285,7 @@ fn with_more_functions_than_one_stop_redirects() {
         let source = functions(leaf) + &many_work(version);
         hp_pack::Patch { counter, ..program.patch(&source, &names) }
     };
-    Trial::new(&program, &["2", "1", "100"], make).every_moment(&JOBS, 17, 10);
+    Trial::new(program.clone(), &["2", "1", "100"], make).every_moment(&JOBS, 17, 10);
 }
 
 /// The main thread, which makes the system calls for us, sleeps and counts the sleeps that failed, were too short, or
@@ -309,8 +347,8 @@ int main(void) {
 
 #[test]
 fn while_the_main_thread_sleeps() {
-    let program = Program::build(SLEEPER, &[]);
-    let mut trial = Trial::new(&program, &[], |number, counter| version(&program, number, counter));
+    let program = Rc::new(Program::build(SLEEPER, &[]));
+    let mut trial = Trial::new(program.clone(), &[], |number, counter| version(&program, number, counter));
     for job in JOBS {
         let tried = trial.moments(job, 3);
         eprintln!("{job:?}: killed at {tried} moments");

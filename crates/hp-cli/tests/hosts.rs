@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use support::hp::{HP, apply, diff, hp, revert, run, status};
+use support::hp::{Answer, HP, apply, diff, hp, revert, run, status};
 use support::process::Running;
 use support::target::{NEW, OLD, Pair};
 
@@ -71,30 +71,36 @@ fn on_a_kernel_that_is_as_old_as_is_allowed() {
 }
 
 /// The patch is written whole or not at all, and nothing is left beside it.
+///
+/// The disk is a small file system of this test's own. Who may not mount one as himself may in a user namespace.
 #[test]
 fn a_full_disk() {
     let pair = Pair::make();
     let new = pair.folder.path().join("new");
-    let script = r#"mount -t tmpfs -o size=8k none "$1" || exit 77
-"$2" diff "$3" "$4" -o "$1/fix.hpatch"; code=$?
-ls -A "$1"
-exit $code"#;
     let full = pair.folder.path().join("full");
     fs::create_dir(&full).expect("a folder");
-    let mut command = Command::new("unshare");
-    command.args(["-m", "sh", "-c", script, "sh"]).arg(&full).arg(HP).arg(&pair.old).arg(&new);
+    let in_it = |namespaces: &str, first: &str| {
+        let script = format!(
+            r#"mount -t tmpfs -o size=8k none "$1" || exit 77
+{first}"$2" diff "$3" "$4" -o "$1/fix.hpatch"; code=$?
+ls -A "$1"
+exit $code"#
+        );
+        let mut command = Command::new("unshare");
+        run(command.args([namespaces, "sh", "-c", &script, "sh"]).arg(&full).arg(HP).arg(&pair.old).arg(&new))
+    };
     // Smaller than any patch: the file cannot even begin.
-    let filled = script.replace("|| exit 77\n", "|| exit 77\nhead -c 8192 /dev/zero > \"$1/other\"\n");
-    let mut already = Command::new("unshare");
-    already.args(["-m", "sh", "-c", &filled, "sh"]).arg(&full).arg(HP).arg(&pair.old).arg(&new);
-    let answer = run(&mut already);
-    if answer.code == 77 {
-        eprintln!("no disk can be mounted here");
-        return;
-    }
+    let fill = "head -c 8192 /dev/zero > \"$1/other\"\n";
+    let answers = ["-m", "-rm"].map(|namespaces| (namespaces, in_it(namespaces, fill)));
+    // What `unshare` itself fails with is 1, and it prints no file.
+    let mounted = |answer: &Answer| answer.code != 77 && !answer.err.contains("unshare:");
+    let Some((namespaces, answer)) = answers.iter().find(|(_, answer)| mounted(answer)) else {
+        panic!("no file system can be mounted, neither by this user nor in a user namespace: {}", answers[1].1);
+    };
     assert_eq!((answer.code, answer.out.as_str()), (2, "other\n"), "{answer}");
     assert!(answer.err.to_lowercase().contains("no space left"), "{answer}");
-    run(&mut command).exits(0);
+    let answer = in_it(namespaces, "").exits(0);
+    assert_eq!(answer.out, "fix.hpatch\n");
 }
 
 /// Two builds of one source, with `NEW` in the second, and the patch between them.
