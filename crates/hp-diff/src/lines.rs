@@ -8,8 +8,8 @@
 //! - the line table (DWARF 5, section 6.2) has the instruction at that line or at most [`REACH`] lines before (a macro's
 //!   line is where its call ends), or so has the call of the inlined function that it belongs to (`fprintf` of a fortified
 //!   C library), and number and line moved by the same amount;
-//! - the call takes lines: it is given the name of the source file too, as assertions and logs are; or *every* call of
-//!   the same function that gives it a constant there gives it its line, in at least [`ENOUGH`] places.
+//! - the call takes lines: it is given the name of the source file too, as assertions and logs are, or a format that prints
+//!   a line; or *every* call of the same function that gives it a constant there gives it its line, in at least [`ENOUGH`] places.
 //!
 //! A `core::panic::Location` is a constant of text, length, line and column, the text being the name of a Rust source file
 //! of just that length. Two that differ in line and column only are the same if the line table has, in the functions
@@ -48,12 +48,14 @@ struct Argument {
     call: CallArgument,
     /// What the call is given that may be the name of a source file: address and length.
     texts: Vec<(u64, u64)>,
+    /// The call is given a format that prints a line: `"%s at line %d"`, `"os_unix.c:%d: ..."`.
+    printed: bool,
 }
 
 impl Argument {
-    /// True if the call may be given the name of a source file too.
+    /// True if the call may be given the name of a source file too, or a format that prints a line.
     fn is_named(&self) -> bool {
-        !self.texts.is_empty()
+        self.printed || !self.texts.is_empty()
     }
 }
 
@@ -124,12 +126,16 @@ impl<'s, 'a> Evidence<'s, 'a> {
         let (m, n) = (u64::from(a.call.value), u64::from(b.call.value));
         let moved_alike = |x: u64, y: u64| (x..=x + REACH).contains(&m) && m - x == n.wrapping_sub(y);
         // Of two numbers beside the file's name only one is the line, and which one is not known.
-        let beside = |other: &[Argument; 2]| a.call.beside(other[0].call.at) || other[0].call.way.contains(&a.call.at);
+        let beside = |other: &[Argument; 2]| {
+            let apart = !a.call.is_in_place_of(&other[0].call);
+            apart && (a.call.beside(other[0].call.at) || other[0].call.way.contains(&a.call.at))
+        };
         let alone = !all.iter().any(|other| other[0].call.at != a.call.at && beside(other));
         let takes_lines = || self.before.takes_lines(a) && self.now.takes_lines(b);
         places.len() == places_now.len()
             && places.iter().zip(&places_now).any(|(x, y)| {
-                let named = || alone && self.before.names_file(a, x) && self.now.names_file(b, y);
+                let named = || self.before.names_file(a, x) && self.now.names_file(b, y);
+                let named = || alone && (a.printed && b.printed || named());
                 moved_alike(x.line.into(), y.line.into()) && (named() || takes_lines())
             })
     }
@@ -173,13 +179,37 @@ fn arguments(
     if addresses.is_empty() {
         return Some(Vec::new());
     }
-    let (mut before, mut now) = (call_arguments(old, pair.0), call_arguments(new, pair.1));
-    let mut one = |n: usize, at: u64| {
-        let (build, function, all) = if n == 0 { (old, pair.0, &mut before) } else { (new, pair.1, &mut now) };
-        let call = all.swap_remove(all.iter().position(|c| c.at == at && c.sure)?);
-        Some(Argument { texts: file_texts(build, function, &call), call })
+    let (before, now) = (call_arguments(old, pair.0), call_arguments(new, pair.1));
+    let kept = |build: &Build<'_>, id: FunctionId| {
+        arch::kept_addresses(build.map.functions[id].ranges.iter().map(|r| (r.address, r.bytes)))
+    };
+    let kept = [kept(old, pair.0), kept(new, pair.1)];
+    let one = |n: usize, at: u64| {
+        let (build, function, all) = if n == 0 { (old, pair.0, &before) } else { (new, pair.1, &now) };
+        let mut given = all.iter().filter(|c| c.at == at && takes(build, c));
+        let (Some(call), None) = (given.next(), given.next()) else { return None };
+        let texts = texts(build, function, &kept[n], call);
+        let is_file = |text: &&(u64, u64)| build.image.bytes(text.0, text.1).is_some_and(is_file_name);
+        let prints = |text: &(u64, u64)| build.image.bytes(text.0, text.1).is_some_and(prints_line);
+        let printed = texts.iter().any(prints);
+        let texts = texts.iter().filter(is_file).copied().collect();
+        Some(Argument { texts, printed, call: call.clone() }).filter(|a| a.call.sure)
     };
     addresses.iter().map(|[a, b]| Some([one(0, *a)?, one(1, *b)?])).collect()
+}
+
+/// False if a call only runs while the number is in its place, and takes no argument there: elsewhere it is made with what another
+/// call has left in that register.
+fn takes(build: &Build<'_>, call: &CallArgument) -> bool {
+    if call.others.is_empty() || !call.place.is_gpr64() {
+        return true;
+    }
+    let without = |(code, function): (&crate::build::FunctionCode, &crate::entity::Function<'_>)| {
+        code.ranges.iter().any(|c| c.sites.targets().any(|target| target == call.target))
+            && arch::calls_without(function.ranges.iter().map(|r| (r.address, r.bytes)), call.place)
+                .contains(&call.target)
+    };
+    !build.code.iter().zip(&build.map.functions).any(without)
 }
 
 /// The constants that a function's calls are given.
@@ -187,24 +217,37 @@ fn call_arguments(build: &Build<'_>, function: FunctionId) -> Vec<CallArgument> 
     arch::call_arguments(build.map.functions[function].ranges.iter().map(|r| (r.address, r.bytes)))
 }
 
-/// The texts among a call's arguments that may be the name of a source file: address and length.
-fn file_texts(build: &Build<'_>, function: FunctionId, call: &CallArgument) -> Vec<(u64, u64)> {
+/// The texts among a call's arguments: address and length.
+fn texts(build: &Build<'_>, function: FunctionId, kept: &[(u64, u64)], call: &CallArgument) -> Vec<(u64, u64)> {
     let ranges = build.map.functions[function].ranges.iter().zip(&build.code[function].ranges);
     let beside = ranges.flat_map(|(range, code)| {
-        code.sites.iter().filter(|s| s.usage == Use::Address && call.beside(range.address + u64::from(s.instruction)))
+        code.sites.iter().filter(|s| s.usage == Use::Address).filter(|s| {
+            let at = range.address + u64::from(s.instruction);
+            call.beside(at) || kept.iter().any(|(made, copy)| *made == at && call.beside(*copy))
+        })
     });
-    let is_name = |text: &str| {
-        let suffix =
-            text.rsplit('/').next().and_then(|name| name.rsplit_once('.')).map_or(0, |(_, suffix)| suffix.len());
-        (1..=4).contains(&suffix) && !text.contains(' ')
-    };
     let text = |s: Site| {
-        let bytes = build.image.bytes_from(s.target);
-        let length = bytes.iter().position(|b| *b == 0)?;
-        let named = build.image.is_constant(s.target) && std::str::from_utf8(&bytes[..length]).is_ok_and(is_name);
-        named.then_some((s.target, length as u64))
+        let length = build.image.bytes_from(s.target).iter().position(|b| *b == 0)?;
+        build.image.is_constant(s.target).then_some((s.target, length as u64))
     };
     beside.filter_map(text).collect()
+}
+
+/// True for a text that may be the name of a source file.
+fn is_file_name(text: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(text) else { return false };
+    let suffix = text.rsplit('/').next().and_then(|name| name.rsplit_once('.')).map_or(0, |(_, suffix)| suffix.len());
+    (1..=4).contains(&suffix) && !text.contains(' ')
+}
+
+/// True for a format that prints a number as a line of a source file.
+fn prints_line(text: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(text) else { return false };
+    let file = |before: &str| before.rsplit([' ', '(', '[']).next().is_some_and(|name| is_file_name(name.as_bytes()));
+    let number = |format: &str| format.starts_with("%d") || format.starts_with("%u") || format.starts_with("%i");
+    let named = text.match_indices(":%").any(|(at, _)| number(&text[at + 1..]) && file(&text[..at]));
+    let lower = text.to_ascii_lowercase();
+    named || lower.match_indices("line %").any(|(at, _)| number(&lower[at + 5..]))
 }
 
 /// Two sites that lead to locations which differ in line and column only.

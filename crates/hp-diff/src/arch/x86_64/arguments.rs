@@ -5,7 +5,7 @@
 //! place, or to a call. What is read from the place on the way, or leads where no one can see, makes the answer unsure.
 //! What is pushed or stored to the stack counts as handed on; nobody looks whether it is read before.
 
-use iced_x86::{FlowControl, Instruction, InstructionInfoFactory, OpAccess, OpKind, Register};
+use iced_x86::{FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
 use rustc_hash::FxHashSet;
 
 use super::immediates::argument;
@@ -30,11 +30,18 @@ pub(crate) struct CallArgument {
     /// Where the call leads: a function, the slot that holds its address, or else the call itself: that leads where a
     /// pointer says.
     pub target: u64,
-    /// Nothing but calls of this one target gets the number.
+    /// Where else calls lead that run while the number is in its place.
+    pub others: Vec<u64>,
+    /// Nothing but calls gets the number.
     pub sure: bool,
 }
 
 impl CallArgument {
+    /// True if one call is never given both numbers.
+    pub(crate) fn is_in_place_of(&self, other: &CallArgument) -> bool {
+        self.place != Register::RSP && (self.place, self.slot) == (other.place, other.slot)
+    }
+
     /// True if the instruction at `address` may set up the same call.
     pub(crate) fn beside(&self, address: u64) -> bool {
         (self.start..self.at).contains(&address) || self.way.contains(&address)
@@ -55,7 +62,7 @@ pub(crate) fn call_arguments<'a>(ranges: impl Iterator<Item = (u64, &'a [u8])>) 
         let Some(value) = argument(instruction) else { continue };
         let (place, slot) = place(instruction);
         let walk = Walk::from(&code, n, &mut factory);
-        let sure = walk.sure && walk.targets.len() == 1;
+        let sure = walk.sure;
         found.extend(walk.targets.iter().map(|&target| CallArgument {
             at: instruction.ip(),
             place,
@@ -64,6 +71,7 @@ pub(crate) fn call_arguments<'a>(ranges: impl Iterator<Item = (u64, &'a [u8])>) 
             start,
             way: walk.seen.clone(),
             target,
+            others: walk.targets.iter().copied().filter(|other| *other != target).collect(),
             sure,
         }));
     }
@@ -96,7 +104,7 @@ impl Walk {
             walk.seen.insert(address);
             let instruction = &code.instructions[at];
             if walk.keeps(instruction, place, factory) {
-                walk.step(code, instruction, place.0, &mut open);
+                walk.step(code, at, place.0, &mut open);
             }
         }
         walk
@@ -129,7 +137,8 @@ impl Walk {
     }
 
     /// Goes on behind an instruction that leaves the number in its place.
-    fn step(&mut self, code: &Decoded, instruction: &Instruction, place: Register, open: &mut Vec<u64>) {
+    fn step(&mut self, code: &Decoded, at: usize, place: Register, open: &mut Vec<u64>) {
+        let instruction = &code.instructions[at];
         let direct = instruction.op0_kind() == OpKind::NearBranch64;
         let to = instruction.near_branch_target();
         match instruction.flow_control() {
@@ -153,6 +162,10 @@ impl Walk {
             // Two registers carry what a function returns, and this may be one (psABI for AMD64, section 3.2.3).
             FlowControl::Return => self.sure &= place != Register::RDX,
             FlowControl::Exception => {}
+            FlowControl::IndirectBranch if is_tail_call(code, at) => {
+                self.sure &= !reads(instruction, place);
+                self.given_to(instruction.ip());
+            }
             _ => self.sure = false,
         }
     }
@@ -162,6 +175,27 @@ impl Walk {
             self.targets.push(target);
         }
     }
+}
+
+/// True for a jump through a register that holds a pointer to a function: it was loaded from a place, or copied. Where a `switch`
+/// leads is read from a table, by an index, or added up.
+fn is_tail_call(code: &Decoded, jump: usize) -> bool {
+    if code.instructions[jump].op0_kind() != OpKind::Register {
+        return false;
+    }
+    let register = code.instructions[jump].op0_register().full_register();
+    for instruction in code.instructions[..jump].iter().rev() {
+        let to = instruction.op_count() > 0 && instruction.op0_kind() == OpKind::Register;
+        if ends(instruction) {
+            return false;
+        }
+        if to && instruction.op0_register().full_register() == register && instruction.mnemonic() != Mnemonic::Push {
+            let source = instruction.op1_kind() == OpKind::Register
+                || instruction.op1_kind() == OpKind::Memory && instruction.memory_index() == Register::None;
+            return instruction.mnemonic() == Mnemonic::Mov && instruction.op0_register().size() == 8 && source;
+        }
+    }
+    false
 }
 
 /// True if an instruction with one operand finds it by this register.
@@ -194,7 +228,7 @@ mod tests {
 
     fn found(code: &[u8]) -> Vec<(u64, u32, u64, bool)> {
         let all = call_arguments([(0x1000, code)].into_iter());
-        all.iter().map(|c| (c.at - 0x1000, c.value, c.target, c.sure)).collect()
+        all.iter().map(|c| (c.at - 0x1000, c.value, c.target, c.sure && c.others.is_empty())).collect()
     }
 
     #[test]
@@ -220,6 +254,14 @@ mod tests {
             0xb9, 1, 0, 0, 0, 0x41, 0xff, 0x10, 0xb9, 2, 0, 0, 0, 0xff, 0x15, 0, 0, 0, 0, 0xb9, 3, 0, 0, 0, 0xff, 0x11,
         ];
         assert_eq!(found(&code), [(0, 1, 0x1005, true), (8, 2, 0x1013, true), (19, 3, 0x1018, false)]);
+    }
+
+    #[test]
+    fn a_jump_through_a_pointer_at_the_end_is_a_call() {
+        // mov ecx,1; mov r8,rbx; pop rbx; jmp r8
+        assert_eq!(found(&[0xb9, 1, 0, 0, 0, 0x49, 0x89, 0xd8, 0x5b, 0x41, 0xff, 0xe0]), [(0, 1, 0x1009, true)]);
+        // mov ecx,1; movsxd rax,[rdx+rax*4]; add rax,rdx; jmp rax
+        assert_eq!(found(&[0xb9, 1, 0, 0, 0, 0x48, 0x63, 0x04, 0x82, 0x48, 0x01, 0xd0, 0xff, 0xe0]), []);
     }
 
     #[test]
