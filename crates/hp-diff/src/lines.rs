@@ -84,10 +84,7 @@ pub(crate) fn line_only(
     let all: Vec<&Candidate> = candidates.iter().collect();
     let mut proven = Evidence::new(old, new, &all, panics).proven(&all);
     // A call of a function that was inlined has its line where that one was called; few need that, and it takes time to read.
-    let rest: Vec<&Candidate> = candidates
-        .iter()
-        .filter(|c| !proven.contains(&c.pair.0) && c.arguments.iter().all(|a| a[0].is_named()))
-        .collect();
+    let rest: Vec<&Candidate> = candidates.iter().filter(|c| !proven.contains(&c.pair.0)).collect();
     if !panics && !rest.is_empty() {
         proven.extend(Evidence::new(old, new, &rest, true).proven(&rest));
     }
@@ -310,10 +307,6 @@ impl<'s, 'a> Side<'s, 'a> {
         Side { build, sources: read(&build.image.debug, ranges), calls }
     }
 
-    fn line(&self, address: u64) -> Option<u64> {
-        self.sources.place(address).map(|p| u64::from(p.line))
-    }
-
     /// True if the call is given the name of the file that it comes from.
     fn names_file(&self, argument: &Argument, place: &Place) -> bool {
         let base = |path: &str| path.rsplit('/').next().unwrap_or_default().to_owned();
@@ -327,8 +320,11 @@ impl<'s, 'a> Side<'s, 'a> {
     /// True if every call of the same function that has a constant there has its line there.
     fn takes_lines(&self, argument: &Argument) -> bool {
         let Some(calls) = self.calls.get(&key(&argument.call)) else { return false };
+        // Some hand on the negative line, to say that it is another kind of place.
         let is_line = |(at, value): &(u64, u32)| {
-            self.line(*at).is_some_and(|line| (line..=line + REACH).contains(&u64::from(*value)))
+            let value = u64::from(value.cast_signed().unsigned_abs());
+            let line = |place: &Place| (u64::from(place.line)..=u64::from(place.line) + REACH).contains(&value);
+            self.sources.places(*at).iter().any(line)
         };
         let different: FxHashSet<u32> = calls.iter().map(|c| c.1).collect();
         different.len() >= ENOUGH && calls.iter().all(is_line)

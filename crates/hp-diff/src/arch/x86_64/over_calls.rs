@@ -9,7 +9,7 @@ use super::ways::Decoded;
 const KEPT: [Register; 6] = [Register::RBX, Register::RBP, Register::R12, Register::R13, Register::R14, Register::R15];
 
 /// The calls of a function of these ranges (address, bytes) that do not set this register though a call before has left anything in
-/// it: where they lead takes no argument there.
+/// it: where they lead takes no argument there. Functions of a variable number of arguments put aside.
 pub(crate) fn calls_without<'a>(ranges: impl Iterator<Item = (u64, &'a [u8])>, register: Register) -> FxHashSet<u64> {
     let code = Decoded::new(ranges);
     let mut found = FxHashSet::default();
@@ -17,7 +17,7 @@ pub(crate) fn calls_without<'a>(ranges: impl Iterator<Item = (u64, &'a [u8])>, r
         return found;
     }
     let (joins, mut factory) = (joins(&code), InstructionInfoFactory::new());
-    let mut undefined = false;
+    let (mut undefined, mut variable) = (false, false);
     for (n, instruction) in code.instructions.iter().enumerate() {
         undefined &= follows(&code, n) && !joins.contains(&instruction.ip());
         if matches!(instruction.flow_control(), FlowControl::Call | FlowControl::IndirectCall) {
@@ -25,10 +25,13 @@ pub(crate) fn calls_without<'a>(ranges: impl Iterator<Item = (u64, &'a [u8])>, r
                 true => instruction.ip_rel_memory_address(),
                 false => instruction.near_branch_target(),
             };
-            found.extend(Some(target).filter(|_| undefined));
-            undefined = true;
+            found.extend(Some(target).filter(|_| undefined && !variable));
+            (undefined, variable) = (true, false);
         } else {
-            undefined &= !written(instruction, &mut factory).contains(&register);
+            let written = written(instruction, &mut factory);
+            undefined &= !written.contains(&register);
+            // A function of a variable number of arguments is told in `al` how many vector registers it gets.
+            variable |= written.contains(&Register::RAX);
         }
     }
     found
