@@ -124,6 +124,37 @@ fn the_line_of_a_call_that_was_inlined_and_of_one_through_a_pointer() {
 }
 
 #[test]
+fn lines_of_calls_at_the_end_of_formats_and_beside_other_calls() {
+    let builds = Builds::new();
+    let program = |line: usize, bound: u32| {
+        at_line(
+            line,
+            &format!(
+                "void (*volatile hook)(const char *, const char *, int, int) = 0; int close(int); int (*volatile pass)(int);\n\
+                 __attribute__((noinline)) void note(int code, const char *format, ...) {{ printf(format, code); }}\n\
+                 __attribute__((noinline)) void other(int code, const char *format, ...) {{ puts(format); limit(code); }}\n\
+                 int last(int x) {{ if (x > 3) hook(\"%s:%d\", __FILE__, __LINE__, x); return x; }}\n\
+                 int format(int x) {{ if (x > 3) note(7, \"cannot open file at line %d of [%s]\", __LINE__, \"x\"); return x; }}\n\
+                 int named(int x) {{ if (x > 3) note(7, \"os.c:%d: (%d)\", __LINE__, x); return x; }}\n\
+                 int checked(int x) {{ if (x > 3) note(1, \"%s:%d: %s\", __FILE__, __LINE__, \"x\"); close(x); close(x + 1); return x; }}\n\
+                 int plain(int x) {{ if (x > 3) other(7, \"more than %d of %s\", {bound}, \"x\"); return x; }}\n\
+                 int passed(int x) {{ pass = plain; return x > 3 ? pass({bound}) : 1; }}\n\
+                 int many(int x) {{ for (int i = 0; i < x; i++) {{ if (close(i)) report(__FILE__, __LINE__, i); if (close(x)) report(__FILE__, __LINE__, x); }} return x; }}\n\
+                 int main(int argc, char **argv) {{ return last(argc) + format(argc) + named(argc) + checked(argc) + plain(argc) + passed(argc) + many(argc) + (argv == 0); }}\n"
+            ),
+        )
+    };
+    // The bound is the line of its call.
+    let all = kinds(&builds.gcc("old", &program(40, 47)), &builds.gcc("new", &program(42, 49)));
+    for name in ["last", "format", "named", "checked", "many"] {
+        assert_eq!(kind_of(&all, name), Some(ChangeKind::LineOnly), "{name}: {all:?}");
+    }
+    assert_eq!(kind_of(&all, "plain"), Some(ChangeKind::Changed), "{all:?}");
+    let bound = kinds(&builds.gcc("before", &program(40, 48)), &builds.gcc("after", &program(42, 50)));
+    assert_eq!(kind_of(&bound, "passed"), Some(ChangeKind::Changed), "{bound:?}");
+}
+
+#[test]
 fn a_function_that_is_always_given_its_line_takes_lines() {
     let builds = Builds::new();
     let program = |line: usize, users: usize| {
