@@ -568,7 +568,7 @@ int main(void) {
 fn the_table_names_what_exists() {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
     let table = std::fs::read_to_string(format!("{root}/docs/SCENARIOS.md")).unwrap();
-    let crates = ["hp-apply", "hp-cli"].map(|name| format!("{root}/crates/{name}/tests"));
+    let crates = ["hp-apply", "hp-cli", "hp-diff"].map(|name| format!("{root}/crates/{name}/tests"));
     let mut named = 0;
     for word in table.split('`').skip(1).step_by(2) {
         if let Some(fixture) = word.strip_prefix("fixtures/").filter(|name| name.contains('.')) {
