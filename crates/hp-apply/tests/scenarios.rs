@@ -531,9 +531,15 @@ int main(void) {
     while (fgets(line, sizeof line, stdin)) {
         for (int i = 0; i < 200; i++) {
             pid_t child = fork();
-            if (child == 0) { int a = value(0); usleep(rand() % 300); _exit(a == value(0) || a == 1 ? a : 77); }
+            if (child == 0) {
+                // Old or new each time; it may be patched or reverted meanwhile.
+                int a = value(0);
+                usleep(rand() % 3000);
+                int b = value(0);
+                _exit((a == 1 || a == 100) && (b == 1 || b == 100) ? 1 : 77);
+            }
             int status; waitpid(child, &status, 0);
-            if (!WIFEXITED(status) || (WEXITSTATUS(status) != 1 && WEXITSTATUS(status) != 100)) mixed++;
+            if (!WIFEXITED(status) || WEXITSTATUS(status) != 1) mixed = status;
         }
         printf("%ld\n", mixed); fflush(stdout);
     }
