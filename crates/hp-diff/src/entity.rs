@@ -365,7 +365,6 @@ impl<'a> Map<'a> {
         self.code_index.get(self.code_starts.below(address)).map(|e| e.0)
     }
 
-    /// All ranges of code, ordered: start and end.
     /// Data that hand-written code has beside itself: from `address` to the next function, without padding. `None` if the address
     /// is none of code, or of a function.
     pub(crate) fn data_in_code(&self, image: &Image<'a>, address: u64) -> Option<&'a [u8]> {
@@ -377,6 +376,7 @@ impl<'a> Map<'a> {
         Some(&bytes[..used])
     }
 
+    /// All ranges of code, ordered: start and end.
     pub(crate) fn code_ranges(&self) -> impl Iterator<Item = (u64, u64)> {
         self.code_index.iter().map(|e| (e.0, e.1))
     }

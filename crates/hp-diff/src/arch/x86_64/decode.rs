@@ -9,6 +9,7 @@ use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKi
 
 use super::derived::steps_back;
 use super::jump_table::Window;
+use super::registers::has_memory;
 use crate::arch::sites::{Beside, Relation};
 use crate::arch::{Branch, Code, Encoding, Site, Sites, Use};
 
@@ -113,10 +114,6 @@ fn note(
     if let Some(image) = absolute {
         absolute_sites(decoder, instruction, start, end, has_memory(instruction), image, sites);
     }
-}
-
-fn has_memory(instruction: &Instruction) -> bool {
-    (0..instruction.op_count()).any(|i| instruction.op_kind(i) == OpKind::Memory)
 }
 
 /// Offset and length of each instruction, up to the first byte that is none.

@@ -7,6 +7,7 @@
 use iced_x86::{FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
 use rustc_hash::FxHashSet;
 
+use super::registers::{KEPT, has_memory};
 use super::ways::Decoded;
 
 /// Distances that are followed, in bytes; a loop may go on for ever.
@@ -131,10 +132,6 @@ fn immediate(instruction: &Instruction) -> Option<i64> {
     (instruction.op_count() > 1 && is_number).then(|| instruction.immediate(1) as i64)
 }
 
-fn has_memory(instruction: &Instruction) -> bool {
-    (0..instruction.op_count()).any(|i| instruction.op_kind(i) == OpKind::Memory)
-}
-
 /// Notes where one instruction reaches.
 fn note(instruction: &Instruction, held: Held, reach: &mut Reach) {
     let Held { holder: Holder::Register(register), offset, .. } = held else { return };
@@ -214,8 +211,6 @@ fn after(
                 let writes = matches!(used.access(), OpAccess::Write | OpAccess::ReadWrite);
                 writes && is(used.register())
             });
-            const KEPT: [Register; 6] =
-                [Register::RBX, Register::RBP, Register::R12, Register::R13, Register::R14, Register::R15];
             if !written && (!calls || KEPT.contains(&register)) {
                 held.push((holder, offset, false));
             }

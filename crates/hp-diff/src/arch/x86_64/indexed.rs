@@ -5,6 +5,7 @@
 //! that is calculated with is in question. From where the address is made, the code is followed in the order in which it lies, as long as a
 //! register holds the address or a copy of it.
 
+use super::registers::KEPT;
 use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
 
 /// How many instructions the register is followed.
@@ -76,8 +77,6 @@ pub(super) fn calculates(instruction: &Instruction, holders: &[Register]) -> boo
 }
 
 fn follow(instruction: &Instruction, holders: &mut Vec<Register>) {
-    const KEPT: [Register; 6] =
-        [Register::RBX, Register::RBP, Register::R12, Register::R13, Register::R14, Register::R15];
     if matches!(instruction.flow_control(), FlowControl::Call | FlowControl::IndirectCall) {
         holders.retain(|r| KEPT.contains(r));
         return;

@@ -1,12 +1,10 @@
 //! What registers hold behind calls: what a callee left there, or what they kept (psABI for AMD64, section 3.2.1).
 
-use iced_x86::{FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
+use iced_x86::{FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register};
 use rustc_hash::FxHashSet;
 
+use super::registers::{KEPT, written};
 use super::ways::Decoded;
-
-/// Registers that a called function keeps.
-const KEPT: [Register; 6] = [Register::RBX, Register::RBP, Register::R12, Register::R13, Register::R14, Register::R15];
 
 /// The calls of a function of these ranges (address, bytes) that do not set this register though a call before has left anything in
 /// it: where they lead takes no argument there. Functions of a variable number of arguments put aside.
@@ -88,12 +86,6 @@ fn follows(code: &Decoded, n: usize) -> bool {
         FlowControl::UnconditionalBranch | FlowControl::IndirectBranch | FlowControl::Return
     );
     before.next_ip() == code.instructions[n].ip() && !ends
-}
-
-fn written(instruction: &Instruction, factory: &mut InstructionInfoFactory) -> Vec<Register> {
-    let used = factory.info(instruction).used_registers().iter();
-    let writes = used.filter(|u| !matches!(u.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::None));
-    writes.map(|u| u.register().full_register()).collect()
 }
 
 #[cfg(test)]

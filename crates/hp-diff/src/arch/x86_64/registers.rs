@@ -1,11 +1,23 @@
 //! Which registers code changes, beside those that it must give back.
 
-use iced_x86::{Decoder, DecoderOptions, FlowControl, InstructionInfoFactory, OpAccess, Register};
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, OpAccess, OpKind, Register};
 use rustc_hash::FxHashSet;
 
-/// Registers that a function must leave as they were (psABI for AMD64, figure 3.4).
-const KEPT: [Register; 7] =
-    [Register::RBX, Register::RBP, Register::RSP, Register::R12, Register::R13, Register::R14, Register::R15];
+/// Registers that a function must leave as they were (psABI for AMD64, figure 3.4), beside the stack pointer.
+pub(super) const KEPT: [Register; 6] =
+    [Register::RBX, Register::RBP, Register::R12, Register::R13, Register::R14, Register::R15];
+
+/// The whole registers that an instruction may write, in its own operands or by its nature.
+pub(super) fn written(instruction: &Instruction, factory: &mut InstructionInfoFactory) -> Vec<Register> {
+    let used = factory.info(instruction).used_registers().iter();
+    let writes = used.filter(|u| !matches!(u.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::None));
+    writes.map(|u| u.register().full_register()).collect()
+}
+
+/// True if an operand is memory.
+pub(super) fn has_memory(instruction: &Instruction) -> bool {
+    (0..instruction.op_count()).any(|i| instruction.op_kind(i) == OpKind::Memory)
+}
 
 /// Numbers of the registers that these instructions may change and need not give back; `None` if they call through a
 /// pointer, which may change all.
@@ -20,7 +32,7 @@ pub(crate) fn changed_registers(bytes: &[u8]) -> Option<FxHashSet<u32>> {
             let register = used.register().full_register();
             let writes =
                 !matches!(used.access(), OpAccess::None | OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess);
-            if writes && !KEPT.contains(&register) {
+            if writes && register != Register::RSP && !KEPT.contains(&register) {
                 changed.insert(register as u32);
             }
         }

@@ -86,9 +86,7 @@ fn memory(bytes: &[u8], field: usize, instruction: &Instruction, offset: i32) ->
     {
         return None;
     }
-    let mut info = InstructionInfoFactory::new();
-    let used: Vec<Register> =
-        info.info(instruction).used_registers().iter().map(|u| u.register().full_register()).collect();
+    let used = used(instruction);
     if used.contains(&Register::RSP) {
         return None;
     }
@@ -114,9 +112,7 @@ fn operand(bytes: &[u8], field: usize, instruction: &Instruction, offset: i32) -
     if instruction.op_count() != 2 || instruction.op1_kind() != OpKind::Immediate32to64 {
         return None;
     }
-    let mut info = InstructionInfoFactory::new();
-    let used: Vec<Register> =
-        info.info(instruction).used_registers().iter().map(|u| u.register().full_register()).collect();
+    let used = used(instruction);
     let spare = SPARE.into_iter().find(|r| !used.contains(r))?;
     let number = spare.number() as u8;
     let (opcode, rest) = match bytes.get(..field)? {
@@ -150,6 +146,12 @@ fn operand(bytes: &[u8], field: usize, instruction: &Instruction, offset: i32) -
         && again.op1_register() == spare;
     let code = [add(spare, offset), moved].concat();
     same.then(|| with_spare(bytes.len(), spare, code))
+}
+
+/// The whole registers that an instruction reads or writes.
+fn used(instruction: &Instruction) -> Vec<Register> {
+    let mut info = InstructionInfoFactory::new();
+    info.info(instruction).used_registers().iter().map(|u| u.register().full_register()).collect()
 }
 
 /// An island in which `code` may use a register after a slot was read into it.

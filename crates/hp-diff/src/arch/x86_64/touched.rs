@@ -6,11 +6,12 @@
 
 use std::collections::VecDeque;
 
-use iced_x86::{Code, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
+use iced_x86::{Code, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::derived::{Held, Holder, follow};
 use super::indexed::calculates;
+use super::registers::{KEPT, has_memory, written};
 use super::ways::Decoded;
 
 /// Instructions that the origin of an index is looked for in.
@@ -74,10 +75,6 @@ fn of(code: &Decoded, first: usize, origins: &mut Origins<'_>) -> Touched {
     Touched { calculated, offset: held.into_iter().find_map(place) }
 }
 
-fn has_memory(instruction: &Instruction) -> bool {
-    (0..instruction.op_count()).any(|i| instruction.op_kind(i) == OpKind::Memory)
-}
-
 fn accesses(instruction: &Instruction) -> bool {
     let idle = instruction.mnemonic() == Mnemonic::Lea || instruction.is_string_instruction();
     !idle && !matches!(instruction.mnemonic(), Mnemonic::Nop | Mnemonic::Prefetcht0 | Mnemonic::Prefetchnta)
@@ -138,15 +135,11 @@ enum Origin {
 }
 
 fn origin(instruction: &Instruction, register: Register, factory: &mut InstructionInfoFactory) -> Origin {
-    let used = factory.info(instruction).used_registers().iter();
-    let mut writes = used.filter(|u| !matches!(u.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::None));
     let called = matches!(instruction.flow_control(), FlowControl::Call | FlowControl::IndirectCall);
-    const KEPT: [Register; 6] =
-        [Register::RBX, Register::RBP, Register::R12, Register::R13, Register::R14, Register::R15];
     if called && !KEPT.contains(&register) {
         return Origin::Unknown;
     }
-    if !writes.any(|u| u.register().full_register() == register) {
+    if !written(instruction, factory).contains(&register) {
         return Origin::From(register, 0);
     }
     let to = instruction.op0_register();
