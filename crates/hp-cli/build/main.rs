@@ -43,7 +43,6 @@ fn build(root: &Path, program: &str, image: Option<&Path>) -> Result<PathBuf, Fa
     let flags = [
         "-Crelocation-model=static",
         "-Ctarget-feature=+crt-static",
-        "-Clink-self-contained=no",
         "-Clink-arg=-nostartfiles",
         "-Clink-arg=-nodefaultlibs",
         // Paths of this machine are nothing that a program should carry.
