@@ -263,6 +263,27 @@ fn a_busy_function_is_named_and_the_target_unchanged() {
     }
 }
 
+/// Nothing can be walked, so every word of a stack that could lead back counts.
+#[test]
+fn a_thread_inside_is_found_without_unwind_rows() {
+    let program = Program::build(BLOCKER, &["-fno-asynchronous-unwind-tables"]);
+    let mut target = program.spawn(&[]);
+    target.send("held");
+    wait_for_thread(&target, "held", "S");
+    let patch =
+        program.patch_with("long held(long x) { return x + 7; }", &["held"], &["-fno-asynchronous-unwind-tables"]);
+    let (address, before) = (target.bias(&program) + program.symbol("held").unwrap().0, target.maps());
+    let code = target.memory(address, 32);
+    let lines = busy(apply_patch(target.pid(), &patch, ID, &quick()));
+    assert!(lines.len() == 1 && lines[0].contains("(held)") && lines[0].contains("(blocked in read)"), "{lines:?}");
+    assert_eq!((target.maps(), target.memory(address, 32)), (before, code));
+    target.send("byte");
+    assert_eq!(target.line(), "held 1 ok");
+    applied(apply_patch(target.pid(), &patch, ID, &options()));
+    target.send("held");
+    assert_eq!(target.line(), "held 7 ok");
+}
+
 #[test]
 fn a_thread_in_new_code_holds_a_revert_up() {
     let program = Program::build(BLOCKER, &[]);

@@ -49,7 +49,7 @@ pub(crate) fn patch(
     });
     let (old_rows, new_rows) = (Rows::read(&old.image), Rows::read(&new.image));
     let mut writer = Writer::default();
-    payload.unwind_rows(&new_rows, &mut writer);
+    payload.unwind_rows((&old_rows, &new_rows), &mut writer);
     let incoming = detour::incoming(old, changes.functions.iter().map(|c| c.0));
     let mut context =
         detour::Context { rows: &old_rows, incoming: &incoming, writer: &mut writer, state_symbol, next_record: 0 };
@@ -59,7 +59,10 @@ pub(crate) fn patch(
             functions.extend(detour::redirect(&mut payload, old, f, symbol, &mut context).into_iter().flatten());
         }
     }
-    payload.place(SectionKind::EhFrame, 8, &writer.finish());
+    let rows = writer.finish();
+    if !rows.is_empty() {
+        payload.place(SectionKind::EhFrame, 8, &rows);
+    }
 
     identity::mark(&mut payload, new, variables);
     asks::name_calls(&mut payload, old, changes);

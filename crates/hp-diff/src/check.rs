@@ -357,9 +357,17 @@ pub(crate) fn thread_local_layout(judge: &Judge<'_, '_>, users: &[String]) -> Ve
     if users.is_empty() || before == now && starts_alike() {
         return Vec::new();
     }
+    let known = |name: &str| before.0.iter().any(|v| v.0 == name);
+    let (kept, added): (Vec<&str>, Vec<&str>) = differing.iter().partition(|name| known(name));
+    let listed = |names: &[&str], what: &str| match names {
+        [] => String::new(),
+        [name] => format!("; {name} {what}"),
+        names => format!("; {} {what}", names.join(", ")),
+    };
     let message = format!(
-        "new code uses thread-local variables, and their layout or initial content differs ({})",
-        differing.join(", ")
+        "new code uses thread-local variables, and their layout or initial content differs{}{}",
+        listed(&added, "is new: threads that run have no room for it"),
+        listed(&kept, "changed its place or initial content")
     );
     users.iter().map(|name| Finding::new(Code::ThreadLocalChanged, name, message.clone())).collect()
 }

@@ -200,6 +200,9 @@ impl<'j, 'a> Judge<'j, 'a> {
             let both_end = self.old.image.is_end_of_data(a.target) && self.new.image.is_end_of_data(b.target);
             verdict = (shared || both_end && !self.old.map.functions[pair.0].evidence.has_name()).into();
         }
+        if verdict == Verdict::Different && self.is_startup_code(pair.0) && self.same_weak_import(a, b) {
+            return Verdict::Same;
+        }
         let number = is_number(self.old, pair.0, a) && is_number(self.new, pair.1, b);
         if number {
             return (a.target == b.target).into();
@@ -437,6 +440,27 @@ impl<'j, 'a> Judge<'j, 'a> {
             && (x.address..x.end()).contains(&a.target)
             && (y.address..y.end()).contains(&b.target)
             && a.target - x.address == b.target - y.address
+    }
+
+    /// What the compiler's own start-up and exit code asks for if it is there, as `__cxa_finalize`, gets a version as soon as
+    /// the image needs the library that has it. The old code goes on as it was linked.
+    fn same_weak_import(&self, a: &Site, b: &Site) -> bool {
+        fn import<'b>(build: &'b Build<'_>, site: &Site) -> Option<&'b str> {
+            match build.map.resolve(&build.image, site) {
+                Target::Stub(Word::Symbol(name, 0)) | Target::Slot(Word::Symbol(name, 0)) => {
+                    build.image.weak.contains(name).then_some(name)
+                }
+                _ => None,
+            }
+        }
+        match (import(self.old, a), import(self.new, b)) {
+            (Some(x), Some(y)) => {
+                let versions = (x.split_once('@'), y.split_once('@'));
+                matches!(versions, (None, Some((name, _))) if name == x)
+                    || matches!(versions, (Some((name, _)), None) if name == y)
+            }
+            _ => false,
+        }
     }
 
     fn is_startup_code(&self, old: FunctionId) -> bool {

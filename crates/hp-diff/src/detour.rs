@@ -45,10 +45,9 @@ pub(crate) fn incoming(build: &Build<'_>, functions: impl Iterator<Item = Functi
 /// How the entry of one function is redirected.
 pub(crate) struct Plan<'r, 'a> {
     thunk: Thunk,
-    /// Unwind rows of the function's body.
-    fde: &'r unwind::Fde<'a>,
-    /// Call frame instructions of the thunk.
-    instructions: Vec<u8>,
+    /// Unwind rows of the function's body, and the call frame instructions that make the thunk's of them. Code that was built
+    /// without has none, and then its thunk has none.
+    rows: Option<(&'r unwind::Fde<'a>, Vec<u8>)>,
     padding: &'a [u8],
 }
 
@@ -67,15 +66,6 @@ pub(crate) fn plan<'r, 'a>(
     if old.code[function].ranges.iter().any(|c| c.invalid.is_some()) {
         return Err(refuse(Code::Undecodable, "bytes of the old function are no instruction".into()));
     }
-    let mut fdes = Vec::new();
-    for range in &body.ranges {
-        match rows.at(range.address) {
-            Some(fde) => fdes.push(fde),
-            None => {
-                return Err(refuse(Code::NoUnwindRows, format!("the old build has none at {:#x}", range.address)));
-            }
-        }
-    }
     let range = &body.ranges[0];
     let padding = padding_after(old, range.end());
     let thunk = arch::thunk(&ThunkInput { address: range.address, body: range.bytes, padding }).map_err(|why| {
@@ -92,10 +82,12 @@ pub(crate) fn plan<'r, 'a>(
     if let Some(target) = incoming.get(i).filter(|a| **a < site + JUMP) {
         return Err(refuse(Code::BranchIntoEntry, format!("{target:#x} of the old build is referred to")));
     }
-    let Some(instructions) = unwind::thunk_instructions(fdes[0], &thunk.boundaries) else {
-        return Err(refuse(Code::CannotDisplace, "its first unwind rows are of an unusual kind".into()));
+    let unusual = || refuse(Code::CannotDisplace, "its first unwind rows are of an unusual kind".into());
+    let rows = match rows.at(range.address) {
+        Some(fde) => Some((fde, unwind::thunk_instructions(fde, &thunk.boundaries).ok_or_else(unusual)?)),
+        None => None,
     };
-    Ok(Plan { thunk, fde: fdes[0], instructions, padding })
+    Ok(Plan { thunk, rows, padding })
 }
 
 /// Makes the records of one replaced function: its body first, then its fragments.
@@ -115,8 +107,12 @@ pub(crate) fn redirect(
             return None;
         }
     };
-    let Plan { thunk, fde, instructions, padding } = plan;
+    let Plan { thunk, rows, padding } = plan;
     let range = &body.ranges[0];
+    if let Some(range) = body.ranges.iter().find(|range| context.rows.at(range.address).is_none()) {
+        let message = format!("the old build has none at {:#x}", range.address);
+        payload.findings.push(Finding::new(Code::NoUnwindRows, body.qualified_name(), message));
+    }
 
     let at = payload.place(SectionKind::Thunks, 16, &thunk.code);
     let size = thunk.code.len() as u64;
@@ -143,7 +139,9 @@ pub(crate) fn redirect(
             return None;
         }
     };
-    payload.rows(context.writer, thunk_symbol, fde, size, &instructions, table.as_ref());
+    if let Some((fde, instructions)) = rows {
+        payload.rows(context.writer, thunk_symbol, fde, size, &instructions, table.as_ref());
+    }
 
     let mut site_bytes = [0; JUMP as usize];
     let from_site = range.bytes[usize::from(thunk.site_offset)..].iter().chain(padding);

@@ -31,15 +31,13 @@ pub fn entries(path: &Path, places: &DebugPlaces) -> Result<Entries, Error> {
     let all = 0..build.map.functions.len();
     let (rows, incoming) = (Rows::read(&build.image), detour::incoming(&build, all.clone()));
     let mut found = Entries::default();
-    for function in all {
+    let has_rows = |f: &usize| build.map.functions[*f].ranges.iter().all(|r| rows.at(r.address).is_some());
+    for function in all.filter(has_rows) {
+        found.functions += 1;
         let Err(finding) = detour::plan(&build, function, &rows, &incoming) else {
-            found.functions += 1;
             continue;
         };
-        if finding.code != Code::NoUnwindRows {
-            found.functions += 1;
-            found.refused.entry(finding.code).or_default().push(finding.subject);
-        }
+        found.refused.entry(finding.code).or_default().push(finding.subject);
     }
     Ok(found)
 }

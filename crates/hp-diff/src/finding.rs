@@ -119,8 +119,8 @@ codes! {
         "The list of functions that run at start-up or exit differs. They have run already. If that does not matter, accept with --allow HP0307.";
     SharedConstantChanged = "HP0308", Error, "a constant that others hold changed",
         "An exported constant, vtable or type info differs: objects and other modules keep pointers to the old one.";
-    NoUnwindRows = "HP0309", Error, "no unwind rows for the function",
-        "Without rows in .eh_frame it cannot be proven that no thread is inside the function.";
+    NoUnwindRows = "HP0309", Warning, "no unwind rows for the function",
+        "The function was built without rows in .eh_frame (-fno-asynchronous-unwind-tables, assembly). Whether a thread is inside is then judged by every word of its stack that could lead there: a stale word looks like a thread that is inside, and hp apply may end with exit 4 and name the thread. Exceptions and backtraces end at the function, as they did. Where only one of the builds has rows, this is an error: build both with the same flags.";
     ResolverChanged = "HP0310", Error, "a resolver of indirect functions changed",
         "The resolver has run already and its choice is in use.";
     WalkedSectionChanged = "HP0311", Error, "a section that the program walks changed",

@@ -293,6 +293,28 @@ fn thread_local_variables_that_changed_places_are_refused() {
     assert!(!refused(&diff(&old, &same)));
 }
 
+/// Which variable is new, and which ones it moved, is said.
+#[test]
+fn a_new_thread_local_variable_is_named() {
+    let room = tempfile::tempdir().unwrap();
+    let source = |new: &str, step: &str| {
+        format!(
+            "static __thread int calls; {new}
+            __attribute__((noinline)) int count(int n) {{ {step} return calls += n; }}
+            int main(int c, char **v) {{ (void)v; return count(c); }}"
+        )
+    };
+    let compiler = "gcc -O2 -g";
+    let old = build(room.path(), "old", &source("", ""), compiler);
+    let new = build(room.path(), "new", &source("static __thread int depth[4];", "depth[n & 3]++;"), compiler);
+    let report = diff(&old, &new);
+    let said = report.findings.iter().find(|f| f.code == Code::ThreadLocalChanged).map(|f| f.message.clone());
+    assert!(
+        said.as_ref().is_some_and(|m| m.contains("; depth is new: threads that run have no room for it")),
+        "{said:?}"
+    );
+}
+
 /// Numbers of 32 bits that become 64 bits wide are no distances, though every one of them would lead to a constant: nothing adds
 /// the table's start to them.
 #[test]

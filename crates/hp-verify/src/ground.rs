@@ -154,6 +154,9 @@ impl<'g, 'a> Ground<'g, 'a> {
         if let Some(at) = self.new.range_at(n) {
             return self.same_code(a, at);
         }
+        if within.startup && self.same_optional_import(a, n) {
+            return Ok(Kind::Import);
+        }
         if let Some(word) = self.new.image.stub_word(n) {
             return match self.old.image.stub_word(a) {
                 Some(_) if usage == Use::Address && within.patch && self.becomes_canonical(word) => {
@@ -183,6 +186,22 @@ impl<'g, 'a> Ground<'g, 'a> {
                 let constant = section.is_some_and(|s| s.is_constant()) || self.new.is_constant(n);
                 self.same_data(a, n, usage, within, (section.is_some(), constant), depth)
             }
+        }
+    }
+
+    /// The compiler's own code asks for some functions if they are there: one name, with a version in one of the builds only.
+    fn same_optional_import(&self, a: u64, n: u64) -> bool {
+        fn name<'w>(image: &'w Image<'_>, at: u64) -> Option<(&'w str, bool)> {
+            match image.stub_word(at).or_else(|| image.words.get(&at))? {
+                Word::Symbol(name, 0) if image.weak.contains(name) => {
+                    Some((name.split('@').next().unwrap_or(name), name.contains('@')))
+                }
+                _ => None,
+            }
+        }
+        match (name(&self.old.image, a), name(&self.new.image, n)) {
+            (Some((x, with)), Some((y, too))) => x == y && with != too,
+            _ => false,
         }
     }
 

@@ -34,8 +34,13 @@ impl Walk<'_, '_, '_> {
                     None => self.proof.unwind_rows += mine.rows.len(),
                     Some(what) => faults.push(Fault::new("unwind", range.name(), what)),
                 },
-                (None, _) => faults.push(Fault::new("unwind", range.name(), "the patch has no unwind rows for it")),
-                (_, None) => faults.push(Fault::new("unwind", range.name(), "the new build has no unwind rows for it")),
+                (None, None) => {}
+                (None, Some(_)) => {
+                    faults.push(Fault::new("unwind", range.name(), "the patch has no unwind rows for it"))
+                }
+                (Some(_), None) => {
+                    faults.push(Fault::new("unwind", range.name(), "the new build has no unwind rows for it"))
+                }
             }
         }
         for (at, branches) in self.islands.clone() {
@@ -46,8 +51,8 @@ impl Walk<'_, '_, '_> {
                     let range = &self.ground.new.ranges[range];
                     new.get(&range.address)?.at(branch - range.address)
                 });
-                let mine = row.as_ref().and_then(|r| r.at(0).filter(|_| r.rows.len() == 1));
-                if theirs.is_none() || mine != theirs {
+                let mine = row.as_ref().map(|r| r.at(0).filter(|_| r.rows.len() == 1));
+                if mine != theirs.map(Some) {
                     faults.push(Fault::new(
                         "unwind",
                         format!(".text+{at:#x}"),
@@ -91,8 +96,10 @@ impl Walk<'_, '_, '_> {
         let range = self.ground.new.range_at(from).map(|(range, _)| self.ground.new.ranges[range].address);
         let theirs = range.and_then(|start| Some((start, new.get(&start)?)));
         let row = theirs.and_then(|(start, rows)| Some((rows, rows.at(from - start)?, rows.at(to - start)?)));
-        let (Some(mine), Some((rows, row, next))) = (mine, row) else {
-            return Err("there are no unwind rows for it".into());
+        let (mine, (rows, row, next)) = match (mine, row) {
+            (None, None) if range.is_some_and(|start| !new.contains_key(&start)) => return Ok(0),
+            (Some(mine), Some(rows)) => (mine, rows),
+            _ => return Err("there are no unwind rows for it".into()),
         };
         if (mine.size, mine.signal, mine.return_register) != (apart.size, rows.signal, rows.return_register) {
             return Err("its frames are of another kind or size than the instruction's".into());
@@ -136,15 +143,18 @@ impl Walk<'_, '_, '_> {
     }
 
     fn thunk_rows(&self, mine: Option<Rows>, old: &BTreeMap<u64, Rows>, pieces: &[Piece]) -> Result<usize, String> {
-        let Some(mine) = mine else { return Err("the patch has no unwind rows for it".into()) };
         let (Some(first), Some(last)) = (pieces.first(), pieces.last()) else { return Err("an empty thunk".into()) };
+        let range = self.ground.old.range_at(first.old_address).map(|(f, _)| self.ground.old.ranges[f].address);
+        let theirs = range.and_then(|start| Some((start, old.get(&start)?)));
+        let (mine, theirs) = match (mine, theirs) {
+            (None, None) => return Ok(0),
+            (Some(mine), Some(theirs)) => (mine, theirs),
+            (None, _) => return Err("the patch has no unwind rows for it".into()),
+            (_, None) => return Err("the base has no unwind rows for its function".into()),
+        };
         if mine.size != last.end - first.start {
             return Err(format!("its rows are for {} bytes, it has {}", mine.size, last.end - first.start));
         }
-        let range = self.ground.old.range_at(first.old_address).map(|(f, _)| self.ground.old.ranges[f].address);
-        let Some(theirs) = range.and_then(|start| Some((start, old.get(&start)?))) else {
-            return Err("the base has no unwind rows for its function".into());
-        };
         if (mine.signal, mine.return_register) != (theirs.1.signal, theirs.1.return_register) {
             return Err("its frames are of another kind than in the base".into());
         }

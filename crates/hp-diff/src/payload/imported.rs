@@ -7,7 +7,7 @@ use hp_pack::{Relocation, RelocationKind, SectionKind, SymbolKind};
 use super::{Bound, Payload, Problem};
 use crate::arch::{self, Site, Use};
 use crate::entity::FunctionId;
-use crate::finding::Code;
+use crate::finding::{Code, Finding, Level};
 use crate::unwind::{self, Rows, Writer};
 
 /// Code that stands for an instruction of a function.
@@ -80,7 +80,8 @@ impl Payload<'_, '_> {
                     let message = format!(
                         "the instruction at {at:#x} of the new build refers to a library's, and its unwind rows are of an unusual kind"
                     );
-                    self.finding(Code::NoUnwindRows, function.qualified_name(), message);
+                    let finding = Finding::new(Code::NoUnwindRows, function.qualified_name(), message);
+                    self.findings.push(Finding { level: Level::Error, ..finding });
                 }
             }
         }

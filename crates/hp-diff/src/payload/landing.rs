@@ -10,7 +10,7 @@ use hp_pack::{Relocation, RelocationKind, SectionKind, SymbolKind};
 use super::{ISLAND, Payload, Problem};
 use crate::arch::Site;
 use crate::entity::FunctionId;
-use crate::finding::Code;
+use crate::finding::{Code, Finding, Level};
 use crate::image::Word;
 use crate::lsda::{self, CallSite, Landings, Lsda};
 use crate::unwind::{self, Fde, Pointer, Row, Rows, Writer};
@@ -25,14 +25,18 @@ pub(crate) struct Table {
 }
 
 impl Payload<'_, '_> {
-    /// Writes the unwind rows of every payload function.
-    pub(crate) fn unwind_rows(&mut self, rows: &Rows<'_>, writer: &mut Writer) {
+    /// Writes the unwind rows of every payload function. What the new build has without rows has none in the patch, but a
+    /// function that had some must not lose them: exceptions and walks of stacks go through it.
+    pub(crate) fn unwind_rows(&mut self, (before, rows): (&Rows<'_>, &Rows<'_>), writer: &mut Writer) {
         for (id, symbols) in self.functions.clone() {
             let function = &self.new.map.functions[id];
             for (i, symbol) in symbols.iter().enumerate() {
                 let Some(fde) = rows.at(function.ranges[i].address) else {
                     let message = format!("the new build has none at {:#x}", function.ranges[i].address);
-                    self.finding(Code::NoUnwindRows, function.qualified_name(), message);
+                    let old_self = self.pairs.functions.old_of(id).map(|f| &self.old.map.functions[f]);
+                    let had = old_self.is_some_and(|f| f.ranges.iter().any(|r| before.at(r.address).is_some()));
+                    let finding = Finding::new(Code::NoUnwindRows, function.qualified_name(), message);
+                    self.findings.push(if had { Finding { level: Level::Error, ..finding } } else { finding });
                     continue;
                 };
                 match self.table_of_function(id, i) {
@@ -57,7 +61,8 @@ impl Payload<'_, '_> {
                 Some(instructions) => self.rows(writer, symbol, fde, ISLAND, &instructions, None),
                 None => {
                     let message = "a short branch leaves it where its unwind rows are of an unusual kind";
-                    self.finding(Code::NoUnwindRows, function.qualified_name(), message);
+                    let finding = Finding::new(Code::NoUnwindRows, function.qualified_name(), message);
+                    self.findings.push(Finding { level: Level::Error, ..finding });
                 }
             }
         }
