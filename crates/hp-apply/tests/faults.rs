@@ -107,7 +107,7 @@ struct Trial {
 
 impl Trial {
     fn new(threads: &'static str) -> Trial {
-        let program = Program::build(HAMMER, &[]);
+        let program = Program::build_telling(HAMMER, &[]);
         let file = hp_pack::write(&program.patch(HAMMER_NEW, &["work", "inner"])).unwrap();
         let target = program.spawn(&[threads, "0"]);
         let mappings = target.maps().lines().count();
@@ -199,6 +199,9 @@ impl Trial {
             if !whole && began.elapsed() > LIMIT {
                 break;
             }
+            if whole && call % (16 * step) == 1 {
+                eprintln!("call {call} of about {made}, {:.0?}, {} failures", began.elapsed(), self.tried - before);
+            }
             for choose in EACH {
                 match self.one(new, call, choose) {
                     None => {
@@ -212,6 +215,17 @@ impl Trial {
         }
         self.tried - before
     }
+}
+
+/// A target that dies is not taken for one that is only slow.
+#[test]
+fn a_target_that_dies_is_told_of() {
+    let mut target = Program::build(HAMMER, &[]).spawn(&["0", "0"]);
+    assert_eq!(target.fate(), "it lives");
+    run_tool("kill", &["-SEGV", &target.pid().to_string()]);
+    assert!(target.fate().starts_with("it ended: signal: 11 (SIGSEGV)"), "{}", target.fate());
+    let asked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| target.ask("")));
+    assert!(asked.unwrap_err().downcast_ref::<String>().unwrap().contains("SIGSEGV"));
 }
 
 #[test]

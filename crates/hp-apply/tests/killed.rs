@@ -117,7 +117,7 @@ impl Trial {
 
     /// Threads that call the replaced functions without pause, and threads that make such threads.
     fn hammered(arguments: &[&str]) -> Trial {
-        let program = Rc::new(Program::build(VERSIONED, &[]));
+        let program = Rc::new(Program::build_telling(VERSIONED, &[]));
         Trial::new(program.clone(), arguments, |number, counter| version(&program, number, counter))
     }
 

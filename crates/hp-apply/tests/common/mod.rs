@@ -11,6 +11,7 @@ use hp_pack::{
     Symbol, SymbolKind,
 };
 use object::{Object, ObjectSection, ObjectSegment, ObjectSymbol, RelocationTarget};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -35,6 +36,11 @@ impl Program {
     /// Compiles a program from C.
     pub fn build(source: &str, flags: &[&str]) -> Program {
         Program::build_with("gcc", source, flags)
+    }
+
+    /// Compiles a program that tells on stderr where it dies, if it does.
+    pub fn build_telling(source: &str, flags: &[&str]) -> Program {
+        Program::build(&format!("{TELLS}#line 1 \"target.c\"\n{source}"), flags)
     }
 
     /// The same with another compiler.
@@ -347,7 +353,7 @@ pub fn sha256(bytes: &[u8]) -> [u8; 32] {
 
 /// A running test program that answers each line with a line; killed when dropped.
 pub struct Process {
-    child: Child,
+    child: RefCell<Child>,
     input: ChildStdin,
     output: Receiver<String>,
 }
@@ -357,22 +363,35 @@ impl Process {
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let input = child.stdin.take().unwrap();
         let output = lines(child.stdout.take().unwrap());
-        let process = Process { child, input, output };
+        let process = Process { child: RefCell::new(child), input, output };
         assert_eq!(process.line(), "ready");
         process
     }
 
     pub fn pid(&self) -> i32 {
-        self.child.id() as i32
+        self.child.borrow().id() as i32
     }
 
+    #[track_caller]
     pub fn send(&mut self, text: &str) {
-        self.input.write_all(text.as_bytes()).unwrap();
-        self.input.write_all(b"\n").unwrap();
+        let sent = self.input.write_all(format!("{text}\n").as_bytes());
+        sent.unwrap_or_else(|error| panic!("the target reads no more: {error}; {}", self.fate()));
     }
 
+    #[track_caller]
     pub fn line(&self) -> String {
-        self.output.recv_timeout(Duration::from_secs(20)).expect("the target answers no more")
+        let line = self.output.recv_timeout(Duration::from_secs(20));
+        line.unwrap_or_else(|error| panic!("the target answers no more: {error}; {}", self.fate()))
+    }
+
+    /// Whether it lives, or how it ended (`wait(2)`: exit code, signal, core), once it has had the time to.
+    pub fn fate(&self) -> String {
+        std::thread::sleep(Duration::from_millis(200));
+        match self.child.borrow_mut().try_wait() {
+            Ok(None) => "it lives".to_owned(),
+            Ok(Some(status)) => format!("it ended: {status}"),
+            Err(error) => error.to_string(),
+        }
     }
 
     /// Waits until its main thread sleeps (`clock_nanosleep`, number 230).
@@ -415,11 +434,13 @@ impl Process {
     }
 
     /// Nobody traces it, and no thread of it stands.
+    #[track_caller]
     pub fn assert_free(&self) {
         let deadline = Instant::now() + Duration::from_secs(5);
         loop {
             let mut bad = Vec::new();
-            for task in std::fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap().flatten() {
+            let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid()));
+            for task in tasks.unwrap_or_else(|error| panic!("{error}; {}", self.fate())).flatten() {
                 let status = std::fs::read_to_string(task.path().join("status")).unwrap_or_default();
                 let get = |key: &str| status.lines().find(|l| l.starts_with(key)).unwrap_or("").to_owned();
                 let (state, tracer) = (get("State:"), get("TracerPid:"));
@@ -438,8 +459,9 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let child = self.child.get_mut();
+        let _ = child.kill();
+        let _ = child.wait();
     }
 }
 
@@ -484,6 +506,40 @@ pub fn refused(outcome: Outcome) -> String {
         other => panic!("not refused: {other:?}"),
     }
 }
+
+/// For the beginning of a program: a signal that would end it tells on stderr where it came, with the registers, the
+/// stack and the mappings, before it does.
+const TELLS: &str = r#"
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <sys/syscall.h>
+#include <ucontext.h>
+#include <unistd.h>
+static void tell_of(int number, siginfo_t *info, void *context) {
+    static const char *names[] = { "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "rdi", "rsi", "rbp", "rbx", "rdx",
+        "rax", "rcx", "rsp", "rip", "eflags" };
+    long long *registers = (long long *)((ucontext_t *)context)->uc_mcontext.gregs;
+    dprintf(2, "thread %ld of %d: signal %d, code %d, address %p\n", (long)syscall(SYS_gettid), getpid(), number, info->si_code, info->si_addr);
+    for (int i = 0; i < 18; i++) dprintf(2, "%s %#llx\n", names[i], registers[i]);
+    int maps = open("/proc/self/maps", O_RDONLY);
+    char buffer[4096];
+    for (long got; (got = read(maps, buffer, sizeof buffer)) > 0;) if (write(2, buffer, got) < 0) break;
+    long words[32];
+    int memory = open("/proc/self/mem", O_RDONLY);
+    if (pread(memory, words, sizeof words, registers[15] - 128) == sizeof words)
+        for (int i = 0; i < 32; i++) dprintf(2, "stack %+d: %#lx\n", i * 8 - 128, words[i]);
+    if (pread(memory, words, 32, registers[16] - 16) == 32)
+        for (int i = 0; i < 4; i++) dprintf(2, "code %+d: %#lx\n", i * 8 - 16, words[i]);
+    syscall(SYS_tgkill, getpid(), (long)syscall(SYS_gettid), number);
+}
+__attribute__((constructor)) static void tell(void) {
+    struct sigaction action = { .sa_sigaction = tell_of, .sa_flags = SA_SIGINFO | SA_RESETHAND };
+    int signals[] = { SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP, SIGABRT, SIGSYS };
+    for (int i = 0; i < 7; i++) sigaction(signals[i], &action, 0);
+}
+"#;
 
 /// Threads call `work` without pause and check what it gives. A line asks for the counts.
 pub const HAMMER: &str = r#"
