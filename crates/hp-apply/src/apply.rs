@@ -42,6 +42,9 @@ const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// Applies a patch with this ID to a process.
 pub(crate) fn apply(pid: i32, patch: &Patch, id: &str, options: &Options) -> Result<Done, Failure> {
     patch.validate().map_err(|invalid| unusable(format_args!("invalid patch: {invalid}")))?;
+    if patch.functions.is_empty() {
+        return Err(refused(format_args!("the patch replaces no function: there is nothing that it could do")));
+    }
     let began = Instant::now();
     loop {
         let result = session::with(pid, &|session| apply_in(session, patch, id, options));

@@ -79,7 +79,7 @@ pub use code::{LoadedCode, LoadedFunction};
 pub use start::{Started, start};
 #[cfg(feature = "std")]
 #[doc(hidden)]
-pub use sys::seam::{Fault, calls, die_at, failed_call, fault_at, points};
+pub use sys::seam::{Fault, calls, calls_in_target, die_at, failed_call, fault_at, points, refuse_in_target};
 
 use core::time::Duration;
 use failure::Failure;

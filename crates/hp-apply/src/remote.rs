@@ -235,7 +235,9 @@ impl<'t> Remote<'t> {
         let mut regs = self.task.regs;
         let [rdi, rsi, rdx, r10, r8, r9] = arguments;
         (regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9) = (rdi, rsi, rdx, r10, r8, r9);
-        regs.rax = number as u64;
+        let refused = refused_by_a_test();
+        // There is no call with the number -1: the kernel does nothing.
+        regs.rax = if refused.is_some() { u64::MAX } else { number as u64 };
         regs.orig_rax = u64::MAX;
         regs.rip = self.slot.at.0;
         self.astray = true;
@@ -244,6 +246,9 @@ impl<'t> Remote<'t> {
         let restored = self.restore();
         let result = result?;
         restored?;
+        if let Some(errno) = refused {
+            return Err(CallError::Errno(errno));
+        }
         match result as i64 {
             error @ -4095..=-1 => Err(CallError::Errno(Errno(-error as u16))),
             _ => Ok(result),
@@ -345,6 +350,16 @@ impl Drop for Remote<'_> {
         // and no signal was delivered meanwhile.
         let _ = self.process.mem.write(self.task.tid, self.slot.at, &[self.slot.fill; STUB_LEN]);
     }
+}
+
+#[cfg(feature = "std")]
+fn refused_by_a_test() -> Option<Errno> {
+    sys::seam::refused_in_target()
+}
+
+#[cfg(not(feature = "std"))]
+fn refused_by_a_test() -> Option<Errno> {
+    None
 }
 
 /// Whether the thread is inside a restartable sequence (rseq(2)); moving it away would

@@ -2,7 +2,7 @@
 
 mod common;
 use common::*;
-use hp_apply::{Phase, apply_patch, revert, status};
+use hp_apply::{Phase, apply_patch, patched_processes, revert, status, targets_of};
 use hp_pack::Patch;
 use std::path::PathBuf;
 
@@ -108,4 +108,57 @@ fn there_twice_is_refused() {
     let text = refused(apply_patch(target.pid(), patch, ID, &options()));
     assert!(text.contains("more than once"), "{text}");
     assert_eq!((target.maps(), target.ask("call")), (before, "1".into()));
+}
+
+/// The library of a patch is not there yet: told so, nothing is done; it is there later, and then it is patched.
+#[test]
+fn opened_after_the_first_try() {
+    let case = &mut case();
+    let (target, patch) = (&mut case.target, &case.patch);
+    let before = target.maps();
+    assert!(!targets_of(&patch.base.build_id).unwrap().contains(&target.pid()));
+    let text = refused(apply_patch(target.pid(), patch, ID, &options()));
+    assert!(text.contains("does not run the base"), "{text}");
+    assert_eq!(target.maps(), before);
+    assert_eq!(target.ask("open"), "opened");
+    assert!(targets_of(&patch.base.build_id).unwrap().contains(&target.pid()));
+    applied(apply_patch(target.pid(), patch, ID, &options()));
+    assert_eq!(target.ask("call"), "100");
+    reverted(revert(target.pid(), Some(ID), &options()));
+    assert_eq!(target.ask("call"), "1");
+}
+
+/// Two processes of one program, each with another build of one library: each patch is for the one that has its base.
+#[test]
+fn another_build_in_another_process() {
+    let program = Program::build(PROGRAM, &["-ldl"]);
+    let libraries = [1, 5].map(|first| {
+        Program::build(
+            &LIBRARY.replace("x + 1;", &format!("x + {first};")),
+            &["-fPIC", "-shared", "-Wl,-soname,libone.so"],
+        )
+    });
+    let patches = [0, 1].map(|index: usize| {
+        let new = NEW.replace("x + 100", &format!("x + {}", 100 + index));
+        libraries[index].patch_with(&new, &["value"], &["-fPIC"])
+    });
+    let mut targets = [0, 1].map(|index: usize| program.spawn(&[libraries[index].exe.to_str().unwrap()]));
+    for target in &mut targets {
+        assert_eq!(target.ask("open"), "opened");
+    }
+    for (own, other) in [(0, 1), (1, 0)] {
+        assert_eq!(targets_of(&patches[own].base.build_id).unwrap(), [targets[own].pid()]);
+        let text = refused(apply_patch(targets[other].pid(), &patches[own], ID, &options()));
+        assert!(text.contains("does not run the base"), "{text}");
+    }
+    let ids = [ID, "fedcba9876543210"];
+    applied(apply_patch(targets[0].pid(), &patches[0], ids[0], &options()));
+    assert_eq!([targets[0].ask("call"), targets[1].ask("call")], ["100", "5"]);
+    assert!(!patched_processes().unwrap().contains(&targets[1].pid()));
+    applied(apply_patch(targets[1].pid(), &patches[1], ids[1], &options()));
+    assert_eq!([targets[0].ask("call"), targets[1].ask("call")], ["100", "101"]);
+    for index in [0, 1] {
+        reverted(revert(targets[index].pid(), Some(ids[index]), &options()));
+    }
+    assert_eq!([targets[0].ask("call"), targets[1].ask("call")], ["1", "5"]);
 }

@@ -181,6 +181,85 @@ fn two_patches_of_one_base_come_and_go_in_any_order() {
     assert_eq!(target.maps(), before);
 }
 
+/// Four patches, one for each of four functions: in every order that there is, one after another is reverted, and the others
+/// stay what they are.
+#[test]
+fn four_patches_are_reverted_in_every_order() {
+    let function = |name: char| {
+        format!(
+            "__attribute__((noinline,noclone)) int {name}(int x) {{ __asm__ volatile(\".byte 0x0f,0x1f,0x44,0,0\"); return x + 1; }}\n"
+        )
+    };
+    let main = r#"
+#include <stdio.h>
+int main(void) {
+    char line[100];
+    puts("ready"); fflush(stdout);
+    while (fgets(line, sizeof line, stdin)) { printf("%d%d%d%d\n", a(0), b(0), c(0), d(0)); fflush(stdout); }
+    return 0;
+}
+"#;
+    let source = "abcd".chars().map(function).collect::<String>() + main;
+    let program = Program::build(&source, &[]);
+    let mut target = program.spawn(&[]);
+    let before = target.maps();
+    let names = ["a", "b", "c", "d"];
+    let patches = names.map(|name| program.patch(&format!("int {name}(int x) {{ return x + 2; }}"), &[name]));
+    let mut orders = 0;
+    for code in 0..256usize {
+        let order = [code / 64, code / 16 % 4, code / 4 % 4, code % 4];
+        if (0..4).any(|index| !order.contains(&index)) {
+            continue;
+        }
+        for (name, patch) in names.iter().zip(&patches) {
+            applied(apply_patch(target.pid(), patch, name, &options()));
+        }
+        let mut answer = *b"2222";
+        for index in order {
+            assert_eq!(target.ask("").as_bytes(), answer, "{order:?}");
+            reverted(revert(target.pid(), Some(names[index]), &options()));
+            answer[index] = b'1';
+            let mut listed: Vec<String> = status(target.pid()).unwrap().into_iter().map(|entry| entry.id).collect();
+            listed.sort();
+            let expected: Vec<&str> = (0..4).filter(|&i| answer[i] == b'2').map(|i| names[i]).collect();
+            assert_eq!(listed, expected, "{order:?}");
+        }
+        assert_eq!((target.ask("").as_str(), target.maps()), ("1111", before.clone()), "{order:?}");
+        orders += 1;
+    }
+    assert_eq!(orders, 24);
+}
+
+/// A record for what is no function of the base: outside of it, in its data, in the middle of another one, empty; or one is
+/// left out that others count on. Nothing is written.
+#[test]
+fn functions_that_are_not_there_are_refused() {
+    let program = Program::build(SERVER, &[]);
+    let mut target = program.spawn(&[]);
+    let before = target.maps();
+    let good = program.patch(PLAIN, &["answer"]);
+    let address = good.functions[0].old_address;
+    let (data, _) = program.symbol("counter").unwrap();
+    for old_address in [good.base.span + 0x1000, 0u64.wrapping_sub(64), data, address + 1, address - 16, 0] {
+        let mut patch = good.clone();
+        patch.functions[0].old_address = old_address;
+        let outcome = apply_patch(target.pid(), &patch, ID, &options());
+        assert!(matches!(outcome.result, Err(Error::Refused(_) | Error::Unusable(_))), "{old_address:#x}: {outcome:?}");
+    }
+    for old_size in [0, 1, u64::MAX, good.base.span] {
+        let mut patch = good.clone();
+        patch.functions[0].old_size = old_size;
+        let outcome = apply_patch(target.pid(), &patch, ID, &options());
+        assert!(matches!(outcome.result, Err(Error::Refused(_) | Error::Unusable(_))), "{old_size:#x}: {outcome:?}");
+    }
+    let mut patch = good.clone();
+    patch.functions.clear();
+    let outcome = apply_patch(target.pid(), &patch, ID, &options());
+    assert!(matches!(outcome.result, Err(Error::Refused(_) | Error::Unusable(_))), "{outcome:?}");
+    assert_eq!((target.ask("0").as_str(), target.maps()), ("41 2", before));
+    target.assert_free();
+}
+
 #[test]
 fn status_and_lists_tell_the_truth() {
     let program = Program::build(SERVER, &[]);

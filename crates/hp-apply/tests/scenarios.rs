@@ -515,6 +515,98 @@ int main(void) {
     assert_eq!((target.ask(""), target.maps()), ("1".into(), before));
 }
 
+/// Five bytes of which three lie in one page and two in the next are two writes, between which an applier can die; five
+/// that end with their page are one.
+#[test]
+fn an_entry_that_crosses_a_page_is_refused() {
+    for (filling, crosses) in [(4093, true), (4091, false)] {
+        let source = format!(
+            r#"
+#include <stdio.h>
+__asm__(".text\n.balign 4096\n.fill {filling}, 1, 0xcc\n.globl edge\n.type edge, @function\nedge:\n.cfi_startproc\n"
+        ".byte 0x0f,0x1f,0x44,0,0\nlea 1(%rdi), %eax\nret\n.cfi_endproc\n.size edge, . - edge\n.balign 4096\n");
+int edge(int);
+int main(void) {{
+    char line[100];
+    puts("ready"); fflush(stdout);
+    while (fgets(line, sizeof line, stdin)) {{ printf("%d\n", edge(0)); fflush(stdout); }}
+    return 0;
+}}
+"#
+        );
+        let program = Program::build(&source, &[]);
+        assert_eq!(program.symbol("edge").unwrap().0 % 4096, filling);
+        let patch = program.patch("int edge(int x) { return x + 100; }", &["edge"]);
+        let mut target = program.spawn(&[]);
+        let before = target.maps();
+        if crosses {
+            let text = refused(apply_patch(target.pid(), &patch, ID, &options()));
+            assert!(text.contains("the entry of edge crosses a page boundary"), "{text}");
+        } else {
+            applied(apply_patch(target.pid(), &patch, ID, &options()));
+            assert_eq!(target.ask(""), "100");
+            reverted(revert(target.pid(), Some(ID), &options()));
+        }
+        assert_eq!((target.ask("").as_str(), target.maps()), ("1", before));
+    }
+}
+
+/// The leader of a session of its own, blocked while it reads from its terminal: the read goes on, the terminal
+/// keeps its group in the foreground, and no signal of job control comes.
+#[test]
+fn a_child_in_its_own_session_with_a_terminal() {
+    const SESSION: &str = r#"
+#define _GNU_SOURCE
+#include <errno.h>
+#include <pty.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+__attribute__((noinline,noclone)) int value(int x) { __asm__ volatile(".byte 0x0f,0x1f,0x44,0,0"); return x + 1; }
+static volatile int signals;
+static void count(int number) { (void)number; signals++; }
+static void session(void) {
+    int all[] = { SIGCONT, SIGHUP, SIGTSTP, SIGTTIN, SIGTTOU, SIGWINCH };
+    struct sigaction action = { .sa_handler = count };
+    for (int i = 0; i < 6; i++) sigaction(all[i], &action, 0);
+    char line[100];
+    for (;;) {
+        ssize_t got = read(0, line, sizeof line);
+        int leads = getsid(0) == getpid() && tcgetpgrp(0) == getpgrp();
+        printf("%d %zd %d %d %d\n", value(0), got, got < 0 ? errno : 0, signals, leads); fflush(stdout);
+        if (got <= 0) _exit(0);
+    }
+}
+int main(void) {
+    int terminal;
+    pid_t child = forkpty(&terminal, 0, 0, 0);
+    if (child == 0) session();
+    char line[200];
+    printf("ready\n%d\n", child); fflush(stdout);
+    FILE *answers = fdopen(terminal, "r");
+    while (fgets(line, sizeof line, stdin)) {
+        // The terminal gives back what is typed, then the answer.
+        if (write(terminal, line, strlen(line)) < 0 || !fgets(line, sizeof line, answers) || !fgets(line, sizeof line, answers)) return 1;
+        line[strcspn(line, "\r\n")] = 0;
+        puts(line); fflush(stdout);
+    }
+    return 0;
+}
+"#;
+    let program = Program::build(SESSION, &["-lutil"]);
+    let mut parent = program.spawn(&[]);
+    let child: i32 = parent.line().parse().unwrap();
+    let patch = program.patch(NEW, &["value"]);
+    for _ in 0..10 {
+        assert_eq!(parent.ask("abc"), "1 4 0 0 1");
+        applied(apply_patch(child, &patch, ID, &options()));
+        assert_eq!(parent.ask("abc"), "100 4 0 0 1");
+        reverted(revert(child, Some(ID), &options()));
+    }
+    assert_eq!(parent.ask("abc"), "1 4 0 0 1");
+}
+
 /// Running again and again, processes that are stopped, forked and ended: none is left standing.
 #[test]
 fn children_are_born_all_the_while() {

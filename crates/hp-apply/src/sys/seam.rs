@@ -35,6 +35,8 @@ static CALLS: AtomicU64 = AtomicU64::new(0);
 static ARMED: AtomicBool = AtomicBool::new(false);
 static PLAN: Mutex<Option<(u64, Fault)>> = Mutex::new(None);
 static FIRED: Mutex<Option<(u32, u64, u16)>> = Mutex::new(None);
+static REFUSED: Mutex<Option<(u64, u64, u16)>> = Mutex::new(None);
+static REMOTE_CALLS: AtomicU64 = AtomicU64::new(0);
 
 /// This process kills itself at the n-th point from now, counted from 1. 0 switches that off.
 pub fn die_at(n: u64) {
@@ -63,6 +65,24 @@ pub fn calls() -> u64 {
 /// Which call a fault of [`fault_at`] made fail: number, first argument, errno.
 pub fn failed_call() -> Option<(u32, u64, u16)> {
     *lock(&FIRED)
+}
+
+/// Calls that threads of a target make for us are refused in the target with this errno, from the n-th to the last of
+/// these numbers, counted from 1 and from now, as a security module refuses them: no filter tells of it before.
+pub fn refuse_in_target(first: u64, last: u64, errno: u16) {
+    *lock(&REFUSED) = (first <= last).then_some((first, last, errno));
+    REMOTE_CALLS.store(0, Ordering::SeqCst);
+}
+
+/// How many calls threads of targets have made for us since [`refuse_in_target`].
+pub fn calls_in_target() -> u64 {
+    REMOTE_CALLS.load(Ordering::SeqCst)
+}
+
+/// What a call that is about to be made in a target comes to without being made, if that is wanted.
+pub(crate) fn refused_in_target() -> Option<Errno> {
+    let here = REMOTE_CALLS.fetch_add(1, Ordering::SeqCst) + 1;
+    lock(&REFUSED).filter(|(first, last, _)| (*first..=*last).contains(&here)).map(|(.., errno)| Errno(errno))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
