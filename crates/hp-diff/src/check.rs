@@ -13,7 +13,7 @@ use crate::compare::{Changes, Judge};
 use crate::correlate::{Correlation, described};
 use crate::entity::{FunctionId, Map};
 use crate::finding::{Code, Finding, Level};
-use crate::image::{Image, Word};
+use crate::image::{Image, Symbol, Word};
 use crate::layout::{self, Variable};
 
 /// True for facts about images that leave nothing to compare.
@@ -253,15 +253,27 @@ fn walked_sections(old: &Build<'_>, new: &Build<'_>, pairs: &Correlation, findin
 /// initial value.
 fn thread_local_values(judge: &Judge<'_, '_>, findings: &mut Vec<Finding>) {
     let (old, new) = judge.builds();
-    let now: BTreeMap<&str, (u64, u64)> =
-        thread_locals(&new.image).0.into_iter().map(|(name, offset, size)| (name, (offset, size))).collect();
-    for (name, offset, size) in thread_locals(&old.image).0 {
-        let Some((other, new_size)) = now.get(name) else { continue };
-        if size != *new_size || !same_start(judge, (offset, *other), size) {
+    let now = namesakes(&new.image);
+    for (key, before) in namesakes(&old.image) {
+        let Some(after) = now.get(&key) else { continue };
+        let same = |(x, y): (&&Symbol<'_>, &&Symbol<'_>)| {
+            x.size == y.size && same_start(judge, (x.address, y.address), x.size)
+        };
+        if before.len() != after.len() || !before.iter().zip(after).all(same) {
             let message = "the initial value of this thread-local variable differs";
-            findings.push(Finding::new(Code::InitialValueChanged, name, message));
+            findings.push(Finding::new(Code::InitialValueChanged, key.1, message));
         }
     }
+}
+
+/// Thread-local variables by source file and name, in the order of the symbol table: several files may have one of a name,
+/// and files of one name may lie in several folders.
+fn namesakes<'i, 'a>(image: &'i Image<'a>) -> BTreeMap<(&'a str, &'a str), Vec<&'i Symbol<'a>>> {
+    let mut all: BTreeMap<_, Vec<&Symbol<'_>>> = BTreeMap::new();
+    for symbol in image.symbols.iter().filter(|s| s.kind == SymbolKind::Tls && !s.name.is_empty()) {
+        all.entry((symbol.file, symbol.name)).or_default().push(symbol);
+    }
+    all
 }
 
 /// The same initial content at two offsets in the segments of thread-local variables.
@@ -292,14 +304,16 @@ fn thread_locals_moved(
     changes: &Changes,
     findings: &mut Vec<Finding>,
 ) {
-    let places = |image: &Image<'_>| -> BTreeMap<String, i64> {
-        let end = image.tls.map_or(0, |(_, _, size, align)| size.next_multiple_of(align.max(1)));
-        let variables = image.symbols.iter().filter(|s| s.kind == SymbolKind::Tls && !s.name.is_empty());
-        variables.map(|s| (s.name.to_owned(), s.address.wrapping_sub(end) as i64)).collect()
+    let end = |image: &Image<'_>| image.tls.map_or(0, |(_, _, size, align)| size.next_multiple_of(align.max(1)));
+    let places = |image: &Image<'_>, symbols: &[&Symbol<'_>]| -> Vec<i64> {
+        symbols.iter().map(|s| s.address.wrapping_sub(end(image)) as i64).collect()
     };
-    let now = places(&new.image);
-    let moved: Vec<String> =
-        places(&old.image).into_iter().filter(|(n, at)| now.get(n).is_some_and(|a| a != at)).map(|(n, _)| n).collect();
+    let now = namesakes(&new.image);
+    let before = namesakes(&old.image).into_iter();
+    let moved = before.filter(|(key, symbols)| {
+        now.get(key).is_some_and(|there| places(&new.image, there) != places(&old.image, symbols))
+    });
+    let moved: Vec<&str> = moved.map(|((_, name), _)| name).collect();
     let changed: FxHashSet<FunctionId> = changes.functions.iter().map(|c| c.0).collect();
     let uses = |f: FunctionId| old.code[f].ranges.iter().any(|c| c.thread_local);
     let user = pairs.functions.iter().find(|(f, _)| !changed.contains(f) && uses(*f));

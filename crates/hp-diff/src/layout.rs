@@ -31,16 +31,19 @@ mod tests;
 use crate::dwarf::{DESCRIPTIONS, Sections, Source};
 use crate::finding::{Code, Finding};
 use define::{Definer, Definitions};
+use diff::Differing;
 use parse::Tree;
 
 pub(crate) use coverage::{contains, described_code};
-pub(crate) use diff::keeps_values;
+pub(crate) use diff::{Moved, keeps_values};
 pub(crate) use statics::Variable;
 
 /// What the debug information of two builds says.
 pub(crate) struct Described {
     /// All type layouts that differ, sorted.
     pub(crate) findings: Vec<Finding>,
+    /// Where the members of types that differ lie.
+    pub(crate) moved: Moved,
     /// The variables of the old and of the new build, by address; none where the debug information is missing or cannot be used.
     pub(crate) variables: (Vec<Variable>, Vec<Variable>),
 }
@@ -54,15 +57,15 @@ pub(crate) fn read(old: &Source<'_>, new: &Source<'_>) -> Described {
     let (old, new) = rayon::join(|| definer(&trees.0), || definer(&trees.1));
     let variables = |definer: &Option<Definer<'_, '_>>| definer.as_ref().map_or_else(Vec::new, statics::variables);
     let variables = rayon::join(|| variables(&old), || variables(&new));
-    let findings = match (typed(old), typed(new)) {
+    let Differing { findings, moved } = match (typed(old), typed(new)) {
         (Some(old), Some(new)) => {
-            let differing = alike::differing(old.tree, new.tree);
-            let (old, new) = define::definitions((&old, &new), &differing);
-            findings(old.map(Some), new.map(Some))
+            let units = alike::differing(old.tree, new.tree);
+            let (old, new) = define::definitions((&old, &new), &units);
+            differing(old.map(Some), new.map(Some))
         }
-        (old, new) => findings(alone(&trees.0, old), alone(&trees.1, new)),
+        (old, new) => differing(alone(&trees.0, old), alone(&trees.1, new)),
     };
-    Described { findings, variables }
+    Described { findings, moved, variables }
 }
 
 fn tree<'d>(sections: &'d Read<Sections<'_>>) -> Read<Tree<'d>> {
@@ -89,14 +92,15 @@ fn alone(tree: &Read<Tree<'_>>, definer: Option<Definer<'_, '_>>) -> Read<Defini
     }
 }
 
-fn findings(old: Read<Definitions>, new: Read<Definitions>) -> Vec<Finding> {
-    match (old, new) {
-        (Ok(Some(old)), Ok(Some(new))) => diff::findings(&old, &new),
+fn differing(old: Read<Definitions>, new: Read<Definitions>) -> Differing {
+    let findings = match (old, new) {
+        (Ok(Some(old)), Ok(Some(new))) => return diff::differing(&old, &new),
         (Ok(None), Ok(None)) => vec![missing("both")],
         (old, new) => {
             [("old", old), ("new", new)].into_iter().filter_map(|(side, read)| unproven(side, read)).collect()
         }
-    }
+    };
+    Differing { findings, ..Differing::default() }
 }
 
 fn unproven(side: &str, read: Read<Definitions>) -> Option<Finding> {

@@ -245,7 +245,7 @@ pub fn diff(old: &Path, new: &Path, options: &Options) -> Result<Report, Error> 
     options.progress.tell(Stage::Types);
     let described = layout::read(&old_image.debug, &new_image.debug);
     findings.extend(described.findings);
-    let variables = described.variables;
+    let (variables, moved) = (described.variables, described.moved);
     let absolute = |i: &Image<'_>| i.sections.iter().map(|s| s.address).find(|a| *a != 0).unwrap_or(0)..i.span + 1;
     let numbers = (old_image.fixed_address && new_image.fixed_address).then(|| {
         let (a, b) = (absolute(&old_image), absolute(&new_image));
@@ -267,7 +267,7 @@ pub fn diff(old: &Path, new: &Path, options: &Options) -> Result<Report, Error> 
     if !changes.functions.is_empty() {
         findings.extend(check::variable_types(&old, &new, &pairs, variables));
     }
-    findings.extend(values::changed_values(&old, &new, &pairs, &changes));
+    findings.extend(values::changed_values(&old, &new, &pairs, &changes, &moved));
     findings.extend(correlate::audit(&old, &new, &pairs, &changes));
     options.progress.tell(Stage::Patch);
     let mut patch = None;

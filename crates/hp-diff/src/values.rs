@@ -20,6 +20,7 @@ use crate::correlate::Correlation;
 use crate::entity::{FunctionId, ObjectId, Target};
 use crate::finding::{Code, Finding};
 use crate::image::Word;
+use crate::layout::Moved;
 
 /// Places shown in one finding.
 const SHOWN: usize = 6;
@@ -38,7 +39,15 @@ enum Place {
 type Numbers = BTreeMap<(Place, u8, Deed), BTreeMap<u64, u64>>;
 
 /// Warnings for each changed function in which such a number or release changed.
-pub(crate) fn changed_values(old: &Build<'_>, new: &Build<'_>, pairs: &Correlation, changes: &Changes) -> Vec<Finding> {
+///
+/// What only came to lie elsewhere with a member of a type that is refused for it ([`Code::LayoutChanged`]) is not said again.
+pub(crate) fn changed_values(
+    old: &Build<'_>,
+    new: &Build<'_>,
+    pairs: &Correlation,
+    changes: &Changes,
+    moved: &Moved,
+) -> Vec<Finding> {
     let place_in_new = |cell| match cell {
         Cell::Field(offset) => Some(Place::Field(offset)),
         Cell::Fixed(address) => {
@@ -55,12 +64,18 @@ pub(crate) fn changed_values(old: &Build<'_>, new: &Build<'_>, pairs: &Correlati
     let of_function = |&(f, g, _): &(FunctionId, FunctionId, _)| {
         let name = old.map.functions[f].qualified_name();
         let (before, now) = (numbers(old, f, place_in_old), numbers(new, g, place_in_new));
+        let in_new = |numbers: &Numbers| elsewhere(numbers, moved.iter().copied());
+        let (known, kept) = (in_new(&before), elsewhere(&now, moved.iter().map(|&(was, is)| (is, was))));
         let plain = before.iter().filter(|(key, _)| key.2 != Deed::Passes);
-        let changed: Vec<String> = plain.filter_map(|(key, was)| describe(old, *key, was, now.get(key)?)).collect();
-        let (mut was, is) = (releases(old, &before), releases(new, &now));
+        let changed = plain.filter_map(|(key, was)| {
+            let (come, gone) = (without(now.get(key)?, known.get(key)), without(was, kept.get(key)));
+            describe(old, *key, &gone, &come)
+        });
+        let changed: Vec<String> = changed.collect();
+        let (mut was, is) = (releases(old, &known), releases(new, &now));
         if is.keys().any(|place| !was.contains_key(place)) {
             for callee in inlined(old, new, pairs, (f, g)) {
-                was.extend(releases(old, &numbers(old, callee, place_in_old)));
+                was.extend(releases(old, &in_new(&numbers(old, callee, place_in_old))));
             }
         }
         let released = is.into_iter().filter(|(place, _)| !was.contains_key(place));
@@ -167,18 +182,35 @@ fn numbers(build: &Build<'_>, function: FunctionId, place: impl Fn(Cell) -> Opti
     all
 }
 
+/// Numbers of places of one build, at the same places and where members of types went that moved.
+fn elsewhere(numbers: &Numbers, moved: impl Iterator<Item = (i64, i64)> + Clone) -> Numbers {
+    let mut all = numbers.clone();
+    for ((place, width, deed), known) in numbers {
+        let Place::Field(offset) = *place else { continue };
+        for (_, there) in moved.clone().filter(|(here, _)| *here == offset) {
+            all.entry((Place::Field(there), *width, *deed)).or_default().extend(known);
+        }
+    }
+    all
+}
+
+/// The numbers that the other build does not have.
+fn without(numbers: &BTreeMap<u64, u64>, other: Option<&BTreeMap<u64, u64>>) -> BTreeMap<u64, u64> {
+    let mut rest = numbers.clone();
+    rest.retain(|number, _| other.is_none_or(|other| !other.contains_key(number)));
+    rest
+}
+
 /// Says in words what became of the numbers of one place; `None` where none took the place of another.
 fn describe(
     old: &Build<'_>,
     (place, width, deed): (Place, u8, Deed),
-    was: &BTreeMap<u64, u64>,
-    now: &BTreeMap<u64, u64>,
+    gone: &BTreeMap<u64, u64>,
+    come: &BTreeMap<u64, u64>,
 ) -> Option<String> {
-    let gone: BTreeSet<u64> = was.keys().filter(|n| !now.contains_key(n)).copied().collect();
-    let come: Vec<(u64, u64)> = now.iter().filter(|(n, _)| !was.contains_key(n)).map(|(n, at)| (*n, *at)).collect();
-    let (first, _) = (come.first()?, gone.first()?);
-    let hex = |numbers: Vec<u64>| numbers.iter().map(|n| format!("{n:#x}")).collect::<Vec<_>>().join(", ");
-    let (come_numbers, gone_numbers) = (hex(come.iter().map(|c| c.0).collect()), hex(gone.into_iter().collect()));
+    let ((_, first), _) = (come.first_key_value()?, gone.first_key_value()?);
+    let hex = |numbers: &BTreeMap<u64, u64>| numbers.keys().map(|n| format!("{n:#x}")).collect::<Vec<_>>().join(", ");
+    let (come_numbers, gone_numbers) = (hex(come), hex(gone));
     let what = shown(old, place, width);
     let verb = match deed {
         Deed::Stores => format!("stores {come_numbers} into {what}"),
@@ -186,5 +218,5 @@ fn describe(
         Deed::Compares => format!("compares {what} with {come_numbers}"),
         Deed::Passes => return None,
     };
-    Some(format!("at {:#x} of the new build it {verb}, the old build with {gone_numbers}", first.1))
+    Some(format!("at {first:#x} of the new build it {verb}, the old build with {gone_numbers}"))
 }

@@ -167,6 +167,73 @@ int spend(void) { return left -= 1; }
 "#;
 
 #[test]
+fn what_moved_with_a_refused_type_is_not_said_once_more() {
+    let source = |more: &str| {
+        format!(
+            r#"
+#include <stdlib.h>
+struct session {{ long id; char *name; unsigned state; char *other;
+#ifdef NEW
+ long added;
+#endif
+ char *text; unsigned flags; }};
+void reset(struct session *s) {{ free(s->name); free(s->text); s->state = 5; s->flags = 9; }}
+void drop(struct session *s) {{ s->state = 3; free(s->text); {more} }}
+"#
+        )
+    };
+    let codes = |more: &str| {
+        let report = diff(&source(more), &Options::default());
+        report.findings.iter().map(|f| (f.code, f.subject.clone())).collect::<Vec<_>>()
+    };
+    let layout = (Code::LayoutChanged, "session".to_owned());
+    assert_eq!(codes(""), std::slice::from_ref(&layout));
+    // What did not only move is said.
+    let more = "\n#ifdef NEW\n free(s->other); s->state = 8;\n#else\n s->state = 4;\n#endif\n";
+    let drop = |code| (code, "drop".to_owned());
+    assert_eq!(codes(more), [layout, drop(Code::ReleaseAdded), drop(Code::NumberChanged)]);
+}
+
+#[test]
+fn thread_local_variables_of_one_name_in_two_files_are_two() {
+    let source = r#"
+#ifdef FIRST
+static __thread long count = 7;
+long first(void) { return count += FIXED; }
+#else
+static __thread char count[64] = "text";
+char *second(void) { return count; }
+#endif
+"#;
+    let directory = tempfile::tempdir().unwrap();
+    let shell = |command: &str| {
+        let mut sh = Command::new("sh");
+        assert!(sh.current_dir(&directory).args(["-ec", command]).status().unwrap().success(), "{command}");
+    };
+    for part in ["first.c", "second.c"] {
+        std::fs::write(directory.path().join(part), source).unwrap();
+    }
+    let build = |name: &str, fixed: &str, text: &str, parts: [&str; 2]| {
+        let cc = "gcc -O2 -g -fPIC -c";
+        shell(&format!("{cc} -DFIRST -DFIXED={fixed} {} -o a.o", parts[0]));
+        shell(&format!("sed s/text/{text}/ {0} > t && cp t {0} && {cc} {0} -o b.o", parts[1]));
+        shell(&format!("gcc -shared -Wl,--build-id a.o b.o -o {name}"));
+        directory.path().join(name)
+    };
+    // Files of two names, and of one.
+    for parts in [["first.c", "second.c"], ["first.c", "first.c"]] {
+        let old = build("old.so", "1", "text", parts);
+        let new = build("new.so", "2", "text", parts);
+        let other = build("other.so", "2", "next", parts);
+        let report = hp_diff::diff(&old, &new, &Options::default()).unwrap();
+        assert_eq!(errors(&report), [], "{:?}", report.findings);
+        let report = hp_diff::diff(&old, &other, &Options::default()).unwrap();
+        assert!(errors(&report).contains(&(Code::InitialValueChanged, "count")), "{:?}", report.findings);
+        std::fs::write(directory.path().join("first.c"), source).unwrap();
+    }
+}
+
+#[test]
 fn a_variable_that_became_static_is_still_the_same_one() {
     let report = diff(SCOPE, &Options::default());
     let patch = report.patch.unwrap();

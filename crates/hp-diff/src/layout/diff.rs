@@ -5,18 +5,28 @@ use crate::finding::{Code, Finding, Level};
 use rustc_hash::FxHashMap;
 use std::collections::BTreeSet;
 
-/// One [`Code::LayoutChanged`] finding for each definition that has no equal on the other side.
-pub(super) fn findings(old: &Definitions, new: &Definitions) -> Vec<Finding> {
-    let mut findings: Vec<Finding> = old
-        .types
-        .iter()
-        .filter_map(|(key, before)| Some((key, before, new.types.get(key)?)))
-        .filter(|(_, before, after)| before.len() > 1 || !same(before, after))
-        .flat_map(|(key, before, after)| Pair { key, old, new, before, after }.findings())
-        .collect();
-    findings.sort();
-    findings.dedup();
-    findings
+/// What two builds define differently.
+#[derive(Default)]
+pub(super) struct Differing {
+    /// One [`Code::LayoutChanged`] finding for each definition that has no equal on the other side.
+    pub(super) findings: Vec<Finding>,
+    pub(super) moved: Moved,
+}
+
+/// Where the members of refused types lie, in bytes from their start: in the old build and in the new one.
+pub(crate) type Moved = BTreeSet<(i64, i64)>;
+
+pub(super) fn differing(old: &Definitions, new: &Definitions) -> Differing {
+    let mut all = Differing::default();
+    for (key, before) in &old.types {
+        let Some(after) = new.types.get(key) else { continue };
+        if before.len() > 1 || !same(before, after) {
+            Pair { key, old, new, before, after }.compare(&mut all);
+        }
+    }
+    all.findings.sort();
+    all.findings.dedup();
+    all
 }
 
 fn same(before: &[Definition], after: &[Definition]) -> bool {
@@ -36,17 +46,16 @@ struct Pair<'a> {
 const MAX_CROSS: usize = 4096;
 
 impl Pair<'_> {
-    fn findings(&self) -> Vec<Finding> {
+    fn compare(&self, all: &mut Differing) {
         let gone = unmatched(self.before, self.after, |b, a| differences(b, a).is_empty());
         let come = unmatched(self.after, self.before, |a, b| differences(b, a).is_empty());
         // Where the language has one definition rule, several of a name are unnamed types, instances of a
         // template or the like. There, one more is an added type and one less a removed type.
         let in_c = |build: &Definitions, d: &&Definition| d.units.iter().any(|&unit| build.is_c[unit as usize]);
         let strict = gone.iter().any(|d| in_c(self.old, d)) || come.iter().any(|d| in_c(self.new, d));
-        let mut findings = self.widened();
+        all.findings.extend(self.widened());
         if (gone.is_empty() && come.is_empty()) || (!strict && (gone.is_empty() || come.is_empty())) {
-            findings.extend(self.swapped());
-            return findings;
+            return all.findings.extend(self.swapped());
         }
         let mut come: Vec<Option<&Definition>> = come.into_iter().map(Some).collect();
         for before in gone {
@@ -56,16 +65,18 @@ impl Pair<'_> {
                 .min()
                 .map(|(_, i)| i);
             let message = match nearest.and_then(|i| come[i].take()) {
-                Some(after) => self.describe(before, after),
+                Some(after) => {
+                    all.moved.extend(moved(&before.text, &after.text));
+                    self.describe(before, after)
+                }
                 None => format!("one of its definitions ({}) no longer exists", files(self.old, before)),
             };
-            findings.push(self.finding(before, &message));
+            all.findings.push(self.finding(before, &message));
         }
         for after in come.into_iter().flatten() {
             let message = format!("another definition of that name ({}) came into being", files(self.new, after));
-            findings.push(self.finding(after, &message));
+            all.findings.push(self.finding(after, &message));
         }
-        findings
     }
 
     /// Members whose new type holds every value that the old one can hold, and more: no live object feels that, but
@@ -280,6 +291,14 @@ fn differences(old: &[u8], new: &[u8]) -> Vec<String> {
     out
 }
 
+/// Where members that both have by one name lie, if one of them moved.
+fn moved(old: &[u8], new: &[u8]) -> Moved {
+    let new: FxHashMap<_, _> = lines(new).into_iter().map(|line| ((line.kind, line.name), line)).collect();
+    let both = lines(old).into_iter().filter_map(|line| Some((line, *new.get(&(line.kind, line.name))?)));
+    let bytes = both.filter_map(|(line, now)| Some((line.bit()? / 8, now.bit()? / 8)));
+    bytes.collect()
+}
+
 /// What became of lines that both have. Neighbours that an insertion shifted alike are told in one phrase.
 fn changed(kept: &[(&Line<'_>, &Line<'_>)], out: &mut Vec<String>) {
     let mut next = 0;
@@ -317,9 +336,15 @@ impl Line<'_> {
 
     /// By how many bits a plain member moved; `None` if it did not, or not by whole bytes.
     fn shift(&self, new: &Line<'_>) -> Option<i64> {
-        let bits = |place: &[u8]| std::str::from_utf8(place).ok()?.parse::<i64>().ok();
-        let shift = bits(new.place)?.checked_sub(bits(self.place)?)?;
-        (self.kind == line::MEMBER && shift != 0 && shift % 8 == 0).then_some(shift)
+        let plain = |line: &Line<'_>| line.bit().filter(|_| !line.place.contains(&b':'));
+        let shift = plain(new)?.checked_sub(plain(self)?)?;
+        (shift != 0 && shift % 8 == 0).then_some(shift)
+    }
+
+    /// The first bit of a member, a bit-field too.
+    fn bit(&self) -> Option<i64> {
+        let start = self.place.split(|&c| c == b':').next()?;
+        std::str::from_utf8(start).ok()?.parse().ok().filter(|_| self.kind == line::MEMBER)
     }
 
     fn title(&self) -> String {
