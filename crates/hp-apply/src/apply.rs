@@ -450,8 +450,13 @@ impl Work<'_> {
             None => place::find(&read_maps(&session.process)?, self.plan.reach(), self.plan.layout.size)?,
         };
         let (_, ledger) = self.plan.payload(at, &self.imports)?;
-        let relaxed = self.may_go_on(&ledger).unwrap_or_default();
-        let (busy, pause_ns) = stops.look(&self.flip_watch(&ledger, takeover::view(&ledger).as_ref(), &relaxed))?;
+        let view = takeover::view(&ledger);
+        let (mut busy, mut pause_ns) = stops.look(&self.flip_watch(&ledger, view.as_ref(), &[]))?;
+        let mut left = Vec::new();
+        if let Some(functions) = self.may_go_on(&ledger).filter(|_| !busy.is_empty()) {
+            (busy, pause_ns) = stops.look(&self.flip_watch(&ledger, view.as_ref(), &functions))?;
+            left = stops.look(&Watch::new(bodies(&ledger, &functions)))?.0;
+        }
         let size = self.plan.layout.size;
         let mut lines = vec![match found {
             Some(_) => format!("use the {size} bytes at {at} that an earlier apply left"),
@@ -468,6 +473,7 @@ impl Work<'_> {
         lines.push(format!("compute {} relocations, with {imports} imports resolved", patch.relocations.len()));
         lines.push(self.restrictions.clone());
         lines.push(looked(&busy, pause_ns));
+        lines.extend(left.iter().map(|line| format!("would go on in the old code: {}", &**line)));
         Ok(Done::Rehearsed(lines))
     }
 

@@ -45,7 +45,7 @@ fn open(process: &Process, mapping: &Mapping) -> Option<File> {
         return Some(file);
     }
     let by_path = format!("/proc/{pid}/root{}", mapping.path);
-    [by_path, format!("/proc/{pid}/exe")].iter().find_map(|path| {
+    [by_path, mapping.path.clone(), format!("/proc/{pid}/exe")].iter().find_map(|path| {
         let about = sys::about(path).ok()?;
         let same = about.is_file() && about.inode == mapping.file.1 && device(about.device) == mapping.file.0;
         same.then(|| File::open(path).ok()).flatten()

@@ -3,6 +3,7 @@
 //! The applier names thread, function and offset. The line comes from the debug information of the file that the process
 //! has mapped; it is looked for when the process runs again.
 
+use crate::mapped_file::reachable;
 use crate::on_disk::build_id;
 use crate::patch_file::PatchFile;
 use crate::text::{clean, hex};
@@ -45,7 +46,7 @@ fn add_lines(pid: i32, lines: &mut [InTheWay], file: &PatchFile) {
 fn base(pid: i32, wanted: &str) -> Option<BuildFile> {
     let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).ok()?;
     let paths: BTreeSet<&str> = maps.lines().filter_map(|line| line.find('/').map(|at| &line[at..])).collect();
-    let files = paths.iter().map(|path| format!("/proc/{pid}/root{path}")).chain([format!("/proc/{pid}/exe")]);
+    let files = paths.iter().filter_map(|path| reachable(pid, path)).chain([format!("/proc/{pid}/exe")]);
     let mut files = files.filter(|path| build_id(path).is_ok_and(|id| id.as_deref() == Some(wanted)));
     BuildFile::open(&PathBuf::from(files.next()?), None, &DebugPlaces::system()).ok()
 }

@@ -15,6 +15,7 @@ mod frames;
 mod health;
 mod inspect;
 mod keygen;
+mod mapped_file;
 mod on_disk;
 mod patch_file;
 mod progress;

@@ -1,5 +1,6 @@
 //! What a restart would run: the build that lies on disk where a process has its base from.
 
+use crate::mapped_file::reachable;
 use hp_apply::LedgerEntry;
 use std::fs::File;
 use std::io::{self, ErrorKind};
@@ -30,7 +31,10 @@ impl OnDisk {
         if !path.starts_with('/') {
             return OnDisk::Unknown("the base has no file".to_owned());
         }
-        match build_id(&format!("/proc/{pid}/root{path}")) {
+        let Some(path) = reachable(pid, path) else {
+            return OnDisk::Unknown("it is in other mounts, outside of the process's root".to_owned());
+        };
+        match build_id(&path) {
             Ok(Some(id)) if id == patch.build_id => OnDisk::Old,
             Ok(Some(id)) => OnDisk::Other(id),
             Ok(None) => OnDisk::Other("none".to_owned()),

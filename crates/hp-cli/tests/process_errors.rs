@@ -29,6 +29,8 @@ fn main() {
         trial("process_is_killed_meanwhile", gcc(), process_is_killed_meanwhile),
         trial("patch_cut_off", gcc(), patch_cut_off),
         trial("patch_with_a_flipped_bit", gcc(), patch_with_a_flipped_bit),
+        trial("patch_that_changes_while_it_is_read", gcc(), patch_that_changes_while_it_is_read),
+        trial("relative_paths", gcc(), relative_paths),
         trial("patch_that_is_none", gcc(), patch_that_is_none),
         trial("no_patch_file", gcc(), no_patch_file),
         trial("no_target", gcc(), no_target),
@@ -278,6 +280,82 @@ fn patch_with_a_flipped_bit() {
     }
     before.still_holds(target.pid());
     assert_eq!(target.ask(), OLD);
+}
+
+/// Somebody writes the file anew, in place, again and again: it is one patch or the other, or it is damaged; never a mixture.
+fn patch_that_changes_while_it_is_read() {
+    let pair = Pair::make();
+    let mut target = pair.start();
+    let one = fs::read(&pair.patch).expect("the patch can be read");
+    let second = pair.folder.path().join("second.hpatch");
+    let [old, new, path] = [&pair.old, &pair.folder.path().join("new"), &second].map(|path| path.display().to_string());
+    hp(["diff", &old, &new, "--name", "a longer name than the other one has", "-o", &path]).exits(0);
+    let two = fs::read(&second).expect("the patch can be read");
+    let file = pair.folder.path().join("changing.hpatch");
+    fs::write(&file, &one).expect("a file can be written");
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let (mut applied, mut damaged) = (0, 0);
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            use std::io::{Seek, Write};
+            let mut output = fs::OpenOptions::new().write(true).open(&file).expect("it can be written");
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                for content in [&one, &two] {
+                    // Most of the time it is whole.
+                    std::thread::sleep(Duration::from_millis(3));
+                    output.set_len(0).and_then(|()| output.rewind()).expect("it can be written");
+                    for part in content.chunks(97) {
+                        output.write_all(part).expect("it can be written");
+                    }
+                }
+            }
+        });
+        for _ in 0..60 {
+            let answer = apply(&file, target.pid());
+            let expected = match answer.code {
+                0 => NEW,
+                _ => {
+                    damaged += 1;
+                    answer.exits(2).says(&["changing.hpatch"]);
+                    OLD
+                }
+            };
+            assert_eq!(target.ask(), expected);
+            if expected == NEW {
+                applied += 1;
+                hp(["revert", "--everything", "--pid", &target.pid().to_string()]).exits(0);
+            }
+            assert_eq!(target.ask(), OLD);
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        writer.join().expect("it writes");
+    });
+    assert!(applied > 0 && damaged > 0, "{applied} times whole, {damaged} times damaged");
+}
+
+/// Patches and programs are named from where the command is run.
+fn relative_paths() {
+    let pair = Pair::make();
+    let mut target = pair.start();
+    let folder = pair.folder.path();
+    fs::create_dir(folder.join("deep")).expect("a folder can be made");
+    std::os::unix::fs::symlink("../fix.hpatch", folder.join("deep/link.hpatch")).expect("a link can be made");
+    let pid = target.pid().to_string();
+    let here = |at: &str, words: &[&str]| run(Command::new(HP).args(words).current_dir(folder.join(at)));
+    for (at, patch, exe) in
+        [("", "fix.hpatch", "old"), ("deep", "../fix.hpatch", "../old"), ("deep", "link.hpatch", ".././old")]
+    {
+        here(at, &["apply", patch, "--pid", &pid]).exits(0);
+        assert_eq!(target.ask(), NEW);
+        here(at, &["revert", patch, "--exe", exe]).exits(0);
+        assert_eq!(target.ask(), OLD);
+        here(at, &["apply", patch, "--exe", exe]).exits(0);
+        here(at, &["revert", patch, "--pid", &pid]).exits(0);
+        assert_eq!(target.ask(), OLD);
+    }
+    here("deep", &["apply", "fix.hpatch", "--pid", &pid]).exits(2).says(&["fix.hpatch", "no such file"]);
+    // No patch of a relative name is looked for in what belongs to the target.
+    here("/", &["apply", "fix.hpatch", "--pid", &pid]).exits(2);
 }
 
 fn patch_that_is_none() {

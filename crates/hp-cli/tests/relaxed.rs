@@ -8,7 +8,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, ChildStdout, Command, ExitCode, Stdio};
-use support::hp::{Answer, hp, status};
+use support::hp::{Answer, hp, run, status};
 use support::process::Running;
 use support::{lacks, trial};
 
@@ -16,6 +16,8 @@ fn main() -> ExitCode {
     let gcc = || lacks("gcc");
     let trials = vec![
         trial("a_loop_goes_on_and_calls_lead_to_the_new_code", gcc(), a_loop_goes_on),
+        trial("the_small_applier_leaves_it_too", gcc(), the_small_applier_leaves_it_too),
+        trial("a_rehearsal_says_who_would_go_on", gcc(), a_rehearsal_says_who_would_go_on),
         trial("a_contract_with_another_function_must_be_accepted", gcc(), a_contract_must_be_accepted),
         trial("what_stands_against_it", gcc(), what_stands_against_it),
         trial("the_judge_sees_a_word_that_is_wrong", gcc(), the_judge_sees_a_wrong_word),
@@ -184,6 +186,75 @@ fn a_loop_goes_on() {
     // The second thread never leaves the new code: a revert has no relaxed form.
     change("revert", &target, &patch, &["--timeout", "300ms"]).exits(4);
     assert_eq!(target.ask(">9"), "2: 5");
+    assert_eq!(target.ask("9"), "1: 9");
+}
+
+/// A bundle, and the applier by itself: strict, relaxed, where the patch gives no word, and where the verb has no such thing.
+fn the_small_applier_leaves_it_too() {
+    let pair = Pair::of(LOOP, 1);
+    let patch = pair.diff(&[]);
+    let file = pair.path("fix.run");
+    hp(["bundle".as_ref(), patch.as_os_str(), "-o".as_ref(), file.as_os_str()]).exits(0);
+    let path = patch.display().to_string();
+    for (program, first) in [(file.as_path(), None), (Path::new(env!("HP_APPLIER")), Some(["apply", path.as_str()]))] {
+        let mut target = Target::start(&pair.path("old"));
+        let pid = target.pid().to_string();
+        let small = |more: &[&str]| {
+            let mut command = Command::new(program);
+            command.args(first.into_iter().flatten()).args(["--pid", &pid]).args(more);
+            run(command.env("XDG_CONFIG_HOME", "/nowhere"))
+        };
+        let strict = small(&["--timeout", "300ms"]).exits(4);
+        assert!(strict.err.contains("in serve+0x"), "{strict}");
+        let said = small(&["--dry-run", "--relaxed"]).exits(0).out;
+        assert!(
+            said.contains("a safe point exists now") && said.contains("would go on in the old code: thread"),
+            "{said}"
+        );
+        assert_eq!(target.ask("9"), "1: 9");
+        let said = small(&["--relaxed"]).exits(0).out;
+        assert!(said.contains("goes on in the old code: thread") && said.contains("in serve+0x"), "{said}");
+        assert_eq!(target.ask("9"), "1: 9", "the thread that was inside goes on as before");
+        assert_eq!(target.ask("s"), "started");
+        assert_eq!(target.ask(">9"), "2: 5", "one that comes in finds the new code");
+        small(&["--relaxed"]).exits(3);
+        assert_eq!(target.ask("9"), "1: 9");
+    }
+    let mut target = Target::start(&pair.path("old"));
+    let pid = target.pid().to_string();
+    let mut revert = Command::new(&file);
+    let refused = run(revert.args(["--revert", "--relaxed", "--pid", &pid])).exits(2);
+    assert!(refused.err.contains("--relaxed belongs to apply"), "{refused}");
+
+    // Without the patch's word it is as strict as ever.
+    let pair = Pair::of(LOOP, 3);
+    let patch = pair.diff(&[]).display().to_string();
+    let mut other = Target::start(&pair.path("old"));
+    let pid = other.pid().to_string();
+    let arguments = ["apply", &patch, "--pid", &pid, "--relaxed", "--timeout", "300ms"];
+    run(Command::new(env!("HP_APPLIER")).args(arguments).env("XDG_CONFIG_HOME", "/nowhere")).exits(4);
+    assert_eq!([target.ask("9"), other.ask("9")], ["1: 9", "1: 9"]);
+}
+
+/// It tells the two cases apart as an apply does: who would go on, and who is in the way.
+fn a_rehearsal_says_who_would_go_on() {
+    let pair = Pair::of(LOOP, 1);
+    let patch = pair.diff(&[]);
+    let mut target = Target::start(&pair.path("old"));
+    let strict = change("apply", &target, &patch, &["--dry-run"]).exits(0).out;
+    assert!(strict.contains("no safe point now") && strict.contains("in serve+0x"), "{strict}");
+    assert!(!strict.contains("go on in the old code"), "{strict}");
+    let relaxed = change("apply", &target, &patch, &["--dry-run", "--relaxed"]).exits(0).out;
+    assert!(relaxed.contains("a safe point exists now"), "{relaxed}");
+    assert!(relaxed.contains("would go on in the old code: thread") && relaxed.contains("in serve+0x"), "{relaxed}");
+    status(target.pid()).exits(3);
+    assert_eq!(target.ask("9"), "1: 9");
+
+    let pair = Pair::of(LOOP, 3);
+    let patch = pair.diff(&[]);
+    let mut target = Target::start(&pair.path("old"));
+    let said = change("apply", &target, &patch, &["--dry-run", "--relaxed"]).exits(0).out;
+    assert!(said.contains("no safe point now") && !said.contains("go on in the old code"), "{said}");
     assert_eq!(target.ask("9"), "1: 9");
 }
 

@@ -8,7 +8,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode, Stdio};
 use support::hp::{HP, apply, hp, revert, run, status};
 use support::process::Running;
-use support::target::{NEW, OLD, Pair};
+use support::target::{NEW, OLD, Pair, Target};
 use support::{lacks, trial};
 
 fn main() -> ExitCode {
@@ -16,6 +16,7 @@ fn main() -> ExitCode {
     let trials = vec![
         trial("a_strangers_bytes_show", gcc(), a_strangers_bytes_show),
         trial("the_file_on_disk", gcc(), the_file_on_disk),
+        trial("the_file_on_disk_of_another_root", gcc().or_else(not_root), the_file_on_disk_of_another_root),
         trial("a_user_without_rights", gcc().or_else(not_root), a_user_without_rights),
         trial("no_file_of_ours_is_left", gcc(), no_file_of_ours_is_left),
         trial("a_rehearsal_says_all", gcc(), a_rehearsal_says_all),
@@ -77,6 +78,48 @@ fn the_file_on_disk() {
     assert!(json.contains("\"on_disk\": \"gone\""), "{json}");
     revert(&pair.patch, pid).exits(0);
     assert_eq!(target.ask(), OLD);
+}
+
+/// A program with one path inside of its root and another one outside, alone and in mounts of its own; and one that has gone
+/// into an empty root since it was started. What lies on disk is told by what the process would find.
+fn the_file_on_disk_of_another_root() {
+    let pair = Pair::make();
+    let root = tempfile::tempdir().expect("a temporary folder can be made");
+    let inside = root.path().join("app/bin/server");
+    fs::create_dir_all(inside.parent().expect("it has one")).expect("it can be made");
+    let copy_all = "cp --parents $(ldd \"$1\" | grep -o '/[^ ]*') \"$2\"";
+    run(Command::new("sh").args(["-c", copy_all, "sh"]).arg(&pair.old).arg(root.path())).exits(0);
+    let chroot = |command: &mut Command| {
+        command.arg("chroot").arg(root.path()).arg("/app/bin/server");
+        Target::start(command)
+    };
+    for with_mounts in [false, true] {
+        fs::copy(&pair.old, &inside).expect("it can be copied");
+        let mut command = Command::new("env");
+        if with_mounts {
+            command = Command::new("unshare");
+            command.arg("--mount");
+        }
+        let mut target = chroot(&mut command);
+        let [pid, patch] = [target.pid().to_string(), pair.patch.display().to_string()];
+        if with_mounts {
+            hp(["apply", &patch, "--pid", &pid]).exits(0);
+        } else {
+            // By its path outside.
+            hp(["apply", &patch, "--exe", &inside.display().to_string()]).exits(0);
+        }
+        assert_eq!(target.ask(), NEW);
+        let said = status(target.pid()).exits(0).out;
+        assert!(said.contains("a restart would lose the fix"), "{with_mounts}: {said}");
+        fs::remove_file(&inside).expect("it can be removed");
+        assert!(status(target.pid()).exits(0).out.contains("the file is gone"));
+        fs::copy(pair.folder.path().join("new"), &inside).expect("it can be copied");
+        let said = status(target.pid()).exits(0).out;
+        assert!(said.contains("another build"), "{with_mounts}: {said}");
+        revert(&pair.patch, target.pid()).exits(0);
+        assert_eq!(target.ask(), OLD);
+        fs::remove_file(&inside).expect("it can be removed");
+    }
 }
 
 /// Sees the processes of its own, patched by root, and is told of others that it may not look at them.

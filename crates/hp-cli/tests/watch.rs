@@ -23,6 +23,7 @@ fn main() -> ExitCode {
         trial("a_program_that_another_one_becomes", gcc(), a_program_that_another_one_becomes),
         trial("files_come_are_replaced_and_go", gcc(), files_come_are_replaced_and_go),
         trial("only_what_is_trusted", gcc(), only_what_is_trusted),
+        trial("a_library_that_is_opened_later", gcc(), a_library_that_is_opened_later),
         trial("a_storm_of_short_lives", gcc(), a_storm_of_short_lives),
         trial("what_it_cannot_watch", None, what_it_cannot_watch),
         trial("the_unit_is_sound", lacks("systemd-analyze"), the_unit_is_sound),
@@ -153,6 +154,37 @@ fn only_what_is_trusted() {
     hp(["sign", &folder.path().join("fix.hpatch").display().to_string(), "--key", &secret]).exits(0);
     watcher.of(&target, "\"applied\"");
     assert_eq!(target.ask(), NEW);
+}
+
+/// The patch is for a library that the program opens when it is told to, long after it was started and looked at.
+fn a_library_that_is_opened_later() {
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    fs::write(path("lib.c"), "__attribute__((noinline)) int value(int x) { return x * FACTOR + 1; }\n")
+        .expect("it can be written");
+    let program = "#include <dlfcn.h>\n#include <stdio.h>\nint main(int argc, char **argv) { char line[9]; int (*value)(int) = 0;\n\
+        setvbuf(stdout, 0, _IONBF, 0); puts(\"ready\");\n\
+        while (fgets(line, sizeof line, stdin)) {\n\
+            if (!value) value = (int (*)(int))dlsym(dlopen(argv[1], RTLD_NOW), \"value\");\n\
+            printf(\"%d\\n\", value(10)); }\n return argc - 2; }\n";
+    fs::write(path("program.c"), program).expect("it can be written");
+    let gcc = |arguments: &[&str]| {
+        let mut command = Command::new("gcc");
+        let built = command.args(["-O2", "-g"]).args(arguments).current_dir(folder.path()).status();
+        assert!(built.expect("gcc can be run").success(), "{arguments:?}");
+    };
+    gcc(&["-fPIC", "-shared", "-DFACTOR=3", "lib.c", "-o", "old.so"]);
+    gcc(&["-fPIC", "-shared", "-DFACTOR=7", "lib.c", "-o", "new.so"]);
+    gcc(&["program.c", "-o", "program", "-ldl"]);
+    let patches = folder.path().join("patches");
+    fs::create_dir(&patches).expect("a folder can be made");
+    hp(["diff", &path("old.so"), &path("new.so"), "-o", &path("patches/fix.hpatch")]).exits(0);
+    let watcher = Watcher::start(&patches, &["--poll", "100ms"]);
+    let mut target = Target::start(Command::new(path("program")).arg(path("old.so")));
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(target.ask(), "31");
+    watcher.of(&target, "\"applied\"");
+    assert_eq!(target.ask(), "71");
 }
 
 /// Programs that end while they are looked at: nothing is said of them, and none is left stopped.

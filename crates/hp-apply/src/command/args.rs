@@ -165,10 +165,10 @@ impl<'a> Args<'a> {
             What::Status => None,
             _ if ways == 0 => Some("which processes? --pid N, --all or --exe PATH"),
             _ if ways > 1 => Some("only one of --pid, --all and --exe can be given"),
+            What::Revert if self.relaxed => Some("--relaxed belongs to apply"),
             _ if is_bundle && (!self.words.is_empty() || self.everything) => Some("a bundle is for its own patch only"),
             _ if is_bundle => None,
             What::Apply if self.words.is_empty() => Some("a patch file is missing"),
-            What::Revert if self.relaxed => Some("--relaxed belongs to apply"),
             What::Apply if self.everything => Some("--everything belongs to revert"),
             What::Revert if (self.words.len() == 1) == self.everything || self.words.len() > 1 => {
                 Some("which patch? one ID, one patch file, or --everything")
@@ -258,7 +258,7 @@ mod tests {
         ] {
             assert!(parse(&words(wrong), false).is_err(), "{wrong}");
         }
-        for wrong in ["x --all", "--revert", "--all --everything"] {
+        for wrong in ["x --all", "--revert", "--all --everything", "--revert --all --relaxed"] {
             assert!(parse(&words(wrong), true).is_err(), "{wrong}");
         }
     }

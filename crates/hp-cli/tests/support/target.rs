@@ -160,7 +160,8 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    fn start(command: &mut Command) -> Target {
+    /// Starts a command that is or becomes a build of a [`Pair`].
+    pub(crate) fn start(command: &mut Command) -> Target {
         let mut process = Running::start(command.stdin(Stdio::piped()).stdout(Stdio::piped()));
         let questions = process.child.stdin.take().expect("stdin is a pipe");
         let answers = BufReader::new(process.child.stdout.take().expect("stdout is a pipe"));
