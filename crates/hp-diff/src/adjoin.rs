@@ -21,7 +21,6 @@ use crate::correlate::Correlation;
 use crate::entity::{FunctionId, Target};
 use crate::finding::{Code, Finding};
 use crate::image::Word;
-use crate::rust;
 
 /// What unchanged functions and objects refer to, in both builds, and the texts that a
 /// changed function has kept.
@@ -158,7 +157,7 @@ pub(crate) fn doubts(judge: &Judge<'_, '_>, pairs: &Correlation, changes: &Chang
             && old.map.resolve_address(&old.image, a, Use::Address) == Target::Literal
             && judge.literals(a, b, Use::Address) == Verdict::Different
     };
-    let is_rust = old.map.functions.iter().any(|f| rust::is_mangled(f.name()));
+    let is_rust = old.map.functions.iter().any(|f| f.rust);
     if doubtful.is_empty() && old.map.templates.is_empty() && !is_rust {
         return Vec::new();
     }

@@ -9,12 +9,11 @@
 
 use rayon::prelude::*;
 
-use crate::arch::{self, Site, Touched, Use};
+use crate::arch::{Site, Touched, Use};
 use crate::build::Build;
 use crate::compare::{is_indexed, range_of};
 use crate::entity::FunctionId;
 use crate::image::{Section, is_constant_section};
-use crate::rust;
 
 /// How far behind an address a constant begins at most that is meant by it, in bytes.
 const AHEAD: u64 = 64;
@@ -47,6 +46,17 @@ pub(crate) enum Meant {
 /// The constants that begin shortly behind `address`, at which none reaches as far itself; `None` if there are none. `rust`: for a
 /// function of Rust, whose constants end where the next one begins.
 pub(crate) fn ahead(build: &Build<'_>, address: u64, rust: bool) -> Option<Ahead> {
+    if build.map.is_alone(address, rust) {
+        return None;
+    }
+    let found = find(build, address, rust);
+    if found.is_none() {
+        build.map.set_alone(address, rust);
+    }
+    found
+}
+
+fn find(build: &Build<'_>, address: u64, rust: bool) -> Option<Ahead> {
     let (map, image) = (&build.map, &build.image);
     let constant = |s: &&Section<'_>| is_constant_section(s) && s.content && !s.executable && !s.is_got();
     let section = image.section_at(address).filter(constant);
@@ -84,8 +94,7 @@ pub(crate) fn ahead(build: &Build<'_>, address: u64, rust: bool) -> Option<Ahead
 pub(crate) fn touched(build: &Build<'_>, function: FunctionId, sites: &[Site]) -> Vec<Touched> {
     let made = |site: &Site| range_of(build, function, site).map_or(0, |r| r.address + u64::from(site.instruction));
     let made: Vec<u64> = sites.iter().map(made).collect();
-    let ranges = build.map.functions[function].ranges.iter().map(|r| (r.address, r.bytes));
-    let mut all = arch::touched(ranges, &made);
+    let mut all = build.followed.touched(&build.map, function, &made);
     // Where a jump through a table leads is not followed.
     if build.code[function].ranges.iter().any(|code| code.computed_jumps) {
         all.iter_mut().zip(sites).for_each(|(t, site)| t.calculated |= is_indexed(build, function, site));
@@ -167,14 +176,17 @@ pub(crate) fn starts(build: &Build<'_>) -> Vec<u64> {
 
 /// True for a function of Rust, by its name.
 pub(crate) fn is_rust(build: &Build<'_>, function: FunctionId) -> bool {
-    rust::is_mangled(build.map.functions[function].name())
+    build.map.functions[function].rust
 }
 
 /// Letters of the text that begins at `place`, behind the terminator of another one or a byte that no text has; 0 if there
 /// is none.
 pub(crate) fn letters(build: &Build<'_>, place: u64) -> usize {
     let terminated = build.image.bytes(place.wrapping_sub(1), 1).is_some_and(|b| matches!(b[0], 0 | 0xf8..));
+    if !terminated {
+        return 0;
+    }
     let rest = build.image.bytes_from(place);
-    let length = rest.iter().position(|b| *b == 0).filter(|_| terminated).unwrap_or(0);
+    let length = rest.iter().position(|b| *b == 0).unwrap_or(0);
     if std::str::from_utf8(&rest[..length]).is_ok() { length } else { 0 }
 }

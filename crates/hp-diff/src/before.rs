@@ -4,7 +4,7 @@
 //! is gone through backwards, the end's alone. So where code reaches back from an address, that is what has to be
 //! the same in both builds, and what a copy of the code has to find there.
 
-use crate::arch::{self, Code, Site, Use};
+use crate::arch::{self, Code, Decoded, Site, Use};
 use crate::build::Build;
 use crate::compare::range_of;
 use crate::entity::{Function, FunctionId, ObjectId};
@@ -33,11 +33,12 @@ pub(crate) fn before(build: &Build<'_>, function: FunctionId, site: &Site) -> Op
     if code {
         return None;
     }
-    let ranges = || build.map.functions[function].ranges.iter().map(|r| (r.address, r.bytes));
     let range = range_of(build, function, site)?;
-    let reach = arch::reach(ranges(), &[range.address + u64::from(site.instruction)]);
-    let reach = reach.first().filter(|reach| reach.near > 0)?;
-    let (near, far) = (site.target.wrapping_sub(reach.near), site.target.wrapping_sub(reach.far));
+    let reach = build.followed.reach(&build.map, function, range.address + u64::from(site.instruction));
+    if reach.near == 0 {
+        return None;
+    }
+    let (near, far) = (site.target.wrapping_sub(reach.near.into()), site.target.wrapping_sub(reach.far.into()));
     let object = build.map.object_at(near);
     let text = text_start(&build.image, site.target).filter(|start| object.is_none() && *start <= near);
     // A pointer that is only calculated may stand before its own object; but not so in a text.
@@ -69,9 +70,9 @@ pub(crate) fn starts(image: &Image<'_>, function: &Function<'_>, codes: &[Code])
         return Vec::new();
     }
     let made: Vec<u64> = sites.iter().map(|site| site.0).collect();
-    let reached = arch::reach(function.ranges.iter().map(|r| (r.address, r.bytes)), &made);
+    let reached = arch::reach(&Decoded::new(function.ranges.iter().map(|r| (r.address, r.bytes))), &made);
     let starts = sites.iter().zip(reached).filter(|(_, reach)| reach.near > 0);
-    starts.map(|((_, end, text), reach)| end.wrapping_sub(reach.far).max(*text)).collect()
+    starts.map(|((_, end, text), reach)| end.wrapping_sub(reach.far.into()).max(*text)).collect()
 }
 
 /// Where the text begins whose terminator is at `end`; `None` if none ends there.

@@ -8,6 +8,7 @@ use crate::ahead;
 use crate::arch::{self, Code, JumpTable};
 use crate::before;
 use crate::entity::{CodeRange, FunctionId, Map};
+use crate::followed::Followed;
 use crate::image::Image;
 use crate::leftovers::{Contents, Leftovers};
 use crate::lsda;
@@ -33,6 +34,7 @@ pub(crate) struct Build<'a> {
     pub landing: lsda::Tables,
     pub leftovers: Leftovers,
     pub contents: Contents,
+    pub followed: Followed,
     /// Addresses of all jump tables, ordered.
     tables: Vec<u64>,
 }
@@ -80,8 +82,8 @@ impl<'a> Build<'a> {
         let landing = lsda::tables(&image);
         let mut tables: Vec<u64> = code.iter().flat_map(|c| &c.tables).map(|t| t.address).collect();
         tables.sort_unstable();
-        let mut build =
-            Build { image, map, code, landing, leftovers: Leftovers::default(), contents: Contents::default(), tables };
+        let (leftovers, contents, followed) = (Leftovers::default(), Contents::default(), Followed::default());
+        let mut build = Build { image, map, code, landing, leftovers, contents, followed, tables };
         let starts = ahead::starts(&build);
         build.map.add_references(starts);
         build

@@ -227,8 +227,8 @@ fn labels_used_elsewhere(old: &Build<'_>, changes: &Changes) -> Vec<Finding> {
 /// same objects in the same order.
 fn walked_sections(old: &Build<'_>, new: &Build<'_>, pairs: &Correlation, findings: &mut Vec<Finding>) {
     let walked = |build: &Build<'_>| -> BTreeMap<String, (u64, Vec<usize>)> {
-        let is_walked = |name: &str| build.image.symbols.iter().any(|s| s.name.strip_prefix("__start_") == Some(name));
-        let sections = build.image.sections.iter().filter(|s| is_walked(s.name));
+        let started: Vec<&str> = build.image.symbols.iter().filter_map(|s| s.name.strip_prefix("__start_")).collect();
+        let sections = build.image.sections.iter().filter(|s| started.contains(&s.name));
         let objects = |start, end| {
             let all = build.map.objects.iter().enumerate();
             all.filter(|(_, o)| (start..end).contains(&o.address)).map(|(id, _)| id).collect()

@@ -334,9 +334,7 @@ impl<'j, 'a> Judge<'j, 'a> {
     /// Rust a constant reaches to the next one, though letters follow. Templates of formats have both.
     pub(crate) fn same_rust_constant(&self, pair: (FunctionId, FunctionId), a: u64, b: u64) -> bool {
         let (old, new) = (self.old, self.new);
-        rust::is_mangled(old.map.functions[pair.0].name())
-            && rust::is_mangled(new.map.functions[pair.1].name())
-            && self.same_to_next(a, b)
+        old.map.functions[pair.0].rust && new.map.functions[pair.1].rust && self.same_to_next(a, b)
     }
 
     /// Equal texts behind which, in one of the builds at least, lie others that nothing refers to, as they do elsewhere in the
@@ -807,7 +805,7 @@ pub(crate) fn is_indexed(build: &Build<'_>, function: FunctionId, site: &Site) -
 pub(crate) fn range_of<'b, 'a>(build: &'b Build<'a>, function: FunctionId, site: &Site) -> Option<&'b CodeRange<'a>> {
     let same = |s: Site| (s.offset, s.target, s.end) == (site.offset, site.target, site.end);
     let mut codes = build.code[function].ranges.iter().zip(&build.map.functions[function].ranges);
-    codes.find(|(code, _)| code.sites.iter().any(same)).map(|(_, range)| range)
+    codes.find(|(code, _)| code.sites.at(site.offset as usize).is_some_and(same)).map(|(_, range)| range)
 }
 
 /// True for a field in position-dependent code that is no address though its value lies in

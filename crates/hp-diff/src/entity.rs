@@ -7,7 +7,7 @@
 //! refers to.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 use object::SymbolKind;
 use rayon::prelude::*;
@@ -48,6 +48,8 @@ pub(crate) struct Function<'a> {
     pub ranges: Vec<CodeRange<'a>>,
     /// Its range overlaps another function's.
     pub overlaps: bool,
+    /// A function of Rust, by its name.
+    pub rust: bool,
     /// What says where it lies.
     pub evidence: Evidence,
 }
@@ -167,10 +169,33 @@ pub(crate) struct Map<'a> {
     pub references: Starts,
     /// Fields of 32 bits in constant data that hold a distance.
     pub distances: ByAddress<Distance>,
-    /// For each reference the length of the literal there in bytes, and one; 0 as long as nobody has asked.
-    literals: Vec<AtomicU32>,
+    /// What is known of the literal at each reference.
+    literals: Vec<KnownLiteral>,
     /// Initial values of local arrays in writable sections, which nobody writes: start and end, ordered.
     pub templates: Vec<(u64, u64)>,
+}
+
+/// What has been found out about the literal at a reference: each number is in bytes, and one is added; 0 as long as nobody has
+/// asked.
+#[derive(Debug, Default)]
+struct KnownLiteral {
+    length: AtomicU32,
+    /// As far as it reaches, padding included.
+    span: AtomicU32,
+    /// Whether constants begin shortly behind it: [`Map::alone`].
+    alone: AtomicU8,
+}
+
+impl KnownLiteral {
+    fn get(number: &AtomicU32) -> Option<u64> {
+        number.load(Ordering::Relaxed).checked_sub(1).map(u64::from)
+    }
+
+    fn set(number: &AtomicU32, value: u64) {
+        if let Ok(value) = u32::try_from(value + 1) {
+            number.store(value, Ordering::Relaxed);
+        }
+    }
 }
 
 /// A field that holds the distance from the start of its table.
@@ -253,7 +278,7 @@ impl<'a> Map<'a> {
     pub(crate) fn add_distances(&mut self, image: &Image<'a>, starts: &[(u64, FunctionId)]) {
         let mut tables: BTreeMap<u64, bool> = BTreeMap::new();
         for (table, user) in starts {
-            *tables.entry(*table).or_insert(true) &= rust::is_mangled(self.functions[*user].name());
+            *tables.entry(*table).or_insert(true) &= self.functions[*user].rust;
         }
         let mut found = Vec::new();
         for (table, rust) in tables {
@@ -290,12 +315,29 @@ impl<'a> Map<'a> {
         if found.is_empty() {
             return;
         }
-        let mut references = std::mem::take(&mut self.references).into_vec();
-        references.extend(found);
-        references.sort_unstable();
-        references.dedup();
+        let mut found = found;
+        found.sort_unstable();
+        found.dedup();
+        let before = std::mem::take(&mut self.references).into_vec();
+        let mut literals = std::mem::take(&mut self.literals);
+        // What nothing new begins in is as it was.
+        for (address, known) in before.iter().zip(&mut literals) {
+            let end = address.saturating_add(KnownLiteral::get(&known.span).unwrap_or(u64::MAX));
+            let next = found.partition_point(|start| start <= address);
+            if found.get(next).is_some_and(|start| *start < end) {
+                *known = KnownLiteral::default();
+            }
+            known.alone = AtomicU8::new(0);
+        }
+        literals.resize_with(before.len(), KnownLiteral::default);
+        let mut all: Vec<(u64, KnownLiteral)> = before.into_iter().zip(literals).collect();
+        all.extend(found.into_iter().map(|start| (start, KnownLiteral::default())));
+        // Stable: of two for one address the one that was there stays.
+        all.sort_by_key(|(start, _)| *start);
+        all.dedup_by_key(|(start, _)| *start);
+        let references;
+        (references, self.literals) = all.into_iter().unzip();
         self.references = Starts::new(references);
-        self.forget_literals();
     }
 
     /// Initial values of local arrays are no objects.
@@ -309,7 +351,7 @@ impl<'a> Map<'a> {
 
     /// To be called when literals may have other lengths.
     fn forget_literals(&mut self) {
-        self.literals = self.references.as_slice().iter().map(|_| AtomicU32::new(0)).collect();
+        self.literals = self.references.as_slice().iter().map(|_| KnownLiteral::default()).collect();
     }
 
     /// Writable data without a symbol, such as the initial value of a local array that the
@@ -539,18 +581,34 @@ impl<'a> Map<'a> {
     /// zeros at its end that are not its terminator. Words that the dynamic linker fills are
     /// content, though not every linker writes them into the file.
     pub(crate) fn literal(&self, image: &Image<'a>, address: u64) -> &'a [u8] {
-        let known = self.references.position(address).and_then(|i| self.literals.get(i));
+        let known = self.known_literal(address);
         let rest = image.bytes_from(address);
-        match known.map_or(0, |k| k.load(Ordering::Relaxed)).checked_sub(1) {
+        match known.and_then(|known| KnownLiteral::get(&known.length)) {
             Some(length) => &rest[..length as usize],
             None => {
                 let length = self.literal_length(image, address);
-                if let (Some(known), Ok(n)) = (known, u32::try_from(length + 1)) {
-                    known.store(n, Ordering::Relaxed);
-                }
+                known.inspect(|known| KnownLiteral::set(&known.length, length as u64));
                 &rest[..length]
             }
         }
+    }
+
+    /// What has been noted of an address by [`Map::set_alone`]: no constants begin shortly behind it. `rust`: as a function of
+    /// Rust sees it.
+    pub(crate) fn is_alone(&self, address: u64, rust: bool) -> bool {
+        self.known_literal(address)
+            .is_some_and(|known| known.alone.load(Ordering::Relaxed) & (1 << u8::from(rust)) != 0)
+    }
+
+    /// Notes that no constants begin shortly behind an address.
+    pub(crate) fn set_alone(&self, address: u64, rust: bool) {
+        if let Some(known) = self.known_literal(address) {
+            known.alone.fetch_or(1 << u8::from(rust), Ordering::Relaxed);
+        }
+    }
+
+    fn known_literal(&self, address: u64) -> Option<&KnownLiteral> {
+        self.references.position(address).and_then(|i| self.literals.get(i))
     }
 
     fn literal_length(&self, image: &Image<'a>, address: u64) -> usize {
@@ -564,6 +622,16 @@ impl<'a> Map<'a> {
     /// Start and end of the literal at `address`: it reaches to the next reference. A string
     /// reaches to its terminator even if something refers to its tail.
     pub(crate) fn literal_span(&self, image: &Image<'a>, address: u64) -> (u64, u64) {
+        let known = self.known_literal(address);
+        if let Some(length) = known.and_then(|known| KnownLiteral::get(&known.span)) {
+            return (address, address + length);
+        }
+        let span = self.find_span(image, address);
+        known.inspect(|known| KnownLiteral::set(&known.span, span.1 - address));
+        span
+    }
+
+    fn find_span(&self, image: &Image<'a>, address: u64) -> (u64, u64) {
         if let Some((_, end)) = self.template_at(address) {
             return (address, end);
         }
@@ -663,6 +731,7 @@ fn named<'a>(entry: &[&Symbol<'a>]) -> Function<'a> {
         local: first.local,
         ranges: Vec::with_capacity(1),
         overlaps: false,
+        rust: false,
         evidence: first.evidence,
     };
     for symbol in entry {
@@ -674,6 +743,7 @@ fn named<'a>(entry: &[&Symbol<'a>]) -> Function<'a> {
         }
     }
     function.names.dedup();
+    function.rust = rust::is_mangled(function.name());
     function
 }
 

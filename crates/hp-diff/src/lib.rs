@@ -53,6 +53,7 @@ mod entity;
 mod entries;
 mod explain;
 mod finding;
+mod followed;
 mod goes_on;
 mod identity;
 mod image;

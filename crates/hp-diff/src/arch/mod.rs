@@ -11,10 +11,10 @@ mod x86_64;
 pub(crate) use sites::Sites;
 
 pub(crate) use x86_64::{
-    CallArgument, DecodeRoom, Field, JumpTableContext, Jumps, Touched, add_known, branch, call_arguments,
-    calls_without, changed_registers, compares_address, copied, decode, differing_arguments, displaced, field,
-    first_difference, instructions, is_call, is_indexed, kept_addresses, memory_numbers, numbers, padding, plt_stubs,
-    reach, returns, shape, stays_inside, tables, text, texts, through_slot, thunk, touched, unpadded,
+    CallArgument, DecodeRoom, Decoded, Field, JumpTableContext, Jumps, Reach, Touched, add_known, branch,
+    call_arguments, calls_without, changed_registers, compares_address, copied, decode, differing_arguments, displaced,
+    field, first_difference, instructions, is_call, is_indexed, kept_addresses, memory_numbers, numbers, padding,
+    plt_stubs, reach, returns, shape, stays_inside, tables, text, texts, through_slot, thunk, touched, unpadded,
 };
 
 /// How a field in an instruction encodes its target.

@@ -34,6 +34,10 @@ pub(crate) struct Section<'a> {
     pub data: &'a [u8],
     pub executable: bool,
     pub writable: bool,
+    /// Never written once it has been relocated.
+    pub constant: bool,
+    /// Part of the global offset table.
+    pub got: bool,
     pub tls: bool,
     /// Code and data that the program refers to, as opposed to tables for the dynamic linker and the unwinder.
     pub content: bool,
@@ -42,12 +46,17 @@ pub(crate) struct Section<'a> {
 impl Section<'_> {
     /// Part of the global offset table.
     pub(crate) fn is_got(&self) -> bool {
-        self.name.starts_with(".got")
+        self.got
     }
 
     pub(crate) fn end(&self) -> u64 {
         self.address + self.size
     }
+}
+
+/// True for a section that becomes read-only after relocation, or always is.
+fn is_constant_name(name: &str, writable: bool) -> bool {
+    !writable || name.starts_with(".data.rel.ro")
 }
 
 /// True for a section of this name if code refers to what it has.
@@ -236,7 +245,7 @@ impl<'a> Image<'a> {
 
 /// Read-only sections, and those that become read-only after relocation.
 pub(crate) fn is_constant_section(section: &Section<'_>) -> bool {
-    !section.writable || section.name.starts_with(".data.rel.ro")
+    section.constant
 }
 
 /// The build's own symbols; else those of its debug file; else what is left of them.

@@ -3,7 +3,7 @@
 use object::read::elf::ElfFile64;
 use object::{Endianness, Object, ObjectSection, SectionFlags, elf};
 
-use super::{Section, is_content};
+use super::{Section, is_constant_name, is_content};
 use crate::Error;
 
 pub(crate) fn check_header(data: &[u8]) -> Result<(), String> {
@@ -51,6 +51,8 @@ pub(super) fn sections<'a>(
             data,
             executable: sh_flags.contains(elf::SHF_EXECINSTR),
             writable: sh_flags.contains(elf::SHF_WRITE),
+            constant: is_constant_name(name, sh_flags.contains(elf::SHF_WRITE)),
+            got: name.starts_with(".got"),
             tls: sh_flags.contains(elf::SHF_TLS),
             content: is_content(name, sh_flags.contains(elf::SHF_TLS)),
         });

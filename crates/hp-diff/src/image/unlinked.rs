@@ -3,7 +3,7 @@
 use object::read::elf::ElfFile64;
 use object::{Endianness, SymbolKind, elf};
 
-use super::{Evidence, Image, Section, Symbol, Word, debug_source, is_content, malformed};
+use super::{Evidence, Image, Section, Symbol, Word, debug_source, is_constant_name, is_content, malformed};
 use crate::Error;
 use crate::input::{Input, MODULE, Unlinked};
 
@@ -56,6 +56,8 @@ fn sections(layout: &Unlinked) -> Vec<Section<'_>> {
         data: &[][..],
         executable: false,
         writable: true,
+        constant: is_constant_name(name, true),
+        got: name.starts_with(".got"),
         tls: false,
         content: is_content(name, false),
     };
@@ -67,6 +69,7 @@ fn sections(layout: &Unlinked) -> Vec<Section<'_>> {
             data: &s.data,
             executable: s.executable,
             writable: s.writable,
+            constant: is_constant_name(&s.name, s.writable),
             ..plain(s.name.as_str(), s.address, s.size)
         })
         .chain(layout.outside.iter().map(|o| plain(if o.imported { "elsewhere" } else { "COMMON" }, o.address, o.size)))

@@ -97,7 +97,7 @@ impl Walk {
             if walk.seen.contains(&address) {
                 continue;
             }
-            let Some(&at) = code.at.get(&address).filter(|_| walk.seen.len() < STEPS) else {
+            let Some(at) = code.at(address).filter(|_| walk.seen.len() < STEPS) else {
                 walk.sure = false;
                 continue;
             };
@@ -150,7 +150,7 @@ impl Walk {
                 self.given_to(if slot { instruction.ip_rel_memory_address() } else { instruction.ip() });
             }
             FlowControl::UnconditionalBranch | FlowControl::ConditionalBranch if direct => {
-                if code.at.contains_key(&to) {
+                if code.at(to).is_some() {
                     open.push(to);
                 } else {
                     self.given_to(to);

@@ -4,7 +4,7 @@
 //! nowhere else. So what a reference leads to may lie before it. From where the address is made, all ways that the code
 //! can take are followed, as long as a register or a word of the frame holds the address or one made from it.
 
-use iced_x86::{FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
+use iced_x86::{FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register};
 use rustc_hash::FxHashSet;
 
 use super::registers::{KEPT, has_memory};
@@ -15,12 +15,12 @@ const FAR: i64 = 4096;
 /// Facts that are followed from one address.
 const FACTS: usize = 4000;
 
-/// Where a function reaches from an address that it makes. What it adds an index to is not known and does not count.
+/// Where a function reaches from an address that it makes, in bytes. What it adds an index to is not known and does not count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Reach {
     /// Bytes before the address: the nearest and the farthest place; 0 if there is none.
-    pub near: u64,
-    pub far: u64,
+    pub near: u16,
+    pub far: u16,
     /// Something before the address is read or written.
     pub accessed: bool,
     /// Something at the address or behind it is read or written.
@@ -30,7 +30,7 @@ pub(crate) struct Reach {
 impl Reach {
     fn to(&mut self, offset: i64) {
         if (-FAR..=-1).contains(&offset) {
-            let distance = offset.unsigned_abs();
+            let distance = offset.unsigned_abs() as u16;
             self.near = if self.near == 0 { distance } else { self.near.min(distance) };
             self.far = self.far.max(distance);
         }
@@ -54,17 +54,15 @@ pub(super) struct Held {
     pub stepped: bool,
 }
 
-/// Where a function that consists of these ranges (address, bytes) reaches from the addresses that the instructions at `made`
-/// make.
-pub(crate) fn reach<'a>(ranges: impl Iterator<Item = (u64, &'a [u8])>, made: &[u64]) -> Vec<Reach> {
-    let code = Decoded::new(ranges);
+/// Where a function reaches from the addresses that the instructions at `made` make.
+pub(crate) fn reach(code: &Decoded, made: &[u64]) -> Vec<Reach> {
     let mut factory = InstructionInfoFactory::new();
-    made.iter().map(|at| reach_from(&code, *at, &mut factory)).collect()
+    made.iter().map(|at| reach_from(code, *at, &mut factory)).collect()
 }
 
 fn reach_from(code: &Decoded, at: u64, factory: &mut InstructionInfoFactory) -> Reach {
     let mut reach = Reach::default();
-    if let Some(&first) = code.at.get(&at) {
+    if let Some(first) = code.at(at) {
         follow(code, first, factory, &mut |n, held| note(&code.instructions[n], held, &mut reach));
     }
     reach
@@ -83,15 +81,15 @@ pub(super) fn follow(
     }
     let held = Held { holder: Holder::Register(made.op0_register().full_register()), offset: 0, stepped: false };
     let mut open: Vec<(usize, Held)> = code.behind(first).map(|next| (next, held)).collect();
-    let mut seen: FxHashSet<(usize, Held)> = open.iter().copied().collect();
+    let mut seen: FxHashSet<(u64, i64)> = open.iter().map(|(n, held)| key(*n, *held)).collect();
     while let Some((n, before)) = open.pop() {
         see(n, before);
-        let behind = after(&code.instructions[n], before.holder, before.offset, factory);
+        let behind = after(code, n, before.holder, before.offset, factory);
         for next in code.behind(n) {
-            for &(holder, offset, steps) in &behind {
+            for (holder, offset, steps) in behind.iter() {
                 let held = Held { holder, offset, stepped: before.stepped || steps };
                 let followed = (-FAR..=FAR).contains(&offset) && !(before.stepped && steps);
-                if followed && seen.len() < FACTS && seen.insert((next, held)) {
+                if followed && seen.len() < FACTS && seen.insert(key(next, held)) {
                     open.push((next, held));
                 }
             }
@@ -150,14 +148,36 @@ fn is_plain(instruction: &Instruction) -> bool {
     instruction.memory_base() != Register::None && instruction.memory_index() == Register::None
 }
 
+/// One number for an instruction and what is held before it. Offsets are small ones, and so are the numbers of registers.
+fn key(n: usize, held: Held) -> (u64, i64) {
+    let (register, stack) = match held.holder {
+        Holder::Register(register) => (register as u64 + 1, 0),
+        Holder::Stack(at) => (0, at),
+    };
+    let offset = (held.offset + FAR) as u64;
+    (n as u64 | register << 32 | offset << 42 | u64::from(held.stepped) << 63, stack)
+}
+
+/// Where an address is held behind an instruction: at most one place that is new, beside the one where it was.
+#[derive(Default)]
+struct Behind([Option<(Holder, i64, bool)>; 3]);
+
+impl Behind {
+    fn push(&mut self, held: (Holder, i64, bool)) {
+        if let Some(free) = self.0.iter_mut().find(|place| place.is_none()) {
+            *free = Some(held);
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (Holder, i64, bool)> {
+        self.0.iter().flatten().copied()
+    }
+}
+
 /// Where the address, and what is made from it, is held behind an instruction.
-fn after(
-    instruction: &Instruction,
-    holder: Holder,
-    offset: i64,
-    factory: &mut InstructionInfoFactory,
-) -> Vec<(Holder, i64, bool)> {
-    let mut held = Vec::new();
+fn after(code: &Decoded, n: usize, holder: Holder, offset: i64, factory: &mut InstructionInfoFactory) -> Behind {
+    let instruction = &code.instructions[n];
+    let mut held = Behind::default();
     // The word of the stack that a memory operand means, by where the stack pointer is before the instruction.
     let word = (instruction.memory_base() == Register::RSP && instruction.memory_index() == Register::None)
         .then(|| instruction.memory_displacement64() as i64);
@@ -200,18 +220,17 @@ fn after(
                 }
                 (Mnemonic::Mov, Some(to)) if copies => held.push((to, offset, false)),
                 (_, Some(to)) if conditional && copies => held.push((to, offset, false)),
-                (Mnemonic::Mov, None) if copies => held.extend(word.map(|word| (Holder::Stack(word), offset, false))),
+                (Mnemonic::Mov, None) if copies => {
+                    word.into_iter().for_each(|word| held.push((Holder::Stack(word), offset, false)))
+                }
                 (Mnemonic::Push, Some(from)) if from == holder => held.push((Holder::Stack(0), offset, false)),
                 (_, Some(to)) if to == holder => {
-                    held.extend(number(instruction).map(|n| (holder, offset.saturating_add(n), true)));
+                    let stepped = number(instruction).map(|n| (holder, offset.saturating_add(n), true));
+                    stepped.into_iter().for_each(|stepped| held.push(stepped));
                 }
                 _ => {}
             }
-            let written = factory.info(instruction).used_registers().iter().any(|used| {
-                let writes = matches!(used.access(), OpAccess::Write | OpAccess::ReadWrite);
-                writes && is(used.register())
-            });
-            if !written && (!calls || KEPT.contains(&register)) {
+            if !code.writes(n, register, factory) && (!calls || KEPT.contains(&register)) {
                 held.push((holder, offset, false));
             }
         }
@@ -221,10 +240,10 @@ fn after(
 
 #[cfg(test)]
 mod tests {
-    use super::{Reach, reach};
+    use super::{Decoded, Reach, reach};
 
     fn of(code: &[u8]) -> Reach {
-        reach([(0x1000, code)].into_iter(), &[0x1000])[0]
+        reach(&Decoded::new([(0x1000, code)].into_iter()), &[0x1000])[0]
     }
 
     /// `lea rdx,[rip+0x100]`

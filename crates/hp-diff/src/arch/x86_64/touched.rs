@@ -7,11 +7,11 @@
 use std::collections::VecDeque;
 
 use iced_x86::{Code, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register};
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::FxHashSet;
 
 use super::derived::{Held, Holder, follow};
 use super::indexed::calculates;
-use super::registers::{KEPT, has_memory, written};
+use super::registers::{KEPT, has_memory};
 use super::ways::Decoded;
 
 /// Instructions that the origin of an index is looked for in.
@@ -26,12 +26,11 @@ pub(crate) struct Touched {
     pub offset: Option<i64>,
 }
 
-/// What a function of these ranges (address, bytes) does with the addresses that the instructions at `made` make.
-pub(crate) fn touched<'a>(ranges: impl Iterator<Item = (u64, &'a [u8])>, made: &[u64]) -> Vec<Touched> {
-    let code = Decoded::new(ranges);
-    let mut origins = Origins { code: &code, factory: InstructionInfoFactory::new(), before: FxHashMap::default() };
-    let firsts = made.iter().map(|at| code.at.get(at));
-    firsts.map(|first| first.map_or_else(Touched::default, |first| of(&code, *first, &mut origins))).collect()
+/// What a function does with the addresses that the instructions at `made` make.
+pub(crate) fn touched(code: &Decoded, made: &[u64]) -> Vec<Touched> {
+    let mut origins = Origins { code, factory: InstructionInfoFactory::new() };
+    let firsts = made.iter().map(|at| code.at(*at));
+    firsts.map(|first| first.map_or_else(Touched::default, |first| of(code, first, &mut origins))).collect()
 }
 
 fn of(code: &Decoded, first: usize, origins: &mut Origins<'_>) -> Touched {
@@ -84,8 +83,6 @@ fn accesses(instruction: &Instruction) -> bool {
 struct Origins<'c> {
     code: &'c Decoded,
     factory: InstructionInfoFactory,
-    /// The instructions that may run right before each one; made when first needed.
-    before: FxHashMap<usize, Vec<usize>>,
 }
 
 impl Origins<'_> {
@@ -99,23 +96,17 @@ impl Origins<'_> {
 
     /// A number that a register holds at an instruction on one of the ways there: the one that was set nearest to it.
     fn number(&mut self, at: usize, register: Register) -> Option<i64> {
-        if self.before.is_empty() {
-            for n in 0..self.code.instructions.len() {
-                for next in self.code.behind(n) {
-                    self.before.entry(next).or_default().push(n);
-                }
-            }
-        }
-        let before = |n: usize| self.before.get(&n).map_or(&[][..], Vec::as_slice).iter().copied();
-        let mut open: VecDeque<(usize, Register, i64)> = before(at).map(|n| (n, register.full_register(), 0)).collect();
+        let code = self.code;
+        let mut open: VecDeque<(usize, Register, i64)> =
+            code.before(at).map(|n| (n, register.full_register(), 0)).collect();
         let mut seen: FxHashSet<(usize, Register, i64)> = open.iter().copied().collect();
         while let Some((n, register, added)) = open.pop_front() {
-            let from = match origin(&self.code.instructions[n], register, &mut self.factory) {
+            let from = match origin(code, n, register, &mut self.factory) {
                 Origin::Number(number) => return Some(number.wrapping_add(added)),
                 Origin::Unknown => continue,
                 Origin::From(register, number) => (register, added.wrapping_add(number)),
             };
-            for next in before(n) {
+            for next in code.before(n) {
                 let state = (next, from.0, from.1);
                 if seen.len() < STEPS && seen.insert(state) {
                     open.push_back(state);
@@ -134,12 +125,13 @@ enum Origin {
     Unknown,
 }
 
-fn origin(instruction: &Instruction, register: Register, factory: &mut InstructionInfoFactory) -> Origin {
+fn origin(code: &Decoded, n: usize, register: Register, factory: &mut InstructionInfoFactory) -> Origin {
+    let instruction = &code.instructions[n];
     let called = matches!(instruction.flow_control(), FlowControl::Call | FlowControl::IndirectCall);
     if called && !KEPT.contains(&register) {
         return Origin::Unknown;
     }
-    if !written(instruction, factory).contains(&register) {
+    if !code.may_write(n, register, factory) {
         return Origin::From(register, 0);
     }
     let to = instruction.op0_register();
@@ -184,7 +176,11 @@ fn origin(instruction: &Instruction, register: Register, factory: &mut Instructi
 
 #[cfg(test)]
 mod tests {
-    use super::touched as all;
+    use super::Decoded;
+
+    fn all<'a>(ranges: impl Iterator<Item = (u64, &'a [u8])>, made: &[u64]) -> Vec<super::Touched> {
+        super::touched(&Decoded::new(ranges), made)
+    }
 
     fn touched(code: &[u8], made: u64) -> Option<i64> {
         all([(0x1000, code)].into_iter(), &[made])[0].offset

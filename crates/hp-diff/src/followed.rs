@@ -1,0 +1,73 @@
+//! What became of addresses that functions make, once it has been followed.
+//!
+//! Following an address takes the decoded instructions of its function, and many stages ask the same of the same function. So
+//! each answer is kept, and of some functions that were asked about last the instructions, which are large.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustc_hash::FxHashMap;
+
+use crate::arch::{self, Decoded, Reach, Touched};
+use crate::entity::{FunctionId, Map};
+
+/// Functions are spread over so many parts, so that threads do not wait for one another.
+const PARTS: usize = 16;
+/// Instructions of larger functions are not kept, in bytes of code.
+const LARGE: u64 = 1 << 14;
+
+/// Answers, by the address of the instruction that makes the address in question and its function.
+#[derive(Debug, Default)]
+pub(crate) struct Followed {
+    parts: [Mutex<Part>; PARTS],
+}
+
+#[derive(Debug, Default)]
+struct Part {
+    /// The last function.
+    decoded: Option<(FunctionId, Arc<Decoded>)>,
+    reach: FxHashMap<(u64, u32), Reach>,
+    touched: FxHashMap<(u64, u32), Touched>,
+}
+
+impl Followed {
+    /// Where a function reaches from the address that the instruction at `made` makes.
+    pub(crate) fn reach(&self, map: &Map<'_>, function: FunctionId, made: u64) -> Reach {
+        if let Some(known) = self.part(function).reach.get(&(made, function as u32)) {
+            return *known;
+        }
+        let found = arch::reach(&self.decoded(map, function), &[made]).into_iter().next().unwrap_or_default();
+        self.part(function).reach.insert((made, function as u32), found);
+        found
+    }
+
+    /// What a function does with the addresses that the instructions at `made` make.
+    pub(crate) fn touched(&self, map: &Map<'_>, function: FunctionId, made: &[u64]) -> Vec<Touched> {
+        let part = self.part(function);
+        let known: Option<Vec<Touched>> =
+            made.iter().map(|at| part.touched.get(&(*at, function as u32)).copied()).collect();
+        drop(part);
+        if let Some(known) = known {
+            return known;
+        }
+        let found = arch::touched(&self.decoded(map, function), made);
+        self.part(function).touched.extend(made.iter().map(|at| (*at, function as u32)).zip(found.iter().copied()));
+        found
+    }
+
+    fn decoded(&self, map: &Map<'_>, function: FunctionId) -> Arc<Decoded> {
+        if let Some((_, code)) = self.part(function).decoded.as_ref().filter(|(of, _)| *of == function) {
+            return code.clone();
+        }
+        let ranges = map.functions[function].ranges.iter().map(|r| (r.address, r.bytes));
+        let code = Arc::new(Decoded::new(ranges));
+        if map.functions[function].size() < LARGE {
+            self.part(function).decoded = Some((function, code.clone()));
+        }
+        code
+    }
+
+    fn part(&self, function: FunctionId) -> MutexGuard<'_, Part> {
+        // What is in it is whole at any time.
+        self.parts[function % PARTS].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
