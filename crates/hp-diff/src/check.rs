@@ -155,7 +155,19 @@ pub(crate) fn data(old: &Build<'_>, new: &Build<'_>, pairs: &Correlation, change
             findings.push(Finding::new(Code::Coroutines, name, format!("the old build imports {name}")));
         }
     }
+    if !changes.functions.is_empty() {
+        findings.extend(switchers(old));
+    }
     findings
+}
+
+/// Functions of a build that switch stacks by themselves, as coroutines in assembly do.
+fn switchers(build: &Build<'_>) -> Vec<Finding> {
+    let suspects =
+        build.code.iter().zip(&build.map.functions).filter(|(code, _)| code.ranges.iter().any(|r| r.takes_stack));
+    let switching = suspects.filter(|(_, f)| arch::switches_stacks(f.ranges.iter().map(|r| r.bytes)));
+    let message = "its code keeps the stack pointer and takes another one";
+    switching.map(|(_, f)| Finding::new(Code::Coroutines, f.name(), message)).collect()
 }
 
 /// Variables of the running process whose bytes mean something else to new code: they kept their size, not their type.

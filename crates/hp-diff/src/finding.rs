@@ -150,7 +150,7 @@ codes! {
     CannotDisplace = "HP0505", Error, "an instruction at the entry cannot be moved",
         "The first instructions must run elsewhere while the patch is armed.";
     Coroutines = "HP0506", Error, "the program switches stacks by itself",
-        "It imports makecontext or swapcontext: frames of replaced functions may be parked where no thread's stack shows them. If the replaced functions never switch, accept with --allow HP0506.";
+        "It imports makecontext or swapcontext, or has code of its own that keeps the stack pointer and takes another one: frames of replaced functions may be parked where no thread's stack shows them. If the replaced functions never switch, accept with --allow HP0506.";
     GoesOn = "HP0507", Note, "a thread may never leave the function",
         "A patch takes effect when no thread is in a function that it replaces. This one has no way out, like a main loop, so hp apply will end with exit 4 and name the thread. With hp apply --relaxed the thread goes on in the old code while every call leads to the new one, if this is proven to be harmless: no layout, number, release or variable changed, the function makes the same calls as before, nothing in it leads to its own entry, and nothing else is replaced. If other functions are replaced, only you know whether its old code gets on with their new code (no check, lock or duty has moved from the one to the other): say so with --allow HP0507=FUNCTION.";
     NotProven = "HP0601", Error, "the judge does not prove the patch",

@@ -14,7 +14,8 @@ pub(crate) use x86_64::{
     CallArgument, DecodeRoom, Decoded, Field, JumpTableContext, Jumps, Reach, Touched, add_known, branch,
     call_arguments, calls_without, changed_registers, compares_address, copied, decode, differing_arguments, displaced,
     field, first_difference, instructions, is_call, is_indexed, kept_addresses, memory_numbers, numbers, padding,
-    plt_stubs, reach, returns, shape, stays_inside, tables, text, texts, through_slot, thunk, touched, unpadded,
+    plt_stubs, reach, returns, shape, stays_inside, switches_stacks, tables, text, texts, through_slot, thunk, touched,
+    unpadded,
 };
 
 /// How a field in an instruction encodes its target.
@@ -85,6 +86,8 @@ pub(crate) struct Code {
     pub steps_back: u16,
     /// Reads or writes thread-local storage other than the stack protector's word.
     pub thread_local: bool,
+    /// Gives the stack pointer a value that may be none of its own: see [`switches_stacks`].
+    pub takes_stack: bool,
 }
 
 /// A table of code addresses that a computed jump reads.

@@ -10,6 +10,7 @@ use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKi
 use super::derived::steps_back;
 use super::jump_table::Window;
 use super::registers::has_memory;
+use super::switches::may_take;
 use crate::arch::sites::{Beside, Relation};
 use crate::arch::{Branch, Code, Encoding, Site, Sites, Use};
 
@@ -74,6 +75,7 @@ fn note(
     absolute: Option<&std::ops::Range<u64>>,
 ) {
     let end = decoder.position() as u32;
+    code.takes_stack |= may_take(instruction);
     if is_near_branch(instruction) {
         let width = if has_short_field(instruction) { 1 } else { 4 };
         sites.push(Site {
