@@ -246,8 +246,7 @@ impl<'j, 'a> Judge<'j, 'a> {
             _ => false,
         };
         // Of a table of distances it is known where it begins: code adds its start to what it reads.
-        let is_table = |build: &Build<'a>, at: u64| build.map.distances.contains_key(&at);
-        let tables = is_table(self.old, a.target) && is_table(self.new, b.target);
+        let tables = self.old.map.is_table_of_distances(a.target) && self.new.map.is_table_of_distances(b.target);
         if alike && verdict == Verdict::Same || tables {
             return None;
         }
@@ -798,7 +797,7 @@ pub(crate) fn uses(build: &Build<'_>, function: FunctionId, object: ObjectId) ->
 
 /// True if `function` calculates with the address that its site makes.
 pub(crate) fn is_indexed(build: &Build<'_>, function: FunctionId, site: &Site) -> bool {
-    range_of(build, function, site).is_some_and(|range| arch::is_indexed(range.bytes, site.instruction))
+    range_of(build, function, site).is_some_and(|range| arch::is_indexed(range.bytes, site.instruction, site.offset))
 }
 
 /// The code that contains a site.

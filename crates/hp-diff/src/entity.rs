@@ -119,6 +119,12 @@ impl DataObject<'_> {
         self.name().starts_with('.')
     }
 
+    /// What the C library's start files and the linker put into every image (glibc's `csu`, gcc's `crtstuff.c`): no code of the
+    /// program makes addresses of it. It lies at the same place in most builds, which says nothing.
+    fn is_of_start_files(&self) -> bool {
+        matches!(self.name(), "__abi_tag" | "_IO_stdin_used" | "__GNU_EH_FRAME_HDR" | "__FRAME_END__")
+    }
+
     /// What compilers make for the C++ runtime (Itanium C++ ABI, 5.1.4.1): type infos and their names, virtual tables,
     /// guards. Their addresses are taken as they are, never one past the end or before the start.
     pub(crate) fn is_runtime_record(&self) -> bool {
@@ -308,6 +314,11 @@ impl<'a> Map<'a> {
         self.distances = found.into();
         self.add_references(self.distances.values().map(|d| d.target).collect());
         self.forget_literals();
+    }
+
+    /// True if a table of distances begins there: code adds its start to what it reads, so it means that and nothing else.
+    pub(crate) fn is_table_of_distances(&self, address: u64) -> bool {
+        self.distances.get(&address).is_some_and(|distance| distance.table == address)
     }
 
     /// Adds addresses at which something begins that was found later.
@@ -556,7 +567,8 @@ impl<'a> Map<'a> {
         let first = self.objects.partition_point(|o| o.end() + REACH < address);
         let near = (first..self.objects.len()).take_while(|id| self.objects[*id].address <= address + REACH);
         let start = |id: ObjectId| (id, address.wrapping_sub(self.objects[id].address) as i64);
-        containing.into_iter().chain(near.filter(|id| Some(*id) != containing)).map(start).collect()
+        let near = near.filter(|id| Some(*id) != containing && !self.objects[*id].is_of_start_files());
+        containing.into_iter().chain(near).map(start).collect()
     }
 
     /// True if the address is what it leads to by itself: the start of an entity. Only elsewhere is it in question

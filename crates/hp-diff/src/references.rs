@@ -176,7 +176,7 @@ fn of_site(build: &Build<'_>, id: FunctionId, range: &CodeRange<'_>, site: &Site
     let mut found = meanings(build, site.target, site.usage);
     let first = build.map.resolve(&build.image, site);
     let data = !matches!(first, Target::Function(..) | Target::Stub(_));
-    if site.usage == Use::Address && data && arch::is_indexed(range.bytes, site.instruction) {
+    if site.usage == Use::Address && data && arch::is_indexed(range.bytes, site.instruction, site.offset) {
         let objects = build.map.within_reach(site.target).into_iter();
         let further = objects.map(|(o, n)| meaning(build, &Target::Object(o, n), site.target, site.usage));
         let further: Vec<Meaning> = further.filter(|m| !found.contains(m)).collect();

@@ -60,11 +60,17 @@ impl Step {
         reads.then(|| (i.op0_register(), i.memory_base()))
     }
 
-    /// Adds one register to another one.
-    fn adds(&self) -> Option<(Register, Register)> {
+    /// Adds one register to another one: which they are, and where the sum is, if it is kept.
+    fn adds(&self) -> Option<(Register, Register, Option<Register>)> {
         let i = &self.instruction;
         let registers = i.op_count() == 2 && [i.op0_kind(), i.op1_kind()] == [OpKind::Register; 2];
-        (registers && i.mnemonic() == Mnemonic::Add).then(|| (i.op0_register(), i.op1_register()))
+        if registers && i.mnemonic() == Mnemonic::Add {
+            return Some((i.op0_register(), i.op1_register(), Some(i.op0_register())));
+        }
+        let memory = (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory);
+        let two = i.memory_base() != Register::None && i.memory_index() != Register::None;
+        let sum = (i.mnemonic() == Mnemonic::Lea).then(|| i.op0_register());
+        (memory && two && i.memory_index_scale() == 1).then(|| (i.memory_base(), i.memory_index(), sum))
     }
 
     /// A jump through a register or a table.
@@ -210,12 +216,12 @@ impl Distances {
             Some((sum, ago)) => Some((sum, ago + 1)),
             None => None,
         };
-        if let Some((x, y)) = step.adds()
+        if let Some((x, y, sum)) = step.adds()
             && self.read.iter().any(|read| [(x, y), (y, x)].contains(&(read.0, read.1)))
         {
-            // One before this one was no jump's.
-            self.found |= self.sum.is_some();
-            self.sum = Some((x, 0));
+            // One before this one was no jump's, and what is only read or written is none.
+            self.found |= self.sum.is_some() || sum.is_none();
+            self.sum = sum.map(|sum| (sum, 0));
         }
     }
 

@@ -271,11 +271,31 @@ impl<'a> Side<'a> {
             Word::Address(a) => Some(*a),
             _ => None,
         }));
+        all.extend(self.texts_in_words());
         all.extend(self.objects.iter().flat_map(|o| [o.address, o.end()]));
         all.extend(self.image.sections.iter().flat_map(|s| [s.address, s.end()]));
         all.par_sort_unstable();
         all.dedup();
         all
+    }
+}
+
+impl Side<'_> {
+    /// Where aligned words of data lead to the start of a text, in an image at a fixed address: nothing else says that they are
+    /// pointers there.
+    fn texts_in_words(&self) -> Vec<u64> {
+        let data = self.image.sections.iter().filter(|s| self.image.fixed && !s.code && !s.data.is_empty());
+        let words = data.flat_map(|s| {
+            let lead = (s.address.next_multiple_of(8) - s.address) as usize;
+            s.data.get(lead..).unwrap_or_default().chunks_exact(8)
+        });
+        let values = words.map(|w| u64::from_le_bytes([w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7]]));
+        let text = |a: &u64| {
+            self.image.section_at(*a).is_some_and(|s| s.is_constant() && !s.code)
+                && self.image.bytes(a.wrapping_sub(1), 1) == Some(&[0])
+                && text_length(self.image.bytes_from(*a)) > 1
+        };
+        values.filter(text).collect()
     }
 }
 

@@ -179,6 +179,10 @@ impl<'g, 'a> Ground<'g, 'a> {
             return Ok(kind);
         }
         match self.new.image.section_at(n) {
+            // Where the slots begin, the last variable may end.
+            Some(section) if section.is_slots() && usage == Use::Address && self.ends_there(n) => {
+                self.same_address(a, n, &self.new.readings(n), within)
+            }
             Some(section) if section.is_slots() => self.same_slot(a, n, depth),
             Some(section) if section.code && self.same_data_in_code(a, n, usage) => Ok(Kind::Literal),
             Some(section) if section.code => Doubt::no(format!("{n:#x} of the new build is code without a symbol")),
@@ -203,6 +207,12 @@ impl<'g, 'a> Ground<'g, 'a> {
             (Some((x, with)), Some((y, too))) => x == y && with != too,
             _ => false,
         }
+    }
+
+    /// An object of the new build ends at this place, and nothing fills the word there.
+    fn ends_there(&self, n: u64) -> bool {
+        let ends = |&(p, offset): &(usize, i64)| self.new.objects[p].size as i64 == offset;
+        !self.new.image.words.contains_key(&n) && self.new.readings(n).iter().any(ends)
     }
 
     /// Data between functions, as hand-written assembly has it: the same bytes as far as the next function.

@@ -15,7 +15,7 @@ pub(crate) use x86_64::{
     call_arguments, calls_without, changed_registers, compares_address, copied, decode, differing_arguments, displaced,
     field, first_difference, instructions, is_call, is_indexed, kept_addresses, memory_numbers, numbers, padding,
     plt_stubs, reach, returns, shape, stays_inside, switches_stacks, tables, text, texts, through_slot, thunk, touched,
-    unpadded,
+    unpadded, width,
 };
 
 /// How a field in an instruction encodes its target.

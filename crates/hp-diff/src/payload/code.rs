@@ -193,6 +193,9 @@ impl Payload<'_, '_> {
     /// `(&a[-9])[i]`; in position-dependent code the displacement may be anything.
     pub(super) fn starts_something(&self, id: FunctionId, site: &Site, target: &Target<'_>) -> bool {
         let map = &self.new.map;
+        if map.is_table_of_distances(site.target) {
+            return true;
+        }
         let Target::Object(object, 0) = target else { return map.is_start(target) };
         // Position-independent code takes the address of a virtual table and adds how far its address point lies in it.
         let object = &map.objects[*object];
@@ -254,6 +257,9 @@ impl Payload<'_, '_> {
             let near = new.map.candidates(site.target);
             meanings.retain(|m| near.contains(m));
         }
+        // What is read or written lies in the object as a whole.
+        let width = range_of(new, id, site).and_then(|r| arch::width(r.bytes, site.instruction, site.offset));
+        meanings.retain(|m| new.map.objects[m.0].size >= width.unwrap_or(0));
         let Some(&first) = meanings.first() else { return Ok(None) };
         let old_address = |&(p, offset): &(ObjectId, i64)| {
             let kept = self.pairs.objects.old_of(p).filter(|o| !self.changes.constants.contains(o));

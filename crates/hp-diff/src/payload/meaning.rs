@@ -61,7 +61,8 @@ impl Payload<'_, '_> {
         usage: Use,
     ) -> Result<Option<Bound>, Problem> {
         let (old, new) = (self.old, self.new);
-        let is_end = |p: &ObjectId| usage == Use::Address && !new.map.objects[*p].is_runtime_record();
+        let table = new.map.is_table_of_distances(address);
+        let is_end = |p: &ObjectId| usage == Use::Address && !table && !new.map.objects[*p].is_runtime_record();
         let ending = new.map.ending_at(address).filter(is_end);
         let used = |p: &ObjectId| within.is_some_and(|id| uses(new, id, *p));
         let Some(p) = ending.filter(used) else { return Ok(None) };

@@ -47,7 +47,7 @@ pub(crate) fn decode(
         } else {
             code.invalid.get_or_insert(start);
         }
-        let adds = valid && instruction.mnemonic() == Mnemonic::Add;
+        let adds = valid && (instruction.mnemonic() == Mnemonic::Add || adds_to_reach(instruction));
         if instruction.flow_control() == FlowControl::IndirectBranch {
             let slot = instruction.op0_kind() == OpKind::Memory && instruction.is_ip_rel_memory_operand();
             code.computed_jumps |= valid && !slot;
@@ -63,6 +63,14 @@ pub(crate) fn decode(
     }
     code.sites = Sites::new(address, bytes.len(), sites);
     code
+}
+
+/// True if a memory operand is the sum of two registers.
+fn adds_to_reach(instruction: &Instruction) -> bool {
+    let none = Register::None;
+    has_memory(instruction)
+        && (instruction.memory_base() != none && instruction.memory_index() != none)
+        && instruction.memory_index_scale() == 1
 }
 
 /// Notes what one instruction does.

@@ -11,9 +11,28 @@ use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic
 /// How many instructions the register is followed.
 const WINDOW: usize = 96;
 
-/// True if code calculates with the address that the instruction at `offset` of `bytes` makes.
-pub(crate) fn is_indexed(bytes: &[u8], offset: u32) -> bool {
-    is_calculated_with(bytes, offset, 0)
+/// True if code calculates with the address that the instruction at `offset` of `bytes` makes, in its field at `place`.
+pub(crate) fn is_indexed(bytes: &[u8], offset: u32, place: u32) -> bool {
+    // What `movq $a,(r)` stores is the address itself, whatever is added to where it is stored.
+    !is_stored(bytes, offset, place) && is_calculated_with(bytes, offset, 0)
+}
+
+/// True if the field is the number that an instruction writes to memory.
+fn is_stored(bytes: &[u8], offset: u32, place: u32) -> bool {
+    let Some(rest) = bytes.get(offset as usize..) else { return false };
+    let first = Decoder::new(64, rest, DecoderOptions::NONE).decode();
+    first.mnemonic() == Mnemonic::Mov
+        && first.op0_kind() == OpKind::Memory
+        && field(bytes, offset, place) == Field::Immediate
+}
+
+/// How many bytes an instruction reads or writes there, if the field at `place` says where, in an operand of memory.
+pub(crate) fn width(bytes: &[u8], offset: u32, place: u32) -> Option<u64> {
+    let rest = bytes.get(offset as usize..)?;
+    let instruction = Decoder::new(64, rest, DecoderOptions::NONE).decode();
+    let accesses = !matches!(instruction.mnemonic(), Mnemonic::Lea | Mnemonic::Nop);
+    let size = instruction.memory_size().size() as u64;
+    (accesses && size > 0 && field(bytes, offset, place) != Field::Immediate).then_some(size)
 }
 
 /// True if all that code adds to the address that the instruction at `offset` of `bytes` makes is a number which leads to
@@ -145,33 +164,45 @@ pub(crate) fn field(bytes: &[u8], offset: u32, field: u32) -> Field {
 
 #[cfg(test)]
 mod tests {
-    use super::{Field, field, is_indexed, stays_inside};
+    use super::{Field, field, is_indexed, stays_inside, width};
 
     #[test]
     fn addresses_that_code_calculates_with() {
         // lea 0(%rip),%rax; mov (%rax,%rdi,4),%eax
-        assert!(is_indexed(&[0x48, 0x8d, 5, 0, 0, 0, 0, 0x8b, 4, 0xb8], 0));
+        assert!(is_indexed(&[0x48, 0x8d, 5, 0, 0, 0, 0, 0x8b, 4, 0xb8], 0, 3));
         // lea 0(%rip),%rax; mov 4(%rax),%eax; ret
-        assert!(!is_indexed(&[0x48, 0x8d, 5, 0, 0, 0, 0, 0x8b, 0x40, 4, 0xc3], 0));
+        assert!(!is_indexed(&[0x48, 0x8d, 5, 0, 0, 0, 0, 0x8b, 0x40, 4, 0xc3], 0, 3));
         // lea 0(%rip),%rax; mov %rax,%rdx; add %rcx,%rdx
-        assert!(is_indexed(&[0x48, 0x8d, 5, 0, 0, 0, 0, 0x48, 0x89, 0xc2, 0x48, 1, 0xca], 0));
+        assert!(is_indexed(&[0x48, 0x8d, 5, 0, 0, 0, 0, 0x48, 0x89, 0xc2, 0x48, 1, 0xca], 0, 3));
         // lea 0(%rip),%rax; xor %eax,%eax; add %rcx,%rax
-        assert!(!is_indexed(&[0x48, 0x8d, 5, 0, 0, 0, 0, 0x31, 0xc0, 0x48, 1, 0xc8], 0));
+        assert!(!is_indexed(&[0x48, 0x8d, 5, 0, 0, 0, 0, 0x31, 0xc0, 0x48, 1, 0xc8], 0, 3));
         // lea 0(%rip),%rax; call *(%rax); add %fs:0,%rax: a descriptor of a thread-local variable
         let descriptor = [0x48, 0x8d, 5, 0, 0, 0, 0, 0xff, 0x10, 0x64, 0x48, 3, 4, 0x25, 0, 0, 0, 0];
-        assert!(!is_indexed(&descriptor, 0));
+        assert!(!is_indexed(&descriptor, 0, 3));
         // mov 0x404000(,%rdi,4),%eax and mov 0x404000,%eax
-        assert!(is_indexed(&[0x8b, 4, 0xbd, 0, 0x40, 0x40, 0], 0));
-        assert!(!is_indexed(&[0x8b, 4, 0x25, 0, 0x40, 0x40, 0], 0));
+        assert!(is_indexed(&[0x8b, 4, 0xbd, 0, 0x40, 0x40, 0], 0, 3));
+        assert!(!is_indexed(&[0x8b, 4, 0x25, 0, 0x40, 0x40, 0], 0, 3));
+        // movq $0x404010,(%rax): the number, and movl $1,0x404000(%rax): the place
+        assert!(!is_indexed(&[0x48, 0xc7, 0, 0x10, 0x40, 0x40, 0], 0, 3));
+        assert!(is_indexed(&[0xc7, 0x80, 0, 0x40, 0x40, 0, 1, 0, 0, 0], 0, 2));
     }
 
     #[test]
     fn an_address_point_is_inside_of_its_table() {
         // lea 0(%rip),%rax; add $0x10,%rax; mov %rax,(%rdi); ret
         let made = [0x48, 0x8d, 5, 0, 0, 0, 0, 0x48, 0x83, 0xc0, 0x10, 0x48, 0x89, 7, 0xc3];
-        assert!(is_indexed(&made, 0) && stays_inside(&made, 0, 0x18) && !stays_inside(&made, 0, 0x10));
+        assert!(is_indexed(&made, 0, 3) && stays_inside(&made, 0, 0x18) && !stays_inside(&made, 0, 0x10));
         // lea 0(%rip),%rax; mov (%rax,%rdi,8),%rax
         assert!(!stays_inside(&[0x48, 0x8d, 5, 0, 0, 0, 0, 0x48, 0x8b, 4, 0xf8], 0, 0x18));
+    }
+
+    #[test]
+    fn what_an_instruction_reaches() {
+        // mov 0x404000(,%rdi,8),%rax; movb $1,0x404000(%rdi): the place and the number; lea 0x404000(%rdi),%rax
+        assert_eq!(width(&[0x48, 0x8b, 4, 0xfd, 0, 0x40, 0x40, 0], 0, 4), Some(8));
+        let store = [0xc6, 0x87, 0, 0x40, 0x40, 0, 1];
+        assert_eq!((width(&store, 0, 2), width(&store, 0, 6)), (Some(1), None));
+        assert_eq!(width(&[0x48, 0x8d, 0x87, 0, 0x40, 0x40, 0], 0, 3), None);
     }
 
     #[test]

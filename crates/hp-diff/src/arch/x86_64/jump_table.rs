@@ -161,22 +161,29 @@ impl Window {
         &mut self.last[(self.count - 1) % (WINDOW + 1)]
     }
 
-    /// To be called when the last instruction is an addition: perhaps it adds a table's start to a number that was read from
-    /// that table, `movslq (b,i,4),r; add b,r`. Only this tells a distance from any other number of 32 bits.
+    /// To be called when the last instruction is an addition, or reaches what the sum of two registers leads to: perhaps it
+    /// adds a table's start to a number that was read from that table, `movslq (b,i,4),r; add b,r` or `movsbl (r,b),r`.
+    /// Only this tells a distance from any other number of 32 bits.
     pub(super) fn note_addition(&mut self) {
         let nth = |n: usize| &self.last[(self.count - n) % (WINDOW + 1)];
         let add = nth(1);
-        if add.op0_kind() != OpKind::Register || add.op1_kind() != OpKind::Register {
+        let registers = add.op0_kind() == OpKind::Register && add.op1_kind() == OpKind::Register;
+        let (x, y) = match add.mnemonic() {
+            Mnemonic::Add if registers => (add.op0_register(), add.op1_register()),
+            _ => (add.memory_base(), add.memory_index()),
+        };
+        if [x, y].contains(&Register::None) {
             return;
         }
-        let (x, y) = (add.op0_register(), add.op1_register());
         let adds_base = (2..=self.count.min(WINDOW + 1)).map(nth).any(|load| {
             let distance = load.mnemonic() == Mnemonic::Movsxd && load.op1_kind() == OpKind::Memory;
             distance && [(x, y), (y, x)].contains(&(load.op0_register(), load.memory_base()))
         });
         if adds_base {
             self.distances += 1;
-            self.sum = Some((x, self.count));
+            // What is read or written by the sum is no sum any more.
+            let kept = matches!(add.mnemonic(), Mnemonic::Add | Mnemonic::Lea) && add.op0_kind() == OpKind::Register;
+            self.sum = kept.then(|| (add.op0_register(), self.count)).or(self.sum);
         }
     }
 

@@ -28,7 +28,7 @@ pub(crate) use derived::{Reach, reach};
 pub(crate) use displaced::displaced;
 pub(crate) use identity::compares_address;
 pub(crate) use immediates::differing_arguments;
-pub(crate) use indexed::{Field, field, is_indexed, numbers, stays_inside};
+pub(crate) use indexed::{Field, field, is_indexed, numbers, stays_inside, width};
 pub(crate) use jump_table::{Context as JumpTableContext, Jumps, tables};
 pub(crate) use known::add_known;
 pub(crate) use over_calls::{calls_without, kept_addresses};
