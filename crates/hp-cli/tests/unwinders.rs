@@ -19,6 +19,11 @@ fn main() -> ExitCode {
     let gxx = || lacks("g++");
     let trials = vec![
         trial("a_plugin_opened_later_throws_through_new_code", gxx(), a_plugin_opened_later_throws_through_new_code),
+        trial(
+            "a_plugin_in_a_namespace_of_its_own_throws_through_new_code",
+            gxx(),
+            a_plugin_in_a_namespace_of_its_own_throws_through_new_code,
+        ),
         trial("through_the_code_of_two_patches", gxx(), through_the_code_of_two_patches),
         trial("another_library_answers_for_the_loader", gxx(), another_library_answers_for_the_loader),
         trial("a_stripped_static_program_is_refused", gxx(), a_stripped_static_program_is_refused),
@@ -32,6 +37,7 @@ fn main() -> ExitCode {
 /// A C program that knows nothing of exceptions: `outer` and `inner` lie between a plugin's two functions. VERSION 1
 /// changes `outer`, VERSION 2 changes `inner`.
 const PROGRAM: &str = r#"
+#define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -64,7 +70,7 @@ int main(int argc, char **argv)
     while (fgets(line, sizeof line, stdin)) {
         line[strcspn(line, "\n")] = 0;
         if (strchr(line, '/')) {
-            void *plugin = dlopen(line, RTLD_NOW);
+            void *plugin = *line == '+' ? dlmopen(LM_ID_NEWLM, line + 1, RTLD_NOW) : dlopen(line, RTLD_NOW);
             enter = plugin ? (int (*)(int (*)(int), int))dlsym(plugin, "enter") : NULL;
             back = plugin ? (int (*)(int))dlsym(plugin, "back") : NULL;
             puts(enter && back ? "open" : dlerror());
@@ -215,6 +221,22 @@ fn a_plugin_opened_later_throws_through_new_code() {
     // And again, with an unwinder that is there.
     apply(&patch, target.pid()).exits(0);
     assert_eq!(target.ask("7"), "-1107");
+}
+
+/// It has a C library and an unwinder of its own, which are there when the patch comes.
+fn a_plugin_in_a_namespace_of_its_own_throws_through_new_code() {
+    let room = Room::new();
+    let patch = room.patch(3);
+    let mut target = room.start(None);
+    assert_eq!(target.ask(&format!("+{}", room.plugin.display())), "open");
+    for _ in 0..2 {
+        assert_eq!(target.ask("7"), "-7");
+        apply(&patch, target.pid()).exits(0);
+        assert_eq!(target.ask("10"), "1112");
+        assert_eq!(target.ask("7"), "-1107");
+        revert(&patch, target.pid()).exits(0);
+    }
+    assert_eq!(target.ask("7"), "-7");
 }
 
 /// Each patch has finders of its own, in a chain. The first may go before the second.
