@@ -29,6 +29,8 @@ const MANY_BUSY: usize = 4;
 const HOLD: Duration = Duration::from_millis(500);
 const FIRST_IDLE: Duration = Duration::from_millis(10);
 const LONGEST_IDLE: Duration = Duration::from_millis(100);
+/// After a stop that was of no use the target runs for at least so many times as long.
+const REST: u32 = 4;
 
 /// Stops a target as often as needed within the user's limits.
 pub(crate) struct Stops<'p> {
@@ -49,6 +51,8 @@ struct Attempt {
     closed: bool,
     /// How long threads outside may be held while no other comes out.
     idle: Duration,
+    /// How long the last stop was, which was of no use.
+    stopped: Duration,
 }
 
 /// What is done while everything stands.
@@ -118,7 +122,7 @@ impl<'p> Stops<'p> {
         gated: Option<&Ledger>,
         act: &mut Act<'_>,
     ) -> Result<Acted, Failure> {
-        let mut attempt = Attempt { tries: 0, too_long: 0, closed: false, idle: FIRST_IDLE };
+        let mut attempt = Attempt { tries: 0, too_long: 0, closed: false, idle: FIRST_IDLE, stopped: Duration::ZERO };
         let mut backoff = FIRST_BACKOFF;
         loop {
             let in_the_way = match self.attempt(watch, special, gated, &mut attempt, act)? {
@@ -130,7 +134,8 @@ impl<'p> Stops<'p> {
                 self.open_gates(&mut attempt, gated);
                 return Err(Error::Busy(in_the_way).into());
             }
-            sys::sleep(jittered(backoff).min(self.deadline - now));
+            let rest = jittered(backoff).max(attempt.stopped * REST);
+            sys::sleep(rest.min(self.deadline - now));
             backoff = (backoff * 2).min(LONGEST_BACKOFF);
         }
     }
@@ -170,7 +175,7 @@ impl<'p> Stops<'p> {
             }
         }
         if !busy.is_empty() {
-            stopped.release(false);
+            attempt.stopped = Duration::from_nanos(stopped.release(false));
             return Ok(Err(busy));
         }
         let elapsed = Duration::from_nanos(stopped.elapsed_ns());
