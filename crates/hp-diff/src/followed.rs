@@ -3,7 +3,7 @@
 //! Following an address takes the decoded instructions of its function, and many stages ask the same of the same function. So
 //! each answer is kept, and of some functions that were asked about last the instructions, which are large.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LockResult, Mutex, MutexGuard, PoisonError};
 
 use rustc_hash::FxHashMap;
 
@@ -12,19 +12,23 @@ use crate::entity::{FunctionId, Map};
 
 /// Functions are spread over so many parts, so that threads do not wait for one another.
 const PARTS: usize = 16;
-/// Instructions of larger functions are not kept, in bytes of code.
+/// Of larger functions only the last one is kept, for its instructions are large too; in bytes of code.
 const LARGE: u64 = 1 << 14;
 
 /// Answers, by the address of the instruction that makes the address in question and its function.
 #[derive(Debug, Default)]
 pub(crate) struct Followed {
     parts: [Mutex<Part>; PARTS],
+    large: Mutex<Option<Last>>,
 }
+
+/// A function that was asked about.
+type Last = (FunctionId, Arc<Decoded>);
 
 #[derive(Debug, Default)]
 struct Part {
-    /// The last function.
-    decoded: Option<(FunctionId, Arc<Decoded>)>,
+    /// The last function that is not a large one.
+    decoded: Option<Last>,
     reach: FxHashMap<(u64, u32), Reach>,
     touched: FxHashMap<(u64, u32), Touched>,
 }
@@ -55,19 +59,28 @@ impl Followed {
     }
 
     fn decoded(&self, map: &Map<'_>, function: FunctionId) -> Arc<Decoded> {
-        if let Some((_, code)) = self.part(function).decoded.as_ref().filter(|(of, _)| *of == function) {
-            return code.clone();
-        }
-        let ranges = map.functions[function].ranges.iter().map(|r| (r.address, r.bytes));
-        let code = Arc::new(Decoded::new(ranges));
-        if map.functions[function].size() < LARGE {
-            self.part(function).decoded = Some((function, code.clone()));
-        }
-        code
+        let is_large = map.functions[function].size() >= LARGE;
+        let known = |last: &Option<Last>| last.as_ref().filter(|last| last.0 == function).map(|last| last.1.clone());
+        let found = if is_large { known(&whole(self.large.lock())) } else { known(&self.part(function).decoded) };
+        found.unwrap_or_else(|| {
+            let ranges = map.functions[function].ranges.iter().map(|r| (r.address, r.bytes));
+            let code = Arc::new(Decoded::new(ranges));
+            let last = Some((function, code.clone()));
+            if is_large {
+                *whole(self.large.lock()) = last;
+            } else {
+                self.part(function).decoded = last;
+            }
+            code
+        })
     }
 
     fn part(&self, function: FunctionId) -> MutexGuard<'_, Part> {
-        // What is in it is whole at any time.
-        self.parts[function % PARTS].lock().unwrap_or_else(PoisonError::into_inner)
+        whole(self.parts[function % PARTS].lock())
     }
+}
+
+/// What such a lock guards is whole at any time.
+fn whole<T>(lock: LockResult<MutexGuard<'_, T>>) -> MutexGuard<'_, T> {
+    lock.unwrap_or_else(PoisonError::into_inner)
 }

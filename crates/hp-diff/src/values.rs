@@ -10,8 +10,10 @@
 //! from lasting memory, where the old function, and what it called that the new one does not call, releases nothing from that place.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::OnceLock;
 
 use rayon::prelude::*;
+use rustc_hash::FxHashMap;
 
 use crate::arch::{self, Cell, Deed, Use};
 use crate::build::Build;
@@ -61,10 +63,17 @@ pub(crate) fn changed_values(
             old.map.object_at(address).map(|id| Place::Variable(id, address - old.map.objects[id].address))
         }
     };
+    let search = [Search::new(old), Search::new(new)];
+    let in_new = |numbers: &Numbers| elsewhere(numbers, moved.iter().copied());
+    // Many functions have the same ones inlined.
+    let of_callees: Vec<OnceLock<Vec<Place>>> = old.map.functions.iter().map(|_| OnceLock::new()).collect();
+    let of_callee = |callee: FunctionId| {
+        let places = || releases(old, &in_new(&numbers(old, callee, place_in_old))).into_keys().collect();
+        of_callees[callee].get_or_init(places)
+    };
     let of_function = |&(f, g, _): &(FunctionId, FunctionId, _)| {
         let name = old.map.functions[f].qualified_name();
         let (before, now) = (numbers(old, f, place_in_old), numbers(new, g, place_in_new));
-        let in_new = |numbers: &Numbers| elsewhere(numbers, moved.iter().copied());
         let (known, kept) = (in_new(&before), elsewhere(&now, moved.iter().map(|&(was, is)| (is, was))));
         let plain = before.iter().filter(|(key, _)| key.2 != Deed::Passes);
         let changed = plain.filter_map(|(key, was)| {
@@ -72,13 +81,14 @@ pub(crate) fn changed_values(
             describe(old, *key, &gone, &come)
         });
         let changed: Vec<String> = changed.collect();
-        let (mut was, is) = (releases(old, &known), releases(new, &now));
-        if is.keys().any(|place| !was.contains_key(place)) {
-            for callee in inlined(old, new, pairs, (f, g)) {
-                was.extend(releases(old, &in_new(&numbers(old, callee, place_in_old))));
+        let (was, is) = (releases(old, &known), releases(new, &now));
+        let mut was: BTreeSet<Place> = was.into_keys().collect();
+        if is.keys().any(|place| !was.contains(place)) {
+            for callee in inlined(&search, pairs, (f, g)) {
+                was.extend(of_callee(callee));
             }
         }
-        let released = is.into_iter().filter(|(place, _)| !was.contains_key(place));
+        let released = is.into_iter().filter(|(place, _)| !was.contains(place));
         let released: Vec<String> = released
             .map(|(place, (callee, at))| {
                 format!("at {at:#x} of the new build {callee} gets what {} leads to", shown(old, place, 8))
@@ -94,34 +104,56 @@ pub(crate) fn changed_values(
 /// Functions that old `f` calls and its new version does not, with all that they call: what they release is released in the
 /// new version too, if that is because they are inlined there.
 fn inlined(
-    old: &Build<'_>,
-    new: &Build<'_>,
+    [old, new]: &[Search<'_, '_>; 2],
     pairs: &Correlation,
     (f, g): (FunctionId, FunctionId),
 ) -> BTreeSet<FunctionId> {
-    let kept: BTreeSet<FunctionId> = callees(new, g).into_iter().filter_map(|id| pairs.functions.old_of(id)).collect();
-    let mut open: Vec<FunctionId> = callees(old, f).into_iter().filter(|id| !kept.contains(id)).collect();
+    let kept: BTreeSet<FunctionId> = new.callees(g).iter().filter_map(|id| pairs.functions.old_of(*id)).collect();
+    let mut open: Vec<FunctionId> = old.callees(f).iter().copied().filter(|id| !kept.contains(id)).collect();
     let mut found: BTreeSet<FunctionId> = open.iter().copied().collect();
     while let Some(id) = open.pop() {
-        let next = callees(old, id).into_iter().filter(|id| found.len() < INLINED && found.insert(*id));
+        let next = old.callees(id).iter().copied().filter(|id| found.len() < INLINED && found.insert(*id));
         open.extend(next.collect::<Vec<_>>());
     }
     found
 }
 
-/// The functions of the build that one calls or jumps to.
-fn callees(build: &Build<'_>, function: FunctionId) -> BTreeSet<FunctionId> {
-    let sites = build.code[function].ranges.iter().flat_map(|code| code.sites.leaving());
-    let branches = sites.filter(|site| site.usage == Use::Branch);
-    let called = branches.filter_map(|site| match build.map.resolve(&build.image, &site) {
-        Target::Function(id, 0, 0) if id != function => Some(id),
-        // A library may call its own functions through a stub.
-        Target::Stub(Word::Symbol(name, 0)) => {
-            build.map.functions.iter().position(|f| f.names.contains(&name.as_str()))
-        }
-        _ => None,
-    });
-    called.collect()
+/// Who calls whom in one build, as far as somebody asked.
+struct Search<'s, 'a> {
+    build: &'s Build<'a>,
+    /// The first function of each name.
+    names: OnceLock<FxHashMap<&'s str, FunctionId>>,
+    callees: Vec<OnceLock<Vec<FunctionId>>>,
+}
+
+impl<'s, 'a> Search<'s, 'a> {
+    fn new(build: &'s Build<'a>) -> Self {
+        let callees = build.map.functions.iter().map(|_| OnceLock::new()).collect();
+        Search { build, names: OnceLock::new(), callees }
+    }
+
+    /// The functions of the build that one calls or jumps to, ordered.
+    fn callees(&self, function: FunctionId) -> &[FunctionId] {
+        self.callees[function].get_or_init(|| {
+            let build = self.build;
+            let sites = build.code[function].ranges.iter().flat_map(|code| code.sites.leaving());
+            let branches = sites.filter(|site| site.usage == Use::Branch);
+            let called = branches.filter_map(|site| match build.map.resolve(&build.image, &site) {
+                Target::Function(id, 0, 0) if id != function => Some(id),
+                // A library may call its own functions through a stub.
+                Target::Stub(Word::Symbol(name, 0)) => self.names().get(name.as_str()).copied(),
+                _ => None,
+            });
+            called.collect::<BTreeSet<FunctionId>>().into_iter().collect()
+        })
+    }
+
+    fn names(&self) -> &FxHashMap<&'s str, FunctionId> {
+        self.names.get_or_init(|| {
+            let functions = self.build.map.functions.iter().enumerate().rev();
+            functions.flat_map(|(id, function)| function.names.iter().map(move |name| (*name, id))).collect()
+        })
+    }
 }
 
 /// The first few of them in one line.

@@ -6,6 +6,8 @@
 //! `return b;` looks the same. So [`audit`] goes through every pair of functions that differ and through all that
 //! is left over, and whatever contradicts a pairing is a finding.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 use rustc_hash::{FxHashMap, FxHashSet};
 use xxhash_rust::xxh3::xxh3_128;
@@ -322,7 +324,7 @@ fn contradictions(
         let next = numbers.len();
         *numbers.entry(token).or_insert(next)
     };
-    let [x, y] = [&before, &now].map(|tokens| tokens.iter().map(|t| number(&t.bytes)).collect::<Vec<usize>>());
+    let [x, y] = [&before, &now].map(|all| all.tokens.iter().map(|t| number(all.bytes_of(t))).collect::<Vec<usize>>());
     // Without a deadline: the answer must not depend on how busy the machine is.
     let steps = similar::capture_diff_slices(similar::Algorithm::Myers, &x, &y);
     let name = old.map.functions[pair.0].name();
@@ -331,8 +333,8 @@ fn contradictions(
     for step in steps {
         let (_, from, to) = step.as_tag_tuple();
         if matches!(step, similar::DiffOp::Equal { .. }) {
-            for (a, b) in before[from].iter().zip(&now[to]) {
-                for (s, t) in a.sites.iter().zip(&b.sites) {
+            for (a, b) in before.tokens[from].iter().zip(&now.tokens[to]) {
+                for (s, t) in before.sites_of(a).iter().zip(now.sites_of(b)) {
                     if judge.may_mean_more(pair, s, t) {
                         let message = format!(
                             "the constant at {:#x} of the old build is the same in the new one, but code reads through an index, and what it reads may begin behind it, where something changed",
@@ -355,10 +357,10 @@ fn contradictions(
             }
             continue;
         }
-        left.extend(before[from].iter().flat_map(|t| &t.sites).filter_map(|s| weak(old, s)));
-        come.extend(now[to].iter().flat_map(|t| &t.sites).filter_map(|s| weak(new, s)));
+        left.extend(before.tokens[from].iter().flat_map(|t| before.sites_of(t)).filter_map(|s| weak(old, s)));
+        come.extend(now.tokens[to].iter().flat_map(|t| now.sites_of(t)).filter_map(|s| weak(new, s)));
     }
-    if let Some(g) = now.iter().flat_map(|t| &t.sites).find_map(|s| match weak(new, s) {
+    if let Some(g) = now.tokens.iter().flat_map(|t| now.sites_of(t)).find_map(|s| match weak(new, s) {
         Some(Weak::Function(g)) if pairs.alike.1.contains(&g) => Some(g),
         _ => None,
     }) {
@@ -395,24 +397,46 @@ fn weak(build: &Build<'_>, site: &Site) -> Option<Weak> {
     }
 }
 
-/// An instruction without the fields that lead somewhere, and these.
-struct Token {
+/// The instructions of a function, without the fields that lead somewhere.
+#[derive(Default)]
+struct Tokens {
+    /// The function's bytes, the fields being zero.
     bytes: Vec<u8>,
     sites: Vec<Site>,
+    tokens: Vec<Token>,
 }
 
-fn tokens(build: &Build<'_>, id: FunctionId) -> Vec<Token> {
-    let mut tokens = Vec::new();
+/// An instruction: which of the bytes and sites are its own.
+struct Token {
+    bytes: Range<u32>,
+    sites: Range<u32>,
+}
+
+impl Tokens {
+    fn bytes_of(&self, token: &Token) -> &[u8] {
+        &self.bytes[token.bytes.start as usize..token.bytes.end as usize]
+    }
+
+    fn sites_of(&self, token: &Token) -> &[Site] {
+        &self.sites[token.sites.start as usize..token.sites.end as usize]
+    }
+}
+
+fn tokens(build: &Build<'_>, id: FunctionId) -> Tokens {
+    let mut all = Tokens::default();
     for (range, code) in build.map.functions[id].ranges.iter().zip(&build.code[id].ranges) {
+        let base = all.bytes.len();
+        all.bytes.extend(range.bytes);
         let mut sites = code.sites.iter().peekable();
         for (at, length) in arch::instructions(range.bytes) {
-            let mut token = Token { bytes: range.bytes[at..at + length].to_vec(), sites: Vec::new() };
+            let first = all.sites.len() as u32;
             while let Some(site) = sites.next_if(|s| (s.instruction as usize) < at + length) {
-                token.bytes[site.offset as usize - at..][..usize::from(site.width)].fill(0);
-                token.sites.push(site);
+                all.bytes[base + site.offset as usize..][..usize::from(site.width)].fill(0);
+                all.sites.push(site);
             }
-            tokens.push(token);
+            let bytes = (base + at) as u32..(base + at + length) as u32;
+            all.tokens.push(Token { bytes, sites: first..all.sites.len() as u32 });
         }
     }
-    tokens
+    all
 }

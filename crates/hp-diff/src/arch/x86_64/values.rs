@@ -131,16 +131,19 @@ impl Notes {
 
     /// Keeps what `other` says too; true if that was less.
     fn meet(&mut self, other: &Notes) -> bool {
-        let before = self.clone();
+        let mut less = false;
         for (known, also) in self.registers.iter_mut().zip(&other.registers) {
-            *known = match (*known, *also) {
+            let both = match (*known, *also) {
                 (one, two) if one == two => one,
                 (Known::Frame(_), Known::Frame(_)) => Known::Frame(None),
                 _ => Known::Nothing,
             };
+            less |= *known != both;
+            *known = both;
         }
+        let words = self.frame.len();
         self.frame.retain(|at, known| other.frame.get(at) == Some(known));
-        *self != before
+        less || self.frame.len() < words
     }
 }
 
