@@ -139,6 +139,8 @@ codes! {
         "The new code hands what an object or variable leads to to a function that releases it, where the old code does not. If the fix changed who owns it, objects that the old code made may lead to it twice, and it would be released twice. If the fix only mends a leak, all is well: look at the places, and accept with --allow HP0404=FUNCTION.";
     LayoutSuspected = "HP0405", Error, "offsets into objects changed, and no debug information says why",
         "The new function is the old one but for how far into objects it reaches. That is what a changed structure does to the code that uses it, and live objects have the old layout; a fix that uses another member looks the same. Build with -g, or give the debug files, to have the layouts compared; if you know that no structure changed, accept with --allow HP0405=FUNCTION.";
+    TypeIdChanged = "HP0406", Error, "types of Rust got other identities",
+        "Rust tells types apart at run time by core::any::TypeId, a number that changes with a crate's version, features, dependencies and compiler. What the running process keeps under the old numbers (maps by type, boxed values that are asked for their type) new code with new numbers does not find. Build the new version with the same versions and flags of the crates in question; if no such number outlives a call, accept with --allow HP0406.";
     EntryTooShort = "HP0501", Error, "the function is too short to be redirected",
         "The 5-byte jump does not fit before the next function.";
     BranchIntoEntry = "HP0502", Error, "something leads into the redirected bytes",
@@ -168,6 +170,7 @@ impl Code {
                 | Code::NumberChanged
                 | Code::ReleaseAdded
                 | Code::LayoutSuspected
+                | Code::TypeIdChanged
                 | Code::InitialValueChanged
                 | Code::ConstructorsChanged
                 | Code::WalkedSectionChanged

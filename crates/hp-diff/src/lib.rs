@@ -72,6 +72,7 @@ mod same;
 mod slots;
 mod source;
 mod templates;
+mod type_ids;
 mod unwind;
 mod values;
 
@@ -267,6 +268,7 @@ pub fn diff(old: &Path, new: &Path, options: &Options) -> Result<Report, Error> 
     findings.extend(check::data(&old, &new, &pairs, &changes));
     if !changes.functions.is_empty() {
         findings.extend(check::variable_types(&old, &new, &pairs, variables));
+        findings.extend(type_ids::changed(&old, &new));
     }
     findings.extend(values::changed_values(&old, &new, &pairs, &changes, &moved));
     findings.extend(correlate::audit(&old, &new, &pairs, &changes));

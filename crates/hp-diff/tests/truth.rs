@@ -272,6 +272,36 @@ fn other_hashes_in_names_of_rust_are_no_change() {
     }
 }
 
+/// A boxed value answers with the identity that its type had in the old build.
+#[test]
+fn other_identities_of_types_are_refused() {
+    let room = tempfile::tempdir().unwrap();
+    let source = |more: &str| {
+        format!(
+            "use std::any::Any;
+            struct Mine(i64);
+            #[inline(never)] fn keep(n: i64) -> Box<dyn Any> {{ Box::new(Mine(n)) }}
+            #[inline(never)] fn look(it: &dyn Any) -> i64 {{ it.downcast_ref::<Mine>().map_or(-1, |m| m.0 {more}) }}
+            fn main() {{ println!(\"{{}}\", look(&*keep(std::env::args().count() as i64))); }}"
+        )
+    };
+    for names in ["legacy", "v0"] {
+        let names = if names == "v0" { " -C symbol-mangling-version=v0" } else { "" };
+        let compiler = |version: &str| format!("rustc --edition 2021 -C opt-level=2 -g -C metadata={version}{names}");
+        let old = build(room.path(), "old", &source(""), &compiler("one"));
+        let refused = |name: &str, version: &str| {
+            let report = diff(&old, &build(room.path(), name, &source("+ 1"), &compiler(version)));
+            let errors = report.findings.iter().filter(|f| f.code == Code::TypeIdChanged);
+            let said: Vec<String> = errors.map(|f| f.message.clone()).collect();
+            assert!(!changed(&report).is_empty() && report.refused() != said.is_empty(), "{:?}", report.findings);
+            said
+        };
+        assert_eq!(refused("edited", "one"), Vec::<String>::new());
+        let said = refused("other", "two");
+        assert!(said.len() == 1 && said[0].contains("type_id answers with another core::any::TypeId"), "{said:?}");
+    }
+}
+
 /// Equal code means another variable.
 #[test]
 fn thread_local_variables_that_changed_places_are_refused() {
