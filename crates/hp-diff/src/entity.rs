@@ -16,7 +16,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use crate::arch::{self, Site, Use};
 use crate::by_address::{ByAddress, Spans, Starts};
 use crate::image::{Evidence, Image, Section, Symbol, Word, is_constant_section};
-use crate::rust;
+use crate::{names, rust};
 
 /// Index of a function in its [`Map`].
 pub(crate) type FunctionId = usize;
@@ -271,6 +271,8 @@ impl<'a> Map<'a> {
         targets.dedup();
         let mut all = targets.clone();
         all.extend(self.objects.iter().flat_map(|o| [o.address, o.end()]));
+        let anonymous = image.symbols.iter().filter(|s| is_anonymous(image, s));
+        all.extend(anonymous.flat_map(|s| [s.address, s.address.saturating_add(s.size)]));
         all.extend(image.sections.iter().flat_map(|s| [s.address, s.end()]));
         all.par_sort_unstable();
         all.dedup();
@@ -804,12 +806,20 @@ fn parents(functions: &[Function<'_>]) -> Vec<(usize, usize)> {
     stems.into_iter().filter_map(parent).collect()
 }
 
+/// True for a constant that has no name in its source, and one that LLVM gave it so that parts of a crate that were compiled by
+/// themselves can share it (NameAnonGlobalPass): the name changes with anything in that part, and nothing rests on its address.
+fn is_anonymous(image: &Image<'_>, symbol: &Symbol<'_>) -> bool {
+    symbol.local
+        && names::is_anonymous(symbol.name)
+        && image.section_at(symbol.address).is_some_and(is_constant_section)
+}
+
 fn objects<'a>(image: &Image<'a>) -> (Vec<DataObject<'a>>, BTreeMap<u64, Vec<&'a str>>) {
     let mut found: Vec<DataObject<'a>> = Vec::new();
     let mut markers: BTreeMap<u64, Vec<&'a str>> = BTreeMap::new();
     for symbol in &image.symbols {
         // What begins with `.L` is the compiler's name for a constant without an identity; mold keeps those.
-        let nameless = symbol.name.is_empty() || symbol.name.starts_with(".L");
+        let nameless = symbol.name.is_empty() || symbol.name.starts_with(".L") || is_anonymous(image, symbol);
         if !matches!(symbol.kind, SymbolKind::Data | SymbolKind::Unknown) || nameless {
             continue;
         }

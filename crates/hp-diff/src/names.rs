@@ -1,4 +1,13 @@
-//! Names of C++ and Rust as people write them.
+//! Names of C++ and Rust as people write them, and names that compilers make up.
+
+/// True for `anon.`, a hash of the module, `.` and a number, and maybe what LLVM adds to names that it makes visible to other
+/// modules: its name for a constant that has none.
+pub(crate) fn is_anonymous(name: &str) -> bool {
+    let Some((hash, rest)) = name.strip_prefix("anon.").and_then(|rest| rest.split_once('.')) else { return false };
+    let digits = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit());
+    let (number, visible) = rest.split_once(".llvm.").unwrap_or((rest, "0"));
+    hash.len() == 32 && hash.bytes().all(|b| b.is_ascii_hexdigit()) && digits(number) && digits(visible)
+}
 
 /// `text` with each mangled name in it (Itanium C++ ABI; Rust, legacy without its hash and v0) as its source has it. A suffix
 /// of the compiler, such as `.cold`, stays. What is no such name stays as it is.
@@ -36,7 +45,16 @@ fn demangled(name: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::readable;
+    use super::{is_anonymous, readable};
+
+    #[test]
+    fn names_of_constants_that_have_none() {
+        assert!(is_anonymous("anon.723d7c64bd0930ce9951ad0d7b543bc6.4.llvm.1827964619526725557"));
+        assert!(is_anonymous("anon.723d7c64bd0930ce9951ad0d7b543bc6.12"));
+        for named in ["anon.short.1", "anon", "anonymous", "anon.723d7c64bd0930ce9951ad0d7b543bc6.x", "anon.5.6"] {
+            assert!(!is_anonymous(named), "{named}");
+        }
+    }
 
     #[test]
     fn names_are_shown_as_the_source_has_them() {

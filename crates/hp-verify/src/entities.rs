@@ -8,7 +8,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use crate::ahead::Meant;
 use crate::code::{self, Use};
 use crate::derived::Derived;
-use crate::image::{Image, Symbol, SymbolType, Word};
+use crate::image::{Image, Section, Symbol, SymbolType, Word};
 use crate::{templates, unnamed};
 
 /// One contiguous piece of code: a function, or a part of one that was moved away (`.cold`).
@@ -446,6 +446,19 @@ fn attach_parts(ranges: &mut [Range<'_>], parents: Vec<Option<usize>>) -> FxHash
     parts
 }
 
+/// True for `anon.HASH.NUMBER`, with or without `.llvm.NUMBER`: what LLVM calls a constant without a name that more than one
+/// part of a crate uses. The next build may call it otherwise, or leave it without a symbol.
+fn is_anonymous(name: &str) -> bool {
+    let mut parts = name.split('.');
+    let hash = |part: &str| part.len() == 32 && part.chars().all(|c| c.is_ascii_hexdigit());
+    let number = |part: &str| part.parse::<u64>().is_ok();
+    parts.next() == Some("anon")
+        && parts.next().is_some_and(hash)
+        && parts.next().is_some_and(number)
+        && parts.next().is_none_or(|llvm| llvm == "llvm" && parts.next().is_some_and(number))
+        && parts.next().is_none()
+}
+
 type Markers<'a> = BTreeMap<u64, Vec<&'a str>>;
 
 fn objects<'a>(image: &Image<'a>) -> (Vec<DataObject<'a>>, Markers<'a>) {
@@ -454,7 +467,8 @@ fn objects<'a>(image: &Image<'a>) -> (Vec<DataObject<'a>>, Markers<'a>) {
         let section = image.section_at(symbol.address);
         // mold keeps the compiler's own names of constants, and gold gives sizes to the linker's tables.
         let of_linker = section.is_some_and(|s| s.is_slots() || s.name == ".dynamic");
-        if symbol.name.starts_with(".L") || of_linker && symbol.size > 0 {
+        let anonymous = symbol.local && is_anonymous(symbol.name) && section.is_some_and(Section::is_constant);
+        if symbol.name.starts_with(".L") || anonymous || of_linker && symbol.size > 0 {
             continue;
         }
         match (symbol.kind, symbol.size, section) {
