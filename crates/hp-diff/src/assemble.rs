@@ -17,7 +17,7 @@ use crate::goes_on::Words;
 use crate::identity;
 use crate::image::Word;
 use crate::layout::Variable;
-use crate::payload::Payload;
+use crate::payload::{self, Payload};
 use crate::unwind::{Rows, Writer};
 use crate::{Change, ChangeKind, Options};
 
@@ -76,6 +76,7 @@ pub(crate) fn patch(
         .collect();
     let mut findings = std::mem::take(&mut payload.findings);
     findings.extend(check::thread_local_layout(&Judge::new(old, new, pairs), &users));
+    let literals = payload.literals();
     let mut patch = Patch {
         name: options.name.clone().unwrap_or_else(|| old.image.file_name.clone()),
         machine: hp_pack::EM_X86_64,
@@ -91,6 +92,7 @@ pub(crate) fn patch(
         functions,
         manifest: Vec::new(),
     };
+    payload::fold(&mut patch, &literals);
     patch.canonicalize();
     Made { patch, findings, copied }
 }

@@ -19,8 +19,10 @@ mod literals;
 mod live;
 mod meaning;
 mod slots;
+mod unused;
 
 pub(crate) use landing::Table;
+pub(crate) use unused::fold;
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -144,6 +146,11 @@ impl<'p, 'a> Payload<'p, 'a> {
         let mut objects: Vec<(ObjectId, u32)> = self.object_symbols.iter().map(|(&p, &symbol)| (p, symbol)).collect();
         objects.sort_unstable();
         objects
+    }
+
+    /// The symbols of copied constants.
+    pub(crate) fn literals(&self) -> FxHashSet<u32> {
+        self.literal_symbols.values().copied().collect()
     }
 
     /// The symbol of a payload function's entry.

@@ -80,12 +80,18 @@ impl Payload<'_, '_> {
         let kind = if fields.is_empty() { SectionKind::Rodata } else { SectionKind::DataRelRo };
         let lead = if matches!(width, 0 | BLOCK | AHEAD) { address % align } else { 0 };
         let at = self.place(kind, align, &[&vec![0; lead as usize], bytes].concat()) + lead;
-        for (start, end) in parts.iter().rev() {
-            if !self.literal_symbols.contains_key(&(*start, width)) {
-                let name = format!(".LC{}", self.literal_symbols.len());
-                let symbol = self.payload_symbol(&name, SymbolKind::Object, kind, at + start - address, end - start);
-                self.literal_symbols.insert((*start, width), symbol);
+        // A part that has been copied before keeps its symbol there; here it belongs to the one before it.
+        let mut pieces: Vec<(u64, u64)> = Vec::new();
+        for part in parts {
+            match pieces.last_mut() {
+                Some(last) if self.literal_symbols.contains_key(&(part.0, width)) => last.1 = part.1,
+                _ => pieces.push(*part),
             }
+        }
+        for (start, end) in pieces.iter().rev() {
+            let name = format!(".LC{}", self.literal_symbols.len());
+            let symbol = self.payload_symbol(&name, SymbolKind::Object, kind, at + start - address, end - start);
+            self.literal_symbols.insert((*start, width), symbol);
         }
         let symbol = self.literal_symbols[&(address, width)];
         self.relocate_fields(kind, at, fields, false)?;
