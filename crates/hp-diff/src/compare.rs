@@ -15,6 +15,7 @@ use crate::ahead::{self, Ahead, Meant};
 use crate::arch::{self, Encoding, JumpTable, Site, Use};
 use crate::before::{self, Before, before};
 use crate::build::Build;
+use crate::copies::Copies;
 use crate::correlate::{Correlation, Relation, Settled, View};
 use crate::entity::{CodeRange, Distance, FunctionId, ObjectId, Target};
 use crate::image::{Evidence, Section, Word, is_constant_section};
@@ -65,6 +66,7 @@ pub(crate) struct Judge<'j, 'a> {
     old: &'j Build<'a>,
     new: &'j Build<'a>,
     pairs: View<'j>,
+    copies: &'j Copies,
     /// Old constant objects whose content differs.
     changed: FxHashSet<ObjectId>,
     /// Some verdict depended on which these are.
@@ -73,7 +75,14 @@ pub(crate) struct Judge<'j, 'a> {
 
 impl<'j, 'a> Judge<'j, 'a> {
     pub(crate) fn new(old: &'j Build<'a>, new: &'j Build<'a>, pairs: &'j Correlation) -> Judge<'j, 'a> {
-        Judge { old, new, pairs: View::of(pairs), changed: FxHashSet::default(), asked_changed: AtomicBool::new(false) }
+        let (changed, asked_changed) = (FxHashSet::default(), AtomicBool::new(false));
+        Judge { old, new, pairs: View::of(pairs), copies: &pairs.copies, changed, asked_changed }
+    }
+
+    /// Takes these for equal.
+    pub(crate) fn with_copies(mut self, copies: &'j Copies) -> Self {
+        self.copies = copies;
+        self
     }
 
     /// Sees the correlation through `pairs`, which notes what is asked.
@@ -211,6 +220,7 @@ impl<'j, 'a> Judge<'j, 'a> {
         let same = doubtful
             && (self.same_in_reach(pair, a, b)
                 || self.same_rust_constant(pair, a.target, b.target)
+                || self.same_counted_argument(pair, a, b)
                 || self.same_before_leftovers(a.target, b.target));
         let verdict = if same { Verdict::Same } else { verdict };
         if let Some(verdict) = self.ahead(pair, a, b, verdict) {
@@ -387,6 +397,22 @@ impl<'j, 'a> Judge<'j, 'a> {
             && self.same_bytes(a, b, size)
     }
 
+    /// A text whose length the code has beside its address.
+    fn same_counted_argument(&self, pair: (FunctionId, FunctionId), a: &Site, b: &Site) -> bool {
+        let (old, new) = (self.old, self.new);
+        let rust = |build: &Build<'_>, id: FunctionId| rust::is_mangled(build.map.functions[id].name());
+        let literal = |build: &Build<'_>, site: &Site| build.map.resolve(&build.image, site) == Target::Literal;
+        let length = |build: &Build<'_>, id, site: &Site| {
+            range_of(build, id, site).and_then(|range| arch::counted(range.bytes, site.instruction))
+        };
+        rust(old, pair.0)
+            && rust(new, pair.1)
+            && literal(old, a)
+            && literal(new, b)
+            && length(old, pair.0, a)
+                .is_some_and(|n| length(new, pair.1, b) == Some(n) && self.same_counted_text(a.target, b.target, n))
+    }
+
     /// Two words, and the numbers behind them, that lead to one text.
     fn same_text_words(&self, (v, p): (&Word, Option<u64>), (w, q): (&Word, Option<u64>), rust: bool) -> bool {
         match (v, w) {
@@ -495,6 +521,7 @@ impl<'j, 'a> Judge<'j, 'a> {
                 }
                 match self.pairs.functions.relation(f, g) {
                     Relation::Pair => Verdict::Same,
+                    _ if self.copies.are_equal(f, g) => Verdict::Same,
                     Relation::Open => Verdict::UndecidedFunctions(f, g),
                     Relation::Apart => Verdict::Different,
                 }
@@ -885,22 +912,35 @@ fn label_tables(old: &Build<'_>, changes: &Changes) -> Vec<ObjectId> {
     found
 }
 
-fn compare_once(old: &Build<'_>, new: &Build<'_>, pairs: &Correlation, mut constants: FxHashSet<ObjectId>) -> Changes {
+/// Old constant objects whose content differs.
+pub(crate) fn changed_constants(old: &Build<'_>, new: &Build<'_>, pairs: &Correlation) -> FxHashSet<ObjectId> {
+    changed_objects(old, new, pairs, FxHashSet::default()).0
+}
+
+/// Constant objects whose content differs, these beside others; and writable ones.
+fn changed_objects(
+    old: &Build<'_>,
+    new: &Build<'_>,
+    pairs: &Correlation,
+    mut constants: FxHashSet<ObjectId>,
+) -> (FxHashSet<ObjectId>, Vec<(ObjectId, ObjectId)>) {
     let object_pairs: Vec<(ObjectId, ObjectId)> = pairs.objects.iter().collect();
-    let mut variables;
     loop {
         let judge = Judge::new(old, new, pairs).with_changed_constants(constants.clone());
         let differing: Vec<(ObjectId, ObjectId)> =
             object_pairs.par_iter().copied().filter(|pair| judge.object_contents(*pair) != Verdict::Same).collect();
         let (constant, writable): (Vec<_>, Vec<_>) =
             differing.into_iter().partition(|(o, p)| old.map.objects[*o].constant && new.map.objects[*p].constant);
-        variables = writable;
         let before = constants.len();
         constants.extend(constant.into_iter().map(|(o, _)| o));
         if constants.len() == before {
-            break;
+            return (constants, writable);
         }
     }
+}
+
+fn compare_once(old: &Build<'_>, new: &Build<'_>, pairs: &Correlation, constants: FxHashSet<ObjectId>) -> Changes {
+    let (constants, variables) = changed_objects(old, new, pairs, constants);
     let judge = Judge::new(old, new, pairs).with_changed_constants(constants.clone());
     let function_pairs: Vec<(FunctionId, FunctionId)> = pairs.functions.iter().collect();
     // What the last vote on a pair found still holds, unless it depended on constants that turned out to have changed.

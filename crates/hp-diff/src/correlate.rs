@@ -27,6 +27,7 @@ use std::collections::BTreeMap;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::build::Build;
+use crate::copies::Copies;
 use crate::entity::{FunctionId, Map, ObjectId};
 use crate::layout::Variable;
 use crate::rust;
@@ -43,6 +44,8 @@ pub(crate) struct Correlation {
     /// Functions without a name that are identical to several others, as many in the new build as in the
     /// old one: none of them changed, but which is which is not known. Old and new ones.
     pub alike: (FxHashSet<FunctionId>, FxHashSet<FunctionId>),
+    /// Functions that do the same as others of their name.
+    pub copies: Copies,
     /// Old and new objects that debug information identifies as a static local of some function, and which.
     pub owners: (FxHashMap<ObjectId, String>, FxHashMap<ObjectId, String>),
     /// What the votes have found out about the code of each old function and its partner.
@@ -67,6 +70,7 @@ pub(crate) fn correlate(old: &Build<'_>, new: &Build<'_>, variables: (&[Variable
         functions: Pairs::new(old.map.functions.len(), new.map.functions.len()),
         objects: Pairs::new(old.map.objects.len(), new.map.objects.len()),
         alike: Default::default(),
+        copies: Copies::default(),
         owners: (owners(&old.map, variables.0), owners(&new.map, variables.1)),
         settled: vec![Settled::Open; old.map.functions.len()],
     };
@@ -92,6 +96,7 @@ pub(crate) fn correlate(old: &Build<'_>, new: &Build<'_>, variables: (&[Variable
     }
     votes.settle(old, new, &mut pairs);
     stripped::set_alike(old, new, &mut pairs, &contents);
+    pairs.copies = Copies::find(old, new, &pairs);
     pairs
 }
 

@@ -45,6 +45,7 @@ mod by_address;
 mod check;
 mod code_lines;
 mod compare;
+mod copies;
 mod correlate;
 mod detour;
 mod displaced;
@@ -397,8 +398,10 @@ struct Unpaired {
 
 impl Unpaired {
     fn new(old: &Build<'_>, new: &Build<'_>, pairs: &Correlation) -> Unpaired {
-        let gone = |f: &FunctionId| pairs.functions.new_of(*f).is_none() && !pairs.alike.0.contains(f);
-        let come = |g: &FunctionId| pairs.functions.old_of(*g).is_none() && !pairs.alike.1.contains(g);
+        let alone = |f: FunctionId| pairs.functions.new_of(f).is_none() && !pairs.copies.has_old(f);
+        let gone = |f: &FunctionId| alone(*f) && !pairs.alike.0.contains(f);
+        let alone = |g: FunctionId| pairs.functions.old_of(g).is_none() && pairs.copies.old_of(g).is_none();
+        let come = |g: &FunctionId| alone(*g) && !pairs.alike.1.contains(g);
         Unpaired {
             removed: (0..old.map.functions.len()).filter(gone).collect(),
             added: (0..new.map.functions.len()).filter(come).collect(),

@@ -273,6 +273,9 @@ impl<'a> Side<'a> {
         }));
         all.extend(self.texts_in_words());
         all.extend(self.objects.iter().flat_map(|o| [o.address, o.end()]));
+        // What LLVM names itself is no object, but it says where a constant lies.
+        let anonymous = self.image.symbols.iter().filter(|s| s.local && s.size > 0 && is_anonymous(s.name));
+        all.extend(anonymous.flat_map(|s| [s.address, s.address.saturating_add(s.size)]));
         all.extend(self.image.sections.iter().flat_map(|s| [s.address, s.end()]));
         all.par_sort_unstable();
         all.dedup();

@@ -69,6 +69,8 @@ pub(crate) struct Ground<'g, 'a> {
     pub(crate) old: &'g Side<'a>,
     pub(crate) new: &'g Side<'a>,
     pub(crate) pairs: Pairs,
+    /// Old and new functions that do the same without being a pair.
+    pub(crate) copies: FxHashSet<(usize, usize)>,
     /// Ordered by address.
     pub(crate) replaced: Vec<Replaced>,
     /// Named constants (old side) whose content is another one in the new build.
@@ -86,6 +88,7 @@ impl<'g, 'a> Ground<'g, 'a> {
             old,
             new,
             pairs: Pairs::by_name(old, new),
+            copies: FxHashSet::default(),
             replaced,
             changed: FxHashSet::default(),
             identified: FxHashSet::default(),
@@ -249,6 +252,7 @@ impl<'g, 'a> Ground<'g, 'a> {
         }
         match (self.pairs.ranges.new_of(f), self.pairs.ranges.old_of(g)) {
             (Some(pair), _) if pair == g => Ok(if entry { Kind::Function } else { Kind::Label }),
+            _ if entry && self.copies.contains(&(f, g)) => Ok(Kind::Function),
             (None, None) => Err(Doubt::Ranges(f, g)),
             _ => Doubt::no(format!("leads to {old_name} of the base instead of {name}")),
         }
@@ -547,6 +551,14 @@ impl<'g, 'a> Ground<'g, 'a> {
         size > 0
             && (x == y || padded(self.old, a, x) && padded(self.new, n, y))
             && self.same_content((a, n), size, within, depth).is_ok()
+    }
+
+    /// The same text of so many bytes: it ends where something else begins in one of the builds, and earlier in none.
+    pub(crate) fn same_counted(&self, a: u64, n: u64, size: u64) -> bool {
+        let room = (self.old.next_border(a).wrapping_sub(a), self.new.next_border(n).wrapping_sub(n));
+        let text = self.new.image.bytes(n, size).filter(|b| !b.contains(&0) && std::str::from_utf8(b).is_ok());
+        let constant = self.old.is_constant(a) && self.new.is_constant(n);
+        size > 0 && size == room.0.min(room.1) && constant && text.is_some() && self.old.image.bytes(a, size) == text
     }
 
     fn same_table(&self, a: u64, (width, labels): &(u64, Vec<u64>), within: Within<'_>) -> Answer {

@@ -86,7 +86,19 @@ fn in_layout(layout: &Layout) -> Tables<Place, Place> {
     found
 }
 
+/// Calls of a function by their distance from its start, with those of their landing pads, and what they do there.
+pub(crate) type Cleanups = Vec<(u64, u64, Option<u64>, Vec<(i64, Vec<u64>)>)>;
+
 impl Table<u64> {
+    /// The whole table in a form that is the same wherever the function lies; `None` if it names types.
+    pub(crate) fn of_cleanups(&self, start: u64) -> Option<(Cleanups, bool)> {
+        let far = |site: &Site<u64>| {
+            (site.start, site.end, site.landing.map(|pad| pad.wrapping_sub(start)), site.actions.clone())
+        };
+        let nameless = self.types.values().all(Option::is_none);
+        nameless.then(|| (self.sites.iter().map(far).collect(), self.personality.is_some()))
+    }
+
     fn map<A>(self, place: impl Fn(u64) -> A) -> Table<A> {
         let pointer = |p: Pointer<u64>| Pointer { to: place(p.to), indirect: p.indirect };
         let site =

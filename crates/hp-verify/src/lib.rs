@@ -37,6 +37,8 @@
 mod ahead;
 mod asks;
 mod code;
+mod copies;
+mod counted;
 mod derived;
 mod entities;
 mod ground;

@@ -12,6 +12,7 @@ use rustc_hash::FxHashMap;
 use sha2::{Digest, Sha256};
 
 use crate::code::Use;
+use crate::counted;
 use crate::derived::{Back, Derived};
 use crate::entities::{Family, Side};
 use crate::ground::{Doubt, Ground, Within};
@@ -101,8 +102,15 @@ impl Ground<'_, '_> {
                     continue;
                 }
                 let meant = self.same_ahead((old, new), (g, here), within);
+                let counted = || {
+                    let length = within.rust.then(|| counted::length(x.bytes, at)).flatten();
+                    length.is_some_and(|n| {
+                        counted::length(y.bytes, at) == Some(n) && self.same_counted(old.target, new.target, n)
+                    })
+                };
                 match meant.unwrap_or_else(|| self.same_field(old, new, within)) {
                     Ok(_) => {}
+                    Err(Doubt::No(_)) if new.usage == Use::Address && counted() => {}
                     Err(Doubt::No(what)) => {
                         if !differs(Difference { at: here, what, immediate: !new.relative }) {
                             return false;
@@ -155,9 +163,11 @@ impl Ground<'_, '_> {
                 self.join_by_content(smallest);
             }
         }
+        self.join_rust_by_content();
         self.join_lone_statics(statics);
         while self.vote() {}
         self.compare_constants();
+        self.find_copies();
     }
 
     fn join_statics(&mut self, statics: (&Statics, &Statics)) {
@@ -252,6 +262,23 @@ impl Ground<'_, '_> {
         self.pairs.data.extend(data.unanimous().into_iter().filter(|(_, n)| !taken.contains(n)));
         self.pairs.join_by_name(self.old, self.new);
         self.pairs.objects.len() + self.pairs.ranges.len() + self.pairs.data.len() > before
+    }
+
+    /// Functions of Rust whose name, without its version, and content together occur once in each build: instances of one generic
+    /// function for several types have one name.
+    fn join_rust_by_content(&mut self) {
+        let keys = |side: &Side<'_>, alone: &dyn Fn(usize) -> bool| {
+            let entries = (0..side.ranges.len()).filter(|i| side.ranges[*i].parent == *i && alone(*i));
+            let named = entries.filter_map(|i| {
+                let name = rust::unversioned(side.ranges[i].name()).filter(|_| !side.ranges[i].unnamed)?;
+                Some(((name.into_owned(), fingerprint(side, i)), i))
+            });
+            named.collect::<Vec<_>>()
+        };
+        let old = keys(self.old, &|i| self.pairs.ranges.new_of(i).is_none());
+        let new = keys(self.new, &|i| self.pairs.ranges.old_of(i).is_none());
+        self.pairs.ranges.join_by(old.into_iter(), new.into_iter());
+        while self.vote() {}
     }
 
     /// Functions without a name whose content, with what that leads to where it has a name or a content of its own,

@@ -12,10 +12,10 @@ pub(crate) use sites::Sites;
 
 pub(crate) use x86_64::{
     CallArgument, DecodeRoom, Decoded, Field, JumpTableContext, Jumps, Reach, Touched, add_known, branch,
-    call_arguments, calls_without, changed_registers, compares_address, copied, decode, differing_arguments, displaced,
-    field, first_difference, instructions, is_call, is_indexed, kept_addresses, memory_numbers, numbers, padding,
-    plt_stubs, reach, returns, shape, stays_inside, switches_stacks, tables, text, texts, through_slot, thunk, touched,
-    unpadded, width,
+    call_arguments, calls_without, changed_registers, compares_address, copied, counted, decode, differing_arguments,
+    displaced, field, first_difference, instructions, is_call, is_indexed, kept_addresses, memory_numbers, numbers,
+    padding, plt_stubs, reach, returns, shape, stays_inside, switches_stacks, tables, text, texts, through_slot, thunk,
+    touched, unpadded, width,
 };
 
 /// How a field in an instruction encodes its target.

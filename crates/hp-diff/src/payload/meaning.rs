@@ -92,7 +92,7 @@ impl Payload<'_, '_> {
 
     pub(super) fn function(&mut self, g: FunctionId, usage: Use) -> u32 {
         let new_function = &self.new.map.functions[g];
-        match self.pairs.functions.old_of(g) {
+        match self.pairs.functions.old_of(g).or_else(|| self.pairs.copies.old_of(g)) {
             Some(f) if usage != Use::Branch || !self.changed.contains(&g) => {
                 let function = &self.old.map.functions[f];
                 let (address, size) = (function.address(), function.ranges[0].bytes.len() as u64);

@@ -2,6 +2,7 @@
 
 mod arguments;
 mod copied;
+mod counted;
 mod decode;
 mod derived;
 mod displaced;
@@ -23,6 +24,7 @@ mod ways;
 
 pub(crate) use arguments::{CallArgument, call_arguments};
 pub(crate) use copied::copied;
+pub(crate) use counted::counted;
 pub(crate) use decode::{DecodeRoom, branch, decode, first_difference, instructions, padding, unpadded};
 pub(crate) use derived::{Reach, reach};
 pub(crate) use displaced::displaced;
