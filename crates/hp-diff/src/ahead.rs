@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use crate::arch::{Site, Touched, Use};
 use crate::build::Build;
 use crate::compare::{is_indexed, range_of};
-use crate::entity::FunctionId;
+use crate::entity::{FunctionId, Target};
 use crate::image::{Section, is_constant_section};
 
 /// How far behind an address a constant begins at most that is meant by it, in bytes.
@@ -100,6 +100,14 @@ pub(crate) fn touched(build: &Build<'_>, function: FunctionId, sites: &[Site]) -
         all.iter_mut().zip(sites).for_each(|(t, site)| t.calculated |= is_indexed(build, function, site));
     }
     all
+}
+
+/// The bytes of the constant that `function` can read by way of the address that a site makes: from, to. `None` if that is not
+/// certain.
+pub(crate) fn bounded(build: &Build<'_>, function: FunctionId, site: &Site) -> Option<(i64, i64)> {
+    let literal = build.map.resolve(&build.image, site) == Target::Literal;
+    let range = range_of(build, function, site).filter(|_| literal)?;
+    build.followed.bounded(&build.map, function, range.address + u64::from(site.instruction))
 }
 
 /// What is meant by an address near which constants begin; `None` if the code uses it as it is.

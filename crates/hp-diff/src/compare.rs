@@ -221,6 +221,7 @@ impl<'j, 'a> Judge<'j, 'a> {
             && (self.same_in_reach(pair, a, b)
                 || self.same_rust_constant(pair, a.target, b.target)
                 || self.same_counted_argument(pair, a, b)
+                || self.same_bounded(pair, a, b)
                 || self.same_before_leftovers(a.target, b.target));
         let verdict = if same { Verdict::Same } else { verdict };
         if let Some(verdict) = self.ahead(pair, a, b, verdict) {
@@ -266,6 +267,7 @@ impl<'j, 'a> Judge<'j, 'a> {
                 Some(self.addresses(Some(pair), (s, t), Use::Address))
             }
             (Meant::Unclear, Meant::Unclear) if alike => Some(Verdict::Same),
+            (Meant::Unclear, Meant::Unclear) if self.same_bounded(pair, a, b) => Some(Verdict::Same),
             // Where a long text begins, hardly something else is meant by chance.
             (Meant::Unclear, Meant::Unclear) => {
                 let long = ahead::letters(self.old, a.target).min(ahead::letters(self.new, b.target)) >= ahead::LONG;
@@ -274,6 +276,14 @@ impl<'j, 'a> Judge<'j, 'a> {
             }
             _ => Some(Verdict::Different),
         }
+    }
+
+    /// True if all that code can read by way of two addresses is the same.
+    fn same_bounded(&self, pair: (FunctionId, FunctionId), a: &Site, b: &Site) -> bool {
+        let Some((start, end)) = ahead::bounded(self.old, pair.0, a) else { return false };
+        let place = |site: &Site| site.target.wrapping_add_signed(start);
+        ahead::bounded(self.new, pair.1, b) == Some((start, end))
+            && self.same_content(place(a), place(b), end.abs_diff(start))
     }
 
     /// True if two sites lead to equal constants and are no pair all the same, because code may mean what begins behind these.

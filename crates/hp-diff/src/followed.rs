@@ -58,6 +58,11 @@ impl Followed {
         found
     }
 
+    /// How much a function can read by way of the address that the instruction at `made` makes; see [`arch::bounded`].
+    pub(crate) fn bounded(&self, map: &Map<'_>, function: FunctionId, made: u64) -> Option<(i64, i64)> {
+        arch::bounded(&self.decoded(map, function), made)
+    }
+
     fn decoded(&self, map: &Map<'_>, function: FunctionId) -> Arc<Decoded> {
         let is_large = map.functions[function].size() >= LARGE;
         let known = |last: &Option<Last>| last.as_ref().filter(|last| last.0 == function).map(|last| last.1.clone());

@@ -5,39 +5,53 @@
 
 use iced_x86::Register::{self, R8, R9, RCX, RDI, RDX, RSI};
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind};
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
-/// What is known at one place of a run.
+/// What is known at one place of the way.
 #[derive(Default)]
 struct Known {
     numbers: FxHashMap<Register, u64>,
-    /// The register that has the address.
-    text: Option<Register>,
+    /// The registers that have the address.
+    texts: FxHashSet<Register>,
     /// Words of memory, by base register and offset: a number, or the address.
     words: FxHashMap<(Register, u64), Option<u64>>,
 }
 
+/// Jumps that are followed.
+const JUMPS: usize = 8;
+
 /// The number beside the address that the instruction at offset `at` makes.
 pub(crate) fn length(bytes: &[u8], at: usize) -> Option<u64> {
-    let (mut known, mut made) = (Known::default(), false);
+    let mut known = Known::default();
     let mut factory = InstructionInfoFactory::new();
-    for i in &mut Decoder::new(64, bytes, DecoderOptions::NONE) {
-        let here = i.ip() == at as u64;
+    let mut decoder = Decoder::new(64, bytes, DecoderOptions::NONE);
+    let made = loop {
+        let i = decoder.can_decode().then(|| decoder.decode())?;
         if i.flow_control() != FlowControl::Next {
-            if made {
-                let hands_on = !matches!(i.flow_control(), FlowControl::ConditionalBranch | FlowControl::Return);
-                return known.in_words().or_else(|| known.in_registers().filter(|_| hands_on));
-            }
             known = Known::default();
             continue;
         }
         known.see(&i, &mut factory);
-        if here {
-            if i.mnemonic() != Mnemonic::Lea {
-                return None;
+        if i.ip() == at as u64 {
+            break i;
+        }
+    };
+    if made.mnemonic() != Mnemonic::Lea {
+        return None;
+    }
+    known.texts.insert(made.op0_register().full_register());
+    let mut jumps = 0;
+    while decoder.can_decode() {
+        let i = decoder.decode();
+        match i.flow_control() {
+            FlowControl::Next => known.see(&i, &mut factory),
+            FlowControl::UnconditionalBranch if (i.near_branch_target() as usize) < bytes.len() && jumps < JUMPS => {
+                jumps += 1;
+                decoder.set_position(i.near_branch_target() as usize).ok()?;
+                decoder.set_ip(i.near_branch_target());
             }
-            known.text = Some(i.op0_register().full_register());
-            made = true;
+            FlowControl::ConditionalBranch | FlowControl::Return => return known.in_words(),
+            _ => return known.in_words().or_else(|| known.in_registers()),
         }
     }
     None
@@ -45,15 +59,17 @@ pub(crate) fn length(bytes: &[u8], at: usize) -> Option<u64> {
 
 impl Known {
     fn see(&mut self, i: &Instruction, factory: &mut InstructionInfoFactory) {
+        let whole = i.op1_kind() == OpKind::Register && i.op1_register().size() == 8;
         let number = match i.op1_kind() {
             OpKind::Immediate32 => Some(u64::from(i.immediate32())),
             OpKind::Immediate64 | OpKind::Immediate8to64 | OpKind::Immediate32to64 => Some(i.immediate(1)),
+            OpKind::Register if whole => self.numbers.get(&i.op1_register()).copied(),
             _ => None,
         };
+        let is_text = whole && self.texts.contains(&i.op1_register());
         let moves = i.mnemonic() == Mnemonic::Mov;
         if moves && i.op0_kind() == OpKind::Memory && i.memory_index() == Register::None {
             let place = (i.memory_base(), i.memory_displacement64());
-            let is_text = i.op1_kind() == OpKind::Register && Some(i.op1_register()) == self.text;
             self.words.remove(&place);
             if i.memory_size().size() == 8 && (is_text || number.is_some()) {
                 self.words.insert(place, number);
@@ -63,19 +79,21 @@ impl Known {
             if !matches!(used.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::None) {
                 let register = used.register().full_register();
                 self.numbers.remove(&register);
-                self.text = self.text.filter(|text| *text != register);
+                self.texts.remove(&register);
                 self.words.retain(|(base, _), _| base.full_register() != register);
             }
         }
-        if let (true, OpKind::Register, Some(number)) = (moves, i.op0_kind(), number) {
-            self.numbers.insert(i.op0_register().full_register(), number);
+        if moves && i.op0_kind() == OpKind::Register {
+            let to = i.op0_register().full_register();
+            self.numbers.extend(number.map(|number| (to, number)));
+            self.texts.extend(is_text.then_some(to));
         }
     }
 
     fn in_registers(&self) -> Option<u64> {
         let order = [RDI, RSI, RDX, RCX, R8, R9];
-        let (_, beside) = order.iter().zip(&order[1..]).find(|(first, _)| Some(**first) == self.text)?;
-        self.numbers.get(beside).copied()
+        let mut pairs = order.iter().zip(&order[1..]).filter(|(first, _)| self.texts.contains(first));
+        pairs.find_map(|(_, beside)| self.numbers.get(beside).copied())
     }
 
     fn in_words(&self) -> Option<u64> {

@@ -561,6 +561,19 @@ impl<'g, 'a> Ground<'g, 'a> {
         size > 0 && size == room.0.min(room.1) && constant && text.is_some() && self.old.image.bytes(a, size) == text
     }
 
+    /// The same constant bytes, from `start` to `end` by how far they lie from two addresses; no pointers.
+    pub(crate) fn same_bytes_at(&self, a: u64, n: u64, (start, end): (i64, i64)) -> bool {
+        let bytes = |side: &Side<'a>, at: u64| {
+            let from = at.wrapping_add_signed(start);
+            let to = from.wrapping_add(end.abs_diff(start));
+            let inside = side.is_constant(from) && side.is_constant(to.wrapping_sub(1));
+            let plain = side.image.words.range(from.saturating_sub(7)..to).next().is_none();
+            side.image.bytes(from, end.abs_diff(start)).filter(|_| inside && plain)
+        };
+        let new = bytes(self.new, n);
+        new.is_some() && bytes(self.old, a) == new
+    }
+
     fn same_table(&self, a: u64, (width, labels): &(u64, Vec<u64>), within: Within<'_>) -> Answer {
         for (i, label) in labels.iter().enumerate() {
             let at = a + width * i as u64;

@@ -36,6 +36,7 @@
 
 mod ahead;
 mod asks;
+mod bounded;
 mod code;
 mod copies;
 mod counted;

@@ -11,6 +11,7 @@ use rayon::prelude::*;
 use rustc_hash::FxHashMap;
 use sha2::{Digest, Sha256};
 
+use crate::bounded;
 use crate::code::Use;
 use crate::counted;
 use crate::derived::{Back, Derived};
@@ -108,9 +109,14 @@ impl Ground<'_, '_> {
                         counted::length(y.bytes, at) == Some(n) && self.same_counted(old.target, new.target, n)
                     })
                 };
+                // Code that is the same reads as far in both builds.
+                let bounded = || {
+                    let reads = bounded::reads(y.bytes, at).filter(|_| self.new.family(g).len() == 1);
+                    reads.is_some_and(|(start, end)| self.same_bytes_at(old.target, new.target, (start, end)))
+                };
                 match meant.unwrap_or_else(|| self.same_field(old, new, within)) {
                     Ok(_) => {}
-                    Err(Doubt::No(_)) if new.usage == Use::Address && counted() => {}
+                    Err(Doubt::No(_)) if new.usage == Use::Address && (counted() || bounded()) => {}
                     Err(Doubt::No(what)) => {
                         if !differs(Difference { at: here, what, immediate: !new.relative }) {
                             return false;

@@ -3,7 +3,11 @@
 //! A `&str` is two words: an address and a length. Code that hands one on puts them into two registers for arguments that
 //! follow each other, or into two words of memory that do (psABI for AMD64, section 3.2.3).
 
+use std::collections::BTreeMap;
+
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register};
+
+use rustc_hash::FxHashMap;
 
 use super::registers::written;
 
@@ -11,63 +15,100 @@ use super::registers::written;
 const ARGUMENTS: [Register; 6] =
     [Register::RDI, Register::RSI, Register::RDX, Register::RCX, Register::R8, Register::R9];
 
-/// The number that code puts beside the address that the instruction at `offset` makes, if one stands in the same run of
-/// instructions without a jump.
+/// Instructions that are followed from the address on.
+const NEAR: usize = 64;
+
+/// The number that code puts beside the address that the instruction at `offset` makes, before it goes on elsewhere than to one
+/// certain place.
 pub(crate) fn counted(bytes: &[u8], offset: u32) -> Option<u64> {
     let code: Vec<Instruction> = Decoder::new(64, bytes, DecoderOptions::NONE).into_iter().collect();
     let at = code.iter().position(|i| i.ip() == u64::from(offset))?;
-    let made = &code[at];
-    if made.mnemonic() != Mnemonic::Lea || !made.is_ip_rel_memory_operand() {
+    if code[at].mnemonic() != Mnemonic::Lea || !code[at].is_ip_rel_memory_operand() {
         return None;
     }
-    let goes_on = |i: &&Instruction| i.flow_control() == FlowControl::Next;
-    let start = at - code[..at].iter().rev().take_while(goes_on).count();
-    let run = code[at + 1..].iter().take_while(goes_on).count();
-    let end = code.get(at + 1 + run);
-    let address = made.op0_register().full_register();
     let mut factory = InstructionInfoFactory::new();
-    as_argument(&code[start..at + 1 + run], end, (at - start, address), &mut factory)
-        .or_else(|| in_memory(&code[start..at + 1 + run], (at - start, address), &mut factory))
+    let mut words = Words::default();
+    let before = code[..at].iter().rev().take_while(|i| i.flow_control() == FlowControl::Next).count();
+    code[at - before..at].iter().for_each(|i| words.pass(i, &mut factory));
+    words.pass(&code[at], &mut factory);
+    words.registers.insert(code[at].op0_register().full_register(), Word::Text);
+    let mut n = at + 1;
+    for _ in 0..NEAR {
+        let instruction = code.get(n)?;
+        match instruction.flow_control() {
+            FlowControl::Next => {
+                words.pass(instruction, &mut factory);
+                n += 1;
+            }
+            FlowControl::UnconditionalBranch => {
+                // A jump to code of another function is a call.
+                match code.binary_search_by_key(&instruction.near_branch_target(), Instruction::ip) {
+                    Ok(target) => n = target,
+                    Err(_) => return words.argument(),
+                }
+            }
+            FlowControl::Call | FlowControl::IndirectCall | FlowControl::IndirectBranch => {
+                return words.argument().or_else(|| words.stored());
+            }
+            _ => return words.stored(),
+        }
+    }
+    None
 }
 
-/// The address and the number are arguments of the call, or jump, that ends the run.
-fn as_argument(
-    run: &[Instruction],
-    end: Option<&Instruction>,
-    (made, address): (usize, Register),
-    factory: &mut InstructionInfoFactory,
-) -> Option<u64> {
-    let calls = |i: &&Instruction| {
-        use FlowControl::{Call, IndirectBranch, IndirectCall, UnconditionalBranch};
-        matches!(i.flow_control(), Call | IndirectCall | UnconditionalBranch | IndirectBranch)
-    };
-    end.filter(calls)?;
-    let place = ARGUMENTS.iter().position(|r| *r == address)?;
-    let beside = *ARGUMENTS.get(place + 1)?;
-    let kept = run[made + 1..].iter().all(|i| !written(i, factory).contains(&address));
-    let last = run.iter().rev().find(|i| written(i, factory).contains(&beside)).filter(|_| kept)?;
-    let sets = last.mnemonic() == Mnemonic::Mov && last.op0_register().full_register() == beside;
-    sets.then(|| number(last)).flatten()
+/// Half of a text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Word {
+    Text,
+    Number(u64),
 }
 
-/// The address and the number are stored into two words.
-fn in_memory(
-    run: &[Instruction],
-    (made, address): (usize, Register),
-    factory: &mut InstructionInfoFactory,
-) -> Option<u64> {
-    let word = |i: &Instruction| {
-        let stores = i.mnemonic() == Mnemonic::Mov && i.op0_kind() == OpKind::Memory;
-        (stores && i.memory_index() == Register::None && i.memory_size().size() == 8)
-            .then(|| (i.memory_base(), i.memory_displacement64()))
-    };
-    let until = run[made + 1..].iter().position(|i| written(i, factory).contains(&address));
-    let held = &run[made + 1..until.map_or(run.len(), |n| made + 1 + n)];
-    let store = held.iter().find(|i| word(i).is_some() && i.op1_register().full_register() == address)?;
-    let (base, offset) = word(store)?;
-    let beside = run.iter().rev().find(|i| word(i) == Some((base, offset.wrapping_add(8))))?;
-    let moved = run.iter().any(|i| written(i, factory).contains(&base.full_register()));
-    if moved { None } else { number(beside) }
+/// What is known of registers, and of words of memory by base register and offset.
+#[derive(Default)]
+struct Words {
+    registers: FxHashMap<Register, Word>,
+    memory: BTreeMap<(Register, u64), Word>,
+}
+
+impl Words {
+    fn pass(&mut self, i: &Instruction, factory: &mut InstructionInfoFactory) {
+        let moves = i.mnemonic() == Mnemonic::Mov;
+        let value = match i.op1_kind() {
+            OpKind::Register if i.op1_register().size() == 8 => self.registers.get(&i.op1_register()).copied(),
+            _ => number(i).map(Word::Number),
+        };
+        for register in written(i, factory) {
+            self.registers.remove(&register);
+            self.memory.retain(|(base, _), _| *base != register);
+        }
+        if moves && i.op0_kind() == OpKind::Register {
+            self.registers.extend(value.map(|value| (i.op0_register().full_register(), value)));
+        }
+        if moves && i.op0_kind() == OpKind::Memory && i.memory_index() == Register::None {
+            let place = (i.memory_base().full_register(), i.memory_displacement64());
+            self.memory.remove(&place);
+            self.memory.extend(value.filter(|_| i.memory_size().size() == 8).map(|value| (place, value)));
+        }
+    }
+
+    /// The number in the argument behind the one that has the address.
+    fn argument(&self) -> Option<u64> {
+        let pairs = ARGUMENTS.iter().zip(&ARGUMENTS[1..]);
+        let beside = |(first, second): (&Register, &Register)| match self.registers.get(second)? {
+            Word::Number(number) if self.registers.get(first) == Some(&Word::Text) => Some(*number),
+            _ => None,
+        };
+        pairs.into_iter().find_map(beside)
+    }
+
+    /// The number in the word behind the one that has the address.
+    fn stored(&self) -> Option<u64> {
+        let (base, offset) = self.memory.iter().find(|(_, word)| **word == Word::Text)?.0;
+        match self.memory.get(&(*base, offset.wrapping_add(8)))? {
+            Word::Number(number) => Some(*number),
+            Word::Text => None,
+        }
+    }
 }
 
 fn number(instruction: &Instruction) -> Option<u64> {
@@ -100,9 +141,13 @@ mod tests {
         // mov edx,10; call; lea rsi; call: the first call has changed it
         let code = [&[0xba, 10, 0, 0, 0][..], &call, &MAKES, &call].concat();
         assert_eq!(counted(&code, 10), None);
-        // lea rsi; mov edx,10; jmp
-        let code = [&MAKES[..], &[0xba, 10, 0, 0, 0, 0xeb, 0]].concat();
+        // lea rsi; mov edx,10; jmp to another function
+        let code = [&MAKES[..], &[0xba, 10, 0, 0, 0, 0xe9, 0, 1, 0, 0]].concat();
         assert_eq!(counted(&code, 0), Some(10));
+        // mov ecx,10; lea rsi; jmp L; int3; L: mov rdx,rcx; mov rdi,rsi; mov rsi,rdx; call
+        let copies = [0xeb, 1, 0xcc, 0x48, 0x89, 0xca, 0x48, 0x89, 0xf7, 0x48, 0x89, 0xd6];
+        let code = [&[0xb9, 10, 0, 0, 0][..], &MAKES, &copies, &call].concat();
+        assert_eq!(counted(&code, 5), Some(10));
         // lea rsi; mov edx,10; je
         let code = [&MAKES[..], &[0xba, 10, 0, 0, 0, 0x74, 0]].concat();
         assert_eq!(counted(&code, 0), None);

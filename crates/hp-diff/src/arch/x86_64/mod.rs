@@ -1,6 +1,7 @@
 //! x86-64: decoding by `iced-x86`, encodings after the Intel SDM, volume 2.
 
 mod arguments;
+mod bounded;
 mod copied;
 mod counted;
 mod decode;
@@ -23,6 +24,7 @@ mod values;
 mod ways;
 
 pub(crate) use arguments::{CallArgument, call_arguments};
+pub(crate) use bounded::bounded;
 pub(crate) use copied::copied;
 pub(crate) use counted::counted;
 pub(crate) use decode::{DecodeRoom, branch, decode, first_difference, instructions, padding, unpadded};
