@@ -31,6 +31,7 @@ struct Part {
     decoded: Option<Last>,
     reach: FxHashMap<(u64, u32), Reach>,
     touched: FxHashMap<(u64, u32), Touched>,
+    bounded: FxHashMap<(u64, u32), Option<(i64, i64)>>,
 }
 
 impl Followed {
@@ -60,7 +61,12 @@ impl Followed {
 
     /// How much a function can read by way of the address that the instruction at `made` makes; see [`arch::bounded`].
     pub(crate) fn bounded(&self, map: &Map<'_>, function: FunctionId, made: u64) -> Option<(i64, i64)> {
-        arch::bounded(&self.decoded(map, function), made)
+        if let Some(known) = self.part(function).bounded.get(&(made, function as u32)) {
+            return *known;
+        }
+        let found = arch::bounded(&self.decoded(map, function), made);
+        self.part(function).bounded.insert((made, function as u32), found);
+        found
     }
 
     fn decoded(&self, map: &Map<'_>, function: FunctionId) -> Arc<Decoded> {

@@ -7,7 +7,7 @@
 
 use iced_x86::{Code, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
 
-use super::registers::{KEPT, has_memory};
+use super::registers::{KEPT, has_memory, is_high_byte};
 use super::ways::Decoded;
 
 /// Instructions of a function that is followed, at most.
@@ -98,10 +98,6 @@ enum Use {
 fn number(register: Register) -> Option<usize> {
     let full = register.full_register();
     full.is_gpr64().then(|| full.number())
-}
-
-fn is_high(register: Register) -> bool {
-    matches!(register, Register::AH | Register::BH | Register::CH | Register::DH)
 }
 
 fn of(state: &State, register: Register) -> Held {
@@ -221,7 +217,7 @@ fn go_on(instruction: &Instruction, makes: bool, state: &mut State, factory: &mu
 fn at_most(instruction: &Instruction, state: &State, to: Register) -> Option<u64> {
     let known = |register: Register| match of(state, register) {
         Held::AtMost(most) if register.size() >= 4 => Some(most),
-        Held::AtMost(most) if !is_high(register) && most < 1 << (8 * register.size()) => Some(most),
+        Held::AtMost(most) if !is_high_byte(register) && most < 1 << (8 * register.size()) => Some(most),
         _ => None,
     };
     let from = || (instruction.op1_kind() == OpKind::Register).then(|| instruction.op1_register());

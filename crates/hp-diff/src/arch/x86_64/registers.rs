@@ -14,6 +14,11 @@ pub(super) fn written(instruction: &Instruction, factory: &mut InstructionInfoFa
     writes.map(|u| u.register().full_register()).collect()
 }
 
+/// `AH` and its like are not the low end of their register.
+pub(super) fn is_high_byte(register: Register) -> bool {
+    matches!(register, Register::AH | Register::BH | Register::CH | Register::DH)
+}
+
 /// True if an operand is memory.
 pub(super) fn has_memory(instruction: &Instruction) -> bool {
     (0..instruction.op_count()).any(|i| instruction.op_kind(i) == OpKind::Memory)

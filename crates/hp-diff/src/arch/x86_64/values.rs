@@ -13,6 +13,7 @@ use iced_x86::{
 };
 use rustc_hash::FxHashMap;
 
+use super::registers::is_high_byte;
 use crate::arch::{Cell, Deed, MemoryNumber};
 
 /// What a register or a word of the frame holds.
@@ -439,11 +440,6 @@ fn cell(instruction: &Instruction, notes: &Notes) -> Option<Cell> {
 /// Size of the memory operand in bytes.
 fn width(instruction: &Instruction) -> u8 {
     instruction.memory_size().size().min(8) as u8
-}
-
-/// `AH` and its like are not the low end of their register.
-fn is_high_byte(register: Register) -> bool {
-    matches!(register, Register::AH | Register::BH | Register::CH | Register::DH)
 }
 
 fn is_immediate(kind: OpKind) -> bool {
