@@ -398,6 +398,7 @@ impl Ground<'_, '_> {
                 let each = starts
                     .into_iter()
                     .try_for_each(|at| self.same(a.wrapping_add(at - n), at, Use::Address, within).map(|_| ()));
+                let each = each.or_else(|doubt| if self.same_neighbours(a, n, within) { Ok(()) } else { Err(doubt) });
                 each.err().map(Err).or_else(|| (start != n).then_some(Ok(Kind::Literal)))
             }
         }

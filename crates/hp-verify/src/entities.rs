@@ -9,6 +9,7 @@ use crate::ahead::Meant;
 use crate::code::{self, Use};
 use crate::derived::Derived;
 use crate::image::{Image, Section, Symbol, SymbolType, Word};
+use crate::moved::Contents;
 use crate::{templates, unnamed};
 
 /// One contiguous piece of code: a function, or a part of one that was moved away (`.cold`).
@@ -78,6 +79,7 @@ pub(crate) struct Side<'a> {
     pub(crate) tables: BTreeSet<u64>,
     /// Data in writable sections that is only copied from: start and end, ordered.
     templates: Vec<(u64, u64)>,
+    pub(crate) contents: Contents<'a>,
 }
 
 /// Where a table of distances begins, and where its entries lead.
@@ -102,6 +104,7 @@ impl<'a> Side<'a> {
             borders: Vec::new(),
             tables: BTreeSet::new(),
             templates: Vec::new(),
+            contents: Contents::default(),
         };
         side.borders = side.find_borders();
         let (tables, texts) = side.calculated_places();

@@ -45,6 +45,7 @@ mod entities;
 mod ground;
 mod image;
 mod landing;
+mod moved;
 mod near;
 mod overlay;
 mod pairs;

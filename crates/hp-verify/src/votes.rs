@@ -116,7 +116,9 @@ impl Ground<'_, '_> {
                 };
                 match meant.unwrap_or_else(|| self.same_field(old, new, within)) {
                     Ok(_) => {}
-                    Err(Doubt::No(_)) if new.usage == Use::Address && (counted() || bounded()) => {}
+                    Err(Doubt::No(_))
+                        if new.usage == Use::Address
+                            && (counted() || bounded() || self.same_text_elsewhere(old.target, new.target)) => {}
                     Err(Doubt::No(what)) => {
                         if !differs(Difference { at: here, what, immediate: !new.relative }) {
                             return false;

@@ -1,0 +1,88 @@
+//! Constants without a name whose neighbours are others in the new build.
+//!
+//! Of two equal constants it is not known how far code reads behind them, so what lies there counts as a part of them. But the linker
+//! puts texts and tables next to each other as it likes. If each of the two builds has all that follows in the other one,
+//! somewhere, then these neighbours have only changed places: had the code meant one of them, it would mean another one now,
+//! which the same constant happened to lie before. That is enough for code which has not changed; what a patch brings never
+//! rests on it.
+
+use std::sync::OnceLock;
+
+use rayon::prelude::*;
+use rustc_hash::FxHashSet;
+
+use crate::entities::{Side, text_length};
+use crate::ground::{Ground, Within};
+
+/// What constants without a name contain, in one build.
+#[derive(Debug, Default)]
+pub(crate) struct Contents<'a>(OnceLock<Known<'a>>);
+
+#[derive(Debug, Default)]
+struct Known<'a> {
+    /// Whole constants that something refers to.
+    whole: FxHashSet<&'a [u8]>,
+    /// Texts that lie behind the first one of a constant, so that nothing refers to them.
+    behind: FxHashSet<&'a [u8]>,
+}
+
+impl<'a> Side<'a> {
+    fn known(&self) -> &Known<'a> {
+        self.contents.0.get_or_init(|| {
+            let unnamed = |at: &u64| self.is_plain(*at, 1) && self.object_at(*at).is_none();
+            let literal = |at: &u64| {
+                let bytes = self.literal(*at);
+                self.is_plain(*at, bytes.len() as u64).then_some(bytes)
+            };
+            let whole: FxHashSet<&[u8]> =
+                self.borders.par_iter().filter(|at| unnamed(at)).filter_map(literal).collect();
+            let behind = whole.iter().flat_map(|bytes| texts(&bytes[text_length(bytes)..])).collect();
+            Known { whole, behind }
+        })
+    }
+
+    /// Constant data in which no word is filled by the dynamic linker.
+    fn is_plain(&self, at: u64, size: u64) -> bool {
+        let constant = self.image.section_at(at).is_some_and(|s| s.is_constant() && !s.code && !s.is_slots());
+        constant && self.image.words.range(at.saturating_sub(7)..at.saturating_add(size)).next().is_none()
+    }
+
+    /// The text at the start of a constant, and the texts behind it that nothing refers to.
+    fn text_and_rest(&self, at: u64) -> Option<(&'a [u8], &'a [u8])> {
+        let bytes = self.literal(at);
+        let length = text_length(bytes);
+        (length > 1 && self.is_plain(at, bytes.len() as u64)).then(|| bytes.split_at(length))
+    }
+}
+
+/// Texts with zeros between them.
+fn texts(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+    bytes.split(|b| *b == 0).filter(|text| !text.is_empty())
+}
+
+impl Ground<'_, '_> {
+    /// The same text begins in both builds, and what lies behind it there lies behind other texts in the other build.
+    pub(crate) fn same_text_elsewhere(&self, a: u64, n: u64) -> bool {
+        let (Some((x, rest)), Some((y, other))) = (self.old.text_and_rest(a), self.new.text_and_rest(n)) else {
+            return false;
+        };
+        let known = |side: &Side<'_>, rest| texts(rest).all(|text| side.known().behind.contains(text));
+        x == y && rest != other && known(self.new, rest) && known(self.old, other)
+    }
+
+    /// The same constant, not empty, lies at two addresses, and both builds have all constants that begin shortly behind them.
+    pub(crate) fn same_neighbours(&self, a: u64, n: u64, within: Within<'_>) -> bool {
+        let known = |here: &Side<'_>, address: u64, there: &Side<'_>| {
+            let starts = here.ahead(address).map(|found| found.0).unwrap_or_default();
+            starts.into_iter().all(|at| {
+                let bytes = here.literal(at);
+                here.is_plain(at, bytes.len() as u64) && there.known().whole.contains(bytes)
+            })
+        };
+        self.new.is_constant(n)
+            && self.new.literal(n).iter().any(|b| *b != 0)
+            && self.same(a, n, crate::code::Use::Address, within).is_ok()
+            && known(self.old, a, self.new)
+            && known(self.new, n, self.old)
+    }
+}
