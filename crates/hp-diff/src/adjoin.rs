@@ -111,10 +111,12 @@ fn apart((here, (start, end)): (&Build<'_>, (u64, u64)), there: &Build<'_>, twin
         .any(|(_, twin)| there.image.bytes(twin.wrapping_sub(length), length) != here.image.bytes(start, length))
 }
 
-/// True if something refers to `address` and means a literal.
+/// True if something refers to `address` and means a literal that may go on from another one. A table of distances does not:
+/// they count from its start.
 fn starts_literal(build: &Build<'_>, address: u64) -> bool {
     build.map.references.contains(address)
         && !build.is_table(address)
+        && !build.map.distances.contains_key(&address)
         && build.map.resolve_address(&build.image, address, Use::Access(1)) == Target::Literal
 }
 

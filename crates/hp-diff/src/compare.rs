@@ -216,13 +216,18 @@ impl<'j, 'a> Judge<'j, 'a> {
         if number {
             return (a.target == b.target).into();
         }
-        let doubtful = verdict == Verdict::Different && a.usage == Use::Address;
-        let same = doubtful
-            && (self.same_in_reach(pair, a, b)
-                || self.same_rust_constant(pair, a.target, b.target)
-                || self.same_counted_argument(pair, a, b)
-                || self.same_bounded(pair, a, b)
-                || self.same_before_leftovers(a.target, b.target));
+        let same = verdict == Verdict::Different
+            && match a.usage {
+                Use::Address => {
+                    self.same_in_reach(pair, a, b)
+                        || self.same_rust_constant(pair, a.target, b.target)
+                        || self.same_counted_argument(pair, a, b)
+                        || self.same_bounded(pair, a, b)
+                        || self.same_before_leftovers(a.target, b.target)
+                }
+                Use::Access(size) => self.same_rust_access(pair, (a, b), u64::from(size)),
+                _ => false,
+            };
         let verdict = if same { Verdict::Same } else { verdict };
         if let Some(verdict) = self.ahead(pair, a, b, verdict) {
             return verdict;
@@ -354,6 +359,13 @@ impl<'j, 'a> Judge<'j, 'a> {
     pub(crate) fn same_rust_constant(&self, pair: (FunctionId, FunctionId), a: u64, b: u64) -> bool {
         let (old, new) = (self.old, self.new);
         old.map.functions[pair.0].rust && new.map.functions[pair.1].rust && self.same_to_next(a, b)
+    }
+
+    /// What a function of Rust reads of a constant is the same, and so are the constants of Rust that this leads to.
+    fn same_rust_access(&self, pair: (FunctionId, FunctionId), (a, b): (&Site, &Site), size: u64) -> bool {
+        let rust = self.old.map.functions[pair.0].rust && self.new.map.functions[pair.1].rust;
+        let literal = |build: &Build<'_>, site: &Site| build.map.resolve(&build.image, site) == Target::Literal;
+        rust && literal(self.old, a) && literal(self.new, b) && self.same_bytes(a.target, b.target, size)
     }
 
     /// Equal texts behind which, in one of the builds at least, lie others that nothing refers to, as they do elsewhere in the

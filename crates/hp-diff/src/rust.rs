@@ -11,12 +11,18 @@ pub(crate) fn is_mangled(name: &str) -> bool {
     name.starts_with("_R") || hash(name).is_some()
 }
 
+/// The name of one instance, hash and all, without what LLVM adds to a local name that other units must see; `None` if it is no
+/// name of Rust.
+pub(crate) fn instance_name(name: &str) -> Option<&str> {
+    is_mangled(name).then(|| name.split(".llvm.").next().unwrap_or(name))
+}
+
 /// The name without what changes from build to build; `None` if it is no name of Rust.
 pub(crate) fn quiet_name(name: &str) -> Option<Cow<'_, str>> {
     if let Some(stem) = hash(name) {
         return Some(Cow::Borrowed(stem));
     }
-    let mut rest = name.strip_prefix("_R")?;
+    let mut rest = instance_name(name)?.strip_prefix("_R")?;
     let mut quiet = String::from("_R");
     while let Some(at) = rest.find("Cs") {
         quiet.push_str(&rest[..at + 1]);
@@ -35,20 +41,27 @@ pub(crate) fn quiet_name(name: &str) -> Option<Cow<'_, str>> {
 }
 
 /// Bytes of the template of a format, as `format_args!` makes it (`core::fmt::Arguments` of rustc 1.93 on), that `bytes` begin
-/// with: pieces of text, each behind its length, and places for arguments, then a zero. `None` if they are no such template.
+/// with: pieces of text, each behind its length, and places for arguments, then a zero. No piece follows another one, unless that
+/// is as long as a piece can be. `None` if they are no such template.
 pub(crate) fn format_length(bytes: &[u8]) -> Option<usize> {
     let (mut at, mut places) = (0, 0);
     let piece = |at: usize, size: usize| {
         let text = bytes.get(at..at + size).filter(|text| !text.contains(&0))?;
-        std::str::from_utf8(text).ok().map(|_| at + size)
+        std::str::from_utf8(text).ok()?;
+        let goes_on = matches!(bytes.get(at + size)?, 0 | 0xc0..) || size == usize::from(u16::MAX);
+        goes_on.then_some(at + size)
     };
     loop {
         match *bytes.get(at)? {
             0 => return (places > 0).then_some(at + 1),
             n @ 1..0x80 => at = piece(at + 1, usize::from(n))?,
             0x80 => at = piece(at + 3, usize::from(u16::from_le_bytes([*bytes.get(at + 1)?, *bytes.get(at + 2)?])))?,
-            // The low bits say what follows: flags, width, precision, index.
+            // The low bits say what follows: flags, width, precision, index. In the flags is a character that fills.
             n @ 0xc0.. => {
+                if n & 1 != 0 {
+                    let flags = bytes.get(at + 1..at + 5)?.try_into().map(u32::from_le_bytes).ok()?;
+                    char::from_u32(flags & 0x1f_ffff)?;
+                }
                 let following = [(1, 4), (2, 2), (4, 2), (8, 2)].iter().filter(|(bit, _)| n & bit != 0);
                 at += 1 + following.map(|(_, size)| size).sum::<usize>();
                 places += 1;
@@ -69,7 +82,7 @@ fn hash(name: &str) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
-    use super::{format_length, is_mangled, quiet_name};
+    use super::{format_length, instance_name, is_mangled, quiet_name};
 
     #[test]
     fn templates_of_formats_reach_to_their_end() {
@@ -79,6 +92,9 @@ mod tests {
         assert_eq!(format_length(b"\x80\x03\0abc\xc0\0"), Some(8));
         assert_eq!(format_length(b"\x03abc\0"), None, "no place for an argument");
         assert_eq!(format_length(b"text\0"), None);
+        assert_eq!(format_length(b"\x02ab\x01c\xc0\0"), None, "one piece behind another");
+        assert_eq!(format_length(b"\xc7\xff\xff\x10\x38\x0a\0\x03\0\0"), Some(10), "filled with U+10FFFF");
+        assert_eq!(format_length(&[&[0xff; 22][..], &[0]].concat()), None, "no character has this number");
         assert_eq!(format_length(b"\xc0\x05abc"), None);
     }
 
@@ -89,7 +105,10 @@ mod tests {
         assert_eq!(quiet("_ZN8main..A1b17h9224c27d57e980c9E.llvm.1").as_deref(), Some("_ZN8main..A1b"));
         assert_eq!(quiet("_RNvCs1a2B_4main4pick").as_deref(), Some("_RNvC4main4pick"));
         assert_eq!(quiet("_RINvNtCsgE_4core3fmtCs9_4main").as_deref(), Some("_RINvNtC4core3fmtC4main"));
+        assert_eq!(quiet("_RNvCs1a2B_4main4pick.llvm.7").as_deref(), Some("_RNvC4main4pick"));
         assert_eq!(quiet("_ZN3foo3barEv"), None);
+        assert_eq!(instance_name("_RNvCs1a2B_4main4pick.llvm.12"), Some("_RNvCs1a2B_4main4pick"));
+        assert_eq!(instance_name("pick.llvm.12"), None);
         assert!(!is_mangled("main") && !is_mangled("_ZN3foo3barEv") && is_mangled("_RNvCs1a2B_4main4pick"));
     }
 }

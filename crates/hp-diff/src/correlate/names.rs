@@ -101,7 +101,7 @@ fn object_names<'m>(map: &'m Map<'_>) -> impl Iterator<Item = (&'m str, usize)> 
 }
 
 fn names_of_rust<'m>(names: impl Iterator<Item = (&'m str, usize)>) -> Vec<(&'m str, usize)> {
-    names.filter(|(name, _)| rust::is_mangled(name)).collect()
+    names.filter_map(|(name, id)| Some((rust::instance_name(name)?, id))).collect()
 }
 
 fn quiet<'m>(names: &[(&'m str, usize)]) -> Vec<(Cow<'m, str>, usize)> {

@@ -6,13 +6,14 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::align::{Pair, align, misled};
-use super::tokens::{Side, Token};
+use super::tokens::{Lead, Side, Token};
 use super::{Explanation, First, Instruction, Reason, Row, RowKind, deadline};
 use crate::arch;
 use crate::build::Build;
-use crate::compare::Changes;
+use crate::compare::{Changes, Judge, Verdict};
 use crate::correlate::Correlation;
 use crate::entity::FunctionId;
+use crate::names::readable;
 use crate::source::SourceMap;
 
 /// Up to this many instructions squared a function is aligned as a whole to find its cause.
@@ -36,6 +37,7 @@ pub(crate) struct Cause {
 pub(crate) struct Causes<'c, 'a> {
     old: Side<'c, 'a>,
     new: Side<'c, 'a>,
+    judge: Judge<'c, 'a>,
     sources: (SourceMap, SourceMap),
 }
 
@@ -65,7 +67,8 @@ impl<'c, 'a> Causes<'c, 'a> {
         let now = ranges(new, &mut functions.iter().map(|p| p.1).chain(added.iter().copied()));
         let sources =
             rayon::join(|| SourceMap::read(&old.image.debug, before), || SourceMap::read(&new.image.debug, now));
-        Causes { old: Side::old(old, pairs, changes), new: Side::new(new, pairs), sources }
+        let judge = Judge::new(old, new, pairs).with_changed_constants(changes.constants.clone());
+        Causes { old: Side::old(old, pairs, changes), new: Side::new(new, pairs), judge, sources }
     }
 
     /// The causes of these pairs, in their order.
@@ -96,15 +99,29 @@ impl<'c, 'a> Causes<'c, 'a> {
 
     fn align(&self, pair: (FunctionId, FunctionId), limit: usize, deadline: Option<std::time::Instant>) -> Aligned<'a> {
         let (old, new) = (self.old.tokens(pair.0), self.new.tokens(pair.1));
-        let rows = align(&old, &new, limit, deadline);
+        let mut rows = align(&old, &new, limit, deadline);
+        for row in rows.iter_mut().filter(|row| row.kind == RowKind::Changed && same_but_for_names((&old, &new), row)) {
+            let (Some(i), Some(j)) = (row.old, row.new) else { continue };
+            if old[i].leads.iter().zip(&new[j].leads).all(|(a, b)| self.is_same(pair, a, b)) {
+                row.kind = RowKind::Same;
+            }
+        }
         let misled = misled(&rows, (&old, &new), (&self.old, &self.new), pair);
         Aligned { old, new, rows, misled }
+    }
+
+    /// Two fields lead to the same; what they lead to has not always a name that tells.
+    fn is_same(&self, pair: (FunctionId, FunctionId), a: &Lead, b: &Lead) -> bool {
+        a.key == b.key || self.judge.sites(pair, &a.site, &b.site) == Verdict::Same
     }
 
     fn cause(&self, pair: (FunctionId, FunctionId)) -> Cause {
         let size = |build: &Build<'_>, id: FunctionId| build.map.functions[id].size() as usize / 4;
         let whole = size(self.old.build, pair.0).saturating_mul(size(self.new.build, pair.1)) <= WHOLE;
-        let aligned = self.align(pair, if whole { usize::MAX } else { WINDOW }, None);
+        let mut aligned = self.align(pair, if whole { usize::MAX } else { WINDOW }, None);
+        if !whole && aligned.differing().next().is_none() {
+            aligned = self.align(pair, usize::MAX, deadline());
+        }
         let differing: Vec<&Pair> = aligned.differing().collect();
         let Some(first) = differing.first() else {
             let lands = |build: &Build<'_>, id: FunctionId| {
@@ -113,8 +130,8 @@ impl<'c, 'a> Causes<'c, 'a> {
             let landings = lands(self.old.build, pair.0) || lands(self.new.build, pair.1);
             return if landings { exceptions() } else { noise() };
         };
-        if differing.iter().all(|row| aligned.same_but_for_names(row)) {
-            return self.reference(&aligned, &differing);
+        if differing.iter().all(|row| same_but_for_names((&aligned.old, &aligned.new), row)) {
+            return self.reference(pair, &aligned, &differing);
         }
         let (inlined, row) = self.origin(&aligned, &differing);
         let (first, shown) = (self.first(&aligned, first), self.first(&aligned, row));
@@ -127,13 +144,13 @@ impl<'c, 'a> Causes<'c, 'a> {
     }
 
     /// The same instructions lead elsewhere.
-    fn reference(&self, aligned: &Aligned<'_>, differing: &[&Pair]) -> Cause {
+    fn reference(&self, pair: (FunctionId, FunctionId), aligned: &Aligned<'_>, differing: &[&Pair]) -> Cause {
         let row = differing[0];
         let first = self.first(aligned, row);
         let tokens = (row.old.map(|i| &aligned.old[i]), row.new.map(|j| &aligned.new[j]));
         let (Some(x), Some(y)) = tokens else { return noise() };
         let mut leads = x.leads.iter().zip(&y.leads);
-        let Some((a, b)) = leads.find(|(a, b)| a.key != b.key) else {
+        let Some((a, b)) = leads.find(|(a, b)| !self.is_same(pair, a, b)) else {
             let words = format!("own code {}: it jumps elsewhere", place_in_words(&first));
             return Cause { reason: Reason::OwnCode, words, inlined: None, first };
         };
@@ -190,12 +207,13 @@ impl Aligned<'_> {
         let misled = if plain.is_empty() { self.misled.as_slice() } else { &[] };
         plain.into_iter().chain(misled.iter().map(|n| &self.rows[*n]))
     }
+}
 
-    fn same_but_for_names(&self, row: &Pair) -> bool {
-        let (Some(i), Some(j)) = (row.old, row.new) else { return false };
-        let (a, b) = (&self.old[i], &self.new[j]);
-        a.masked == b.masked && a.leads.len() == b.leads.len()
-    }
+/// The same instruction, which may lead elsewhere.
+fn same_but_for_names((old, new): (&[Token<'_>], &[Token<'_>]), row: &Pair) -> bool {
+    let (Some(i), Some(j)) = (row.old, row.new) else { return false };
+    let (a, b) = (&old[i], &new[j]);
+    a.masked == b.masked && a.leads.len() == b.leads.len()
 }
 
 /// No instruction differs, but what the function does with exceptions.
@@ -238,8 +256,10 @@ pub(super) fn instruction(token: &Token<'_>, source: &SourceMap) -> Instruction 
     }
 }
 
+/// With readable names, which is what makes the most of the room.
 fn clip(text: &str) -> String {
-    if text.chars().count() <= SHORT { text.to_owned() } else { text.chars().take(SHORT - 1).chain(['…']).collect() }
+    let text = readable(text);
+    if text.chars().count() <= SHORT { text } else { text.chars().take(SHORT - 1).chain(['…']).collect() }
 }
 
 /// `at cold part +0x31 (file.c:12)`.

@@ -29,7 +29,9 @@ impl Payload<'_, '_> {
         if let Some(known) = self.literal_symbols.get(&(ahead.start, AHEAD)) {
             return Ok(Some((*known, offset)));
         }
-        let end = ahead.parts.last().map_or(ahead.end, |part| part.1);
+        // Who reads the copy without knowing whose it is takes a text to its terminator.
+        let ends = ahead.parts.iter().map(|part| part.1.max(new.map.literal_span(&new.image, part.0).1));
+        let end = ends.max().unwrap_or(ahead.end);
         let bytes = |start: u64, end: u64| new.image.bytes(start, end - start).unwrap_or_default();
         for part in &ahead.parts {
             self.check_copyable(Some(id), part.0, bytes(part.0, part.1))?;
