@@ -285,7 +285,9 @@ impl Side<'_> {
                 continue;
             }
             let span = self.literal_span(at).max(1);
-            if !self.is_label_table(at) && self.is_filled(at, span) {
+            // Code has the start of a table of distances, since it adds that to what it reads.
+            let table = self.is_label_table(at) || self.tables.contains(&at);
+            if !table && self.is_filled(at, span) {
                 starts.extend(Some(at).filter(|at| *at > address));
                 last = at + self.literal(at).len() as u64;
             }

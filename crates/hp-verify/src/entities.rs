@@ -308,6 +308,8 @@ impl Side<'_> {
 /// What one function refers to, and where its instructions begin.
 #[derive(Debug, Default)]
 pub(crate) struct Family {
+    /// The range that enters it.
+    pub(crate) entry: usize,
     /// Every instruction's address.
     pub(crate) starts: FxHashSet<u64>,
     /// Data that it refers to.
@@ -318,7 +320,7 @@ pub(crate) struct Family {
 
 impl Family {
     pub(crate) fn of(side: &Side<'_>, range: usize) -> Family {
-        let mut family = Family::default();
+        let mut family = Family { entry: side.ranges[range].parent, ..Family::default() };
         for part in side.family(range) {
             let base = side.ranges[*part].address;
             for (at, step) in side.steps(*part) {

@@ -5,8 +5,9 @@
 //! a [`Doubt`]: either a plain no, or "if these two were a pair", which only a unanimous vote can settle.
 
 use rayon::prelude::*;
-use rustc_hash::FxHashSet;
+use rustc_hash::{FxHashMap, FxHashSet};
 
+use crate::alike;
 use crate::code::{Field, Use};
 use crate::entities::{DataObject, Family, Side};
 use crate::image::{Image, SymbolType, Word};
@@ -50,6 +51,11 @@ pub(crate) struct Within<'w> {
 }
 
 impl<'w> Within<'w> {
+    /// The reference is in these two functions.
+    fn are(&self, (f, g): (usize, usize)) -> bool {
+        self.old.is_some_and(|old| old.entry == f) && self.new.is_some_and(|new| new.entry == g)
+    }
+
     /// Nothing is known of who refers.
     pub(crate) fn data(patch: bool) -> Within<'w> {
         Within { patch, ..Within::default() }
@@ -71,10 +77,14 @@ pub(crate) struct Ground<'g, 'a> {
     pub(crate) pairs: Pairs,
     /// Old and new functions that do the same without being a pair.
     pub(crate) copies: FxHashSet<(usize, usize)>,
+    /// Copies in the new build that do the same have the same number.
+    alike: FxHashMap<usize, usize>,
     /// Ordered by address.
     pub(crate) replaced: Vec<Replaced>,
     /// Named constants (old side) whose content is another one in the new build.
     changed: FxHashSet<usize>,
+    /// Old functions that agree with their twin in everything: they have nothing to vote on.
+    pub(crate) silent: FxHashSet<usize>,
     /// New objects that debug information knows as a static local of a function.
     pub(crate) identified: FxHashSet<usize>,
 }
@@ -84,13 +94,16 @@ const DEPTH: usize = 24;
 
 impl<'g, 'a> Ground<'g, 'a> {
     pub(crate) fn new(old: &'g Side<'a>, new: &'g Side<'a>, replaced: Vec<Replaced>) -> Ground<'g, 'a> {
+        let pairs = Pairs::by_name(old, new);
         Ground {
             old,
             new,
-            pairs: Pairs::by_name(old, new),
             copies: FxHashSet::default(),
+            alike: alike::classes(new, &pairs.several.1),
+            pairs,
             replaced,
             changed: FxHashSet::default(),
+            silent: FxHashSet::default(),
             identified: FxHashSet::default(),
         }
     }
@@ -155,7 +168,7 @@ impl<'g, 'a> Ground<'g, 'a> {
             return Ok(Kind::Marker);
         }
         if let Some(at) = self.new.range_at(n) {
-            return self.same_code(a, at);
+            return self.same_code(a, at, within);
         }
         if within.startup && self.same_optional_import(a, n) {
             return Ok(Kind::Import);
@@ -235,7 +248,12 @@ impl<'g, 'a> Ground<'g, 'a> {
         data(self.old, a).is_some_and(|x| data(self.new, n) == Some(x))
     }
 
-    fn same_code(&self, a: u64, (g, offset): (usize, u64)) -> Answer {
+    /// Two functions of the new build are one, or copies that do the same.
+    pub(crate) fn are_alike(&self, g: usize, other: usize) -> bool {
+        g == other || self.alike.get(&g).is_some_and(|class| self.alike.get(&other) == Some(class))
+    }
+
+    fn same_code(&self, a: u64, (g, offset): (usize, u64), within: Within<'_>) -> Answer {
         let name = self.new.ranges[g].name();
         let Some((f, there)) = self.old.range_at(a) else {
             return Doubt::no(format!("{a:#x} of the base is no function, the new build has {name} there"));
@@ -245,15 +263,21 @@ impl<'g, 'a> Ground<'g, 'a> {
             return Doubt::no(format!("leads to {old_name}+{there:#x} of the base instead of {name}+{offset:#x}"));
         }
         let entry = offset == 0 && self.new.ranges[g].parent == g;
-        if let Some(replaced) = self.replaced_at(a)
+        let replaced = self.replaced_at(a);
+        if let Some(replaced) = replaced
             && !(entry && replaced.entry && replaced.start == a)
         {
             return Doubt::no(format!("leads into the old code of {old_name}, which is replaced"));
         }
         match (self.pairs.ranges.new_of(f), self.pairs.ranges.old_of(g)) {
-            (Some(pair), _) if pair == g => Ok(if entry { Kind::Function } else { Kind::Label }),
+            (Some(pair), _) if pair == g || entry && self.are_alike(pair, g) => {
+                Ok(if entry { Kind::Function } else { Kind::Label })
+            }
             _ if entry && self.copies.contains(&(f, g)) => Ok(Kind::Function),
-            (None, None) => Err(Doubt::Ranges(f, g)),
+            _ if !entry && !within.patch && within.are((self.old.ranges[f].parent, self.new.ranges[g].parent)) => {
+                Ok(Kind::Label)
+            }
+            (None, None) if self.pairs.may_pair(f, g, replaced.is_some()) => Err(Doubt::Ranges(f, g)),
             _ => Doubt::no(format!("leads to {old_name} of the base instead of {name}")),
         }
     }

@@ -18,6 +18,8 @@ pub(crate) struct Section<'a> {
     pub(crate) name: &'a str,
     pub(crate) address: u64,
     pub(crate) size: u64,
+    /// In bytes: no more can be relied on for what lies in it.
+    pub(crate) align: u64,
     /// Empty for `SHT_NOBITS`.
     pub(crate) data: &'a [u8],
     pub(crate) code: bool,
@@ -312,6 +314,7 @@ fn sections<'a>(elf: &ElfFile64<'a, Endianness>) -> object::Result<Vec<Section<'
             continue;
         }
         sections.push(Section {
+            align: section.align().max(1),
             name: section.name()?,
             address: section.address(),
             size: section.size(),

@@ -10,7 +10,8 @@
 //!    reads it, and means the same place in every layout of memory.
 //! 2. From the replaced functions on, every function that the patch brings is walked beside its twin in the new build,
 //!    instruction by instruction: the same bytes, but for fields that lead somewhere; and each of these reaches the same
-//!    entity. Functions and variables are the same by name (in the file, for local ones), by the owner that debug
+//!    entity. Of functions of Rust that occur several times, any does that has the same code and leads to the same. Functions and
+//!    variables are the same by name (in the file, for local ones), by the owner that debug
 //!    information gives a static local, or by the unanimous references of all functions that are otherwise
 //!    equal; imports, slots and stubs by the symbol and version behind them; texts, numbers, tables and other constants
 //!    by content, each entry of a jump table and each pointer followed. Only where the new build has the address of a thing
@@ -35,8 +36,10 @@
 #![forbid(unsafe_code)]
 
 mod ahead;
+mod alike;
 mod asks;
 mod bounded;
+mod choice;
 mod code;
 mod copies;
 mod counted;
@@ -146,7 +149,7 @@ pub fn verify(patch: &Patch, old: &Build<'_>, new: &Build<'_>, scope: Scope) -> 
     if !found.is_empty() {
         // Names alone do not prove it: everything that can be known is asked.
         let statics = rayon::join(|| Statics::read(old), || Statics::read(new));
-        ground.settle((&statics.0, &statics.1));
+        ground.settle((&statics.0, &statics.1), &|ground, guess| ground.choose(patch, &layouts[0], guess));
         (proof, found) = judge(&ground);
     }
     proof.thunks = records.thunks.len();

@@ -1,15 +1,16 @@
 //! Which entity of the old build is which of the new one, by name.
 //!
 //! A name counts in its scope (the source file of a local symbol), and only where it occurs once on each side.
-//! Names of Rust say by themselves whose they are; they count without what follows the version of their crate.
-//! The numbers that compilers give to clones (`f.constprop.1`) say nothing and are put aside in a second round; a
+//! Names of Rust say by themselves whose they are; they count without a file, and then without what follows the version of their crate.
+//! A function of Rust of which a build has several copies under one name has no twin: [`copies`](crate::copies) says what of them is
+//! the same. The numbers that compilers give to clones (`f.constprop.1`) say nothing and are put aside in a second round; a
 //! static local (`count.2`) has no name that counts, and neither has anything in a stripped build: those are left to
 //! [`votes`](crate::votes).
 
 use std::borrow::Cow;
 use std::hash::Hash;
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::entities::{Side, cold_stem};
 use crate::rust;
@@ -91,20 +92,33 @@ pub(crate) struct Pairs {
     pub(crate) objects: OneToOne,
     /// Places in data without a symbol: old address to new address.
     pub(crate) data: FxHashMap<u64, u64>,
+    /// Old and new functions that share their name with another one of their build.
+    pub(crate) several: (FxHashSet<usize>, FxHashSet<usize>),
 }
 
 impl Pairs {
     /// The pairs that names prove.
     pub(crate) fn by_name(old: &Side<'_>, new: &Side<'_>) -> Pairs {
-        let mut pairs = Pairs::default();
+        let mut pairs = Pairs { several: several(old, new), ..Pairs::default() };
         pairs.join_by_name(old, new);
         pairs
     }
 
+    /// True if two functions may be a pair: not if one of them is one of several copies, unless both are, and the old one is
+    /// replaced.
+    pub(crate) fn may_pair(&self, old: usize, new: usize, replaced: bool) -> bool {
+        match (self.several.0.contains(&old), self.several.1.contains(&new)) {
+            (true, true) => replaced,
+            (one, other) => !one && !other,
+        }
+    }
+
     pub(crate) fn join_by_name(&mut self, old: &Side<'_>, new: &Side<'_>) {
-        self.ranges.join_by(range_names(old), range_names(new));
-        self.ranges.join_by(quiet_names(old), quiet_names(new));
-        self.ranges.join_by(rust_ranges(old), rust_ranges(new));
+        let (before, now) = &self.several;
+        self.ranges.join_by(single(range_names(old), before), single(range_names(new), now));
+        self.ranges.join_by(single(quiet_names(old), before), single(quiet_names(new), now));
+        self.ranges.join_by(single(rust_instances(old), before), single(rust_instances(new), now));
+        self.ranges.join_by(single(rust_ranges(old), before), single(rust_ranges(new), now));
         self.join_parts(old, new);
         self.objects.join_by(object_names(old), object_names(new));
         self.objects.join_by(rust_objects(old), rust_objects(new));
@@ -121,6 +135,38 @@ impl Pairs {
     }
 }
 
+/// The functions of Rust that occur several times under one name in one of the builds and at least once in the other; and those
+/// that share another name with one of these, as functions do that the compiler has merged.
+fn several(old: &Side<'_>, new: &Side<'_>) -> (FxHashSet<usize>, FxHashSet<usize>) {
+    let mut names: FxHashMap<&str, (Vec<usize>, Vec<usize>)> = FxHashMap::default();
+    for (name, f) in rust_instances(old).filter(|(_, f)| old.ranges[*f].parent == *f) {
+        names.entry(name).or_default().0.push(f);
+    }
+    for (name, g) in rust_instances(new).filter(|(_, g)| new.ranges[*g].parent == *g) {
+        names.entry(name).or_default().1.push(g);
+    }
+    names.retain(|_, (f, g)| !f.is_empty() && !g.is_empty());
+    let (mut before, mut now) = (FxHashSet::default(), FxHashSet::default());
+    let mut found = true;
+    while std::mem::take(&mut found) {
+        names.retain(|_, (f, g)| {
+            let any = f.iter().any(|f| before.contains(f)) || g.iter().any(|g| now.contains(g));
+            let joins = any || f.len() + g.len() > 2;
+            if joins {
+                before.extend(f.iter().copied());
+                now.extend(g.iter().copied());
+            }
+            found |= joins;
+            !joins
+        });
+    }
+    (before, now)
+}
+
+fn single<K>(names: impl Iterator<Item = (K, usize)>, several: &FxHashSet<usize>) -> impl Iterator<Item = (K, usize)> {
+    names.filter(|(_, i)| !several.contains(i))
+}
+
 fn range_names<'s>(side: &'s Side<'_>) -> impl Iterator<Item = ((&'s str, &'s str), usize)> {
     side.ranges.iter().enumerate().flat_map(|(i, r)| r.names.iter().map(move |n| ((r.file, *n), i)))
 }
@@ -128,6 +174,11 @@ fn range_names<'s>(side: &'s Side<'_>) -> impl Iterator<Item = ((&'s str, &'s st
 fn quiet_names<'s>(side: &'s Side<'_>) -> impl Iterator<Item = ((&'s str, &'s str), usize)> {
     let entries = side.ranges.iter().enumerate().filter(|(_, r)| !r.unnamed && cold_stem(r.name()).is_none());
     entries.map(|(i, r)| ((r.file, quiet(r.name())), i))
+}
+
+fn rust_instances<'s>(side: &'s Side<'_>) -> impl Iterator<Item = (&'s str, usize)> {
+    let entries = side.ranges.iter().enumerate().filter(|(_, r)| !r.unnamed && cold_stem(r.name()).is_none());
+    entries.flat_map(|(i, r)| r.names.iter().filter_map(move |n| Some((rust::instance(n)?, i))))
 }
 
 fn rust_ranges<'s>(side: &'s Side<'_>) -> impl Iterator<Item = (Cow<'s, str>, usize)> {

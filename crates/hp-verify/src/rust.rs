@@ -12,12 +12,17 @@ pub(crate) fn is_name(name: &str) -> bool {
     without_hash(name).is_some() || name.starts_with("_R")
 }
 
+/// The name of one instance of a function or variable, hash and all: without what LLVM adds when it takes it out of its file.
+pub(crate) fn instance(name: &str) -> Option<&str> {
+    is_name(name).then(|| name.find(".llvm.").map_or(name, |at| &name[..at]))
+}
+
 /// The name without what follows the version of the crate; `None` if it is no name of Rust.
 pub(crate) fn unversioned(name: &str) -> Option<Cow<'_, str>> {
     if let Some(stem) = without_hash(name) {
         return Some(stem.into());
     }
-    let mut pieces = name.strip_prefix("_R")?.split("Cs");
+    let mut pieces = instance(name)?.strip_prefix("_R")?.split("Cs");
     let mut found = format!("_R{}", pieces.next()?);
     for piece in pieces {
         found.push('C');
@@ -47,6 +52,9 @@ mod tests {
         assert_eq!(plain("_ZN4main4pick17h9224c27d57e980c9E.llvm.123").as_deref(), Some("_ZN4main4pick"));
         assert_eq!(plain("_RINvNtCsgE_4core3fmtCs9_4main").as_deref(), Some("_RINvNtC4core3fmtC4main"));
         assert_eq!(plain("_ZN3foo3barEv"), None);
+        assert_eq!(instance("_ZN1a1b17h9224c27d57e980c9E.llvm.123"), Some("_ZN1a1b17h9224c27d57e980c9E"));
+        assert_eq!(plain("_RNvCs1a2B_4main4pick.llvm.7").as_deref(), Some("_RNvC4main4pick"));
+        assert_eq!(instance("main.llvm.123"), None);
         assert!(is_name("_RNvCs1a2B_4main4pick") && !is_name("main"));
     }
 }

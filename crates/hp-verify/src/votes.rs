@@ -39,16 +39,27 @@ impl Ground<'_, '_> {
         undecided: &mut dyn FnMut(Doubt) -> bool,
         differs: &mut dyn FnMut(Difference) -> bool,
     ) {
+        let families = (Family::of(self.old, f), Family::of(self.new, g));
+        self.compare_known((f, g), (&families.0, &families.1), undecided, differs);
+    }
+
+    /// The same, where it is known what they refer to.
+    pub(crate) fn compare_known(
+        &self,
+        (f, g): (usize, usize),
+        (old, new): (&Family, &Family),
+        undecided: &mut dyn FnMut(Doubt) -> bool,
+        differs: &mut dyn FnMut(Difference) -> bool,
+    ) {
         let (parts, twins) = (self.old.family(f), self.new.family(g));
         let start = self.new.ranges[g].address;
         if parts.len() != twins.len() {
             differs(Difference { at: start, what: "it is divided into other parts".into(), immediate: false });
             return;
         }
-        let families = (Family::of(self.old, f), Family::of(self.new, g));
         let startup = self.new.ranges[g].file == "crtstuff.c";
         let rust = rust::is_name(self.old.ranges[f].name()) && rust::is_name(self.new.ranges[g].name());
-        let within = Within { old: Some(&families.0), new: Some(&families.1), patch: false, startup, rust };
+        let within = Within { old: Some(old), new: Some(new), patch: false, startup, rust };
         for (part, twin) in parts.iter().zip(twins) {
             if !self.compare_ranges((*part, *twin), within, undecided, differs) {
                 return;
@@ -162,8 +173,9 @@ impl Ground<'_, '_> {
         }
     }
 
-    /// Pairs all that names do not.
-    pub(crate) fn settle(&mut self, statics: (&Statics, &Statics)) {
+    /// Pairs all that names do not. `choose` says of copies that are replaced what they become: where the patch leaves no choice, or
+    /// what it may be.
+    pub(crate) fn settle(&mut self, statics: (&Statics, &Statics), choose: &dyn Fn(&mut Self, bool)) {
         self.join_statics(statics);
         while self.vote() {}
         if self.old.ranges.iter().any(|r| r.unnamed) {
@@ -174,8 +186,22 @@ impl Ground<'_, '_> {
         self.join_rust_by_content();
         self.join_lone_statics(statics);
         while self.vote() {}
-        self.compare_constants();
-        self.find_copies();
+        let mut guess = false;
+        loop {
+            self.compare_constants();
+            self.find_copies();
+            if self.pairs.several.0.is_empty() {
+                return;
+            }
+            // What calls copies is the same once these are.
+            let before = self.pairs.ranges.len();
+            choose(self, guess);
+            let any = self.vote() || self.pairs.ranges.len() > before;
+            if !any && guess {
+                return;
+            }
+            guess = !any;
+        }
     }
 
     fn join_statics(&mut self, statics: (&Statics, &Statics)) {
@@ -233,9 +259,10 @@ impl Ground<'_, '_> {
     /// One round; true if it paired anything.
     fn vote(&mut self) -> bool {
         self.compare_constants();
-        let entries: Vec<(usize, usize)> =
-            self.pairs.ranges.iter().filter(|(f, _)| self.old.ranges[*f].parent == *f).collect();
-        let votes: Vec<Vec<Doubt>> = entries
+        let open = |(f, _): &(usize, usize)| self.old.ranges[*f].parent == *f && !self.silent.contains(f);
+        let entries: Vec<(usize, usize)> = self.pairs.ranges.iter().filter(open).collect();
+        // `None` of those that differ.
+        let votes: Vec<Option<Vec<Doubt>>> = entries
             .par_iter()
             .map(|pair| {
                 let (mut votes, mut differs) = (Vec::new(), false);
@@ -247,11 +274,13 @@ impl Ground<'_, '_> {
                     differs = true;
                     false
                 });
-                if differs { Vec::new() } else { votes }
+                (!differs).then_some(votes)
             })
             .collect();
+        let agree = entries.iter().zip(&votes).filter(|(_, votes)| votes.as_ref().is_some_and(Vec::is_empty));
+        self.silent.extend(agree.map(|((f, _), _)| *f));
         let (mut objects, mut ranges, mut data) = (Ballot::default(), Ballot::default(), Ballot::default());
-        for doubt in votes.into_iter().flatten() {
+        for doubt in votes.into_iter().flatten().flatten() {
             match doubt {
                 Doubt::Objects(o, p) => objects.cast(o, p),
                 Doubt::Ranges(f, g) => ranges.cast(f, g),
@@ -283,8 +312,9 @@ impl Ground<'_, '_> {
             });
             named.collect::<Vec<_>>()
         };
-        let old = keys(self.old, &|i| self.pairs.ranges.new_of(i).is_none());
-        let new = keys(self.new, &|i| self.pairs.ranges.old_of(i).is_none());
+        let several = &self.pairs.several;
+        let old = keys(self.old, &|i| self.pairs.ranges.new_of(i).is_none() && !several.0.contains(&i));
+        let new = keys(self.new, &|i| self.pairs.ranges.old_of(i).is_none() && !several.1.contains(&i));
         self.pairs.ranges.join_by(old.into_iter(), new.into_iter());
         while self.vote() {}
     }

@@ -152,13 +152,13 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
     fn join_code(&mut self, start: u64, range: usize) -> Result<(), Doubt> {
         let twin = &self.ground.new.ranges[range];
         if let Some(known) = self.code.get(&start) {
-            if known.range == range {
+            if self.ground.are_alike(known.range, range) {
                 return Ok(());
             }
             let other = self.ground.new.ranges[known.range].name();
             return Doubt::no(format!(".text+{start:#x} cannot be both {other} and {}", twin.name()));
         }
-        if let Some(at) = self.offsets.get(&range) {
+        if let Some(at) = self.offsets.get(&range).filter(|_| !self.ground.pairs.several.1.contains(&range)) {
             return Doubt::no(format!("{} is in the patch twice, at .text+{at:#x} and +{start:#x}", twin.name()));
         }
         let size = twin.bytes.len() as u64;
@@ -386,7 +386,8 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
         let offset = u64::try_from(offset).map_err(|_| Doubt::No("leads before the code of the patch".into()))?;
         let entry = inside == 0 && new.ranges[range].parent == range;
         if let Some((start, twin)) = self.twin_at(offset) {
-            if (twin.range, offset - start) != (range, inside) {
+            let same = twin.range == range || entry && self.ground.are_alike(twin.range, range);
+            if !same || offset - start != inside {
                 let other = new.ranges[twin.range].name();
                 return Doubt::no(format!(
                     "leads to {other}+{:#x} of the patch instead of {name}+{inside:#x}",
@@ -397,7 +398,8 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
             let start = offset.checked_sub(inside);
             self.join_code(start.ok_or_else(|| Doubt::No("leads before the code of the patch".into()))?, range)?;
         }
-        if entry && usage != Use::Branch && self.ground.pairs.ranges.old_of(range).is_some() {
+        let keeps_address = !self.ground.pairs.several.1.contains(&range);
+        if entry && usage != Use::Branch && keeps_address && self.ground.pairs.ranges.old_of(range).is_some() {
             return Doubt::no(format!("makes an address of the new {name}; pointers must keep the base's"));
         }
         Ok(if entry { Kind::Function } else { Kind::Label })
@@ -534,7 +536,8 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
 
     /// The payload keeps the alignment that data has in the new build, as far as code may rely on it.
     fn is_aligned(&self, kind: SectionKind, offset: u64, start: u64, most: u64) -> bool {
-        let needed = (1u64 << start.trailing_zeros().min(6)).min(most);
+        let promised = self.ground.new.image.section_at(start).map_or(64, |s| s.align);
+        let needed = (1u64 << start.trailing_zeros().min(6)).min(most).min(promised);
         let section = self.patch.section(kind).map_or(1, |s| s.align);
         section >= needed && offset.is_multiple_of(needed)
     }

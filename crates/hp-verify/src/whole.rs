@@ -1,7 +1,8 @@
 //! Is anything left out? Every function of the base that is not replaced must be the same in the new build, or be
-//! listed in the manifest with a reason that holds.
+//! listed in the manifest with a reason that holds. Of copies of one function of Rust that are not replaced, nothing that is left
+//! leads to one that the new build has no equal of.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use hp_pack::manifest::Manifest;
 use rayon::prelude::*;
@@ -56,7 +57,8 @@ impl Walk<'_, '_, '_> {
             }
         };
         let verdicts: Vec<Verdict> = kept.par_iter().map(judge).collect();
-        let mut unchanged = 0;
+        let copies: BTreeSet<usize> = ground.copies.iter().map(|(f, _)| *f).collect();
+        let mut unchanged = copies.iter().filter(|f| ground.pairs.ranges.new_of(**f).is_none()).count();
         for verdict in verdicts {
             match verdict {
                 Verdict::Same => unchanged += 1,

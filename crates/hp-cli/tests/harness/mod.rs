@@ -107,7 +107,7 @@ fn diff(case: &Case, old: &Path, new: &Path, patch: &Path) -> Result<(), String>
     }
     same("error-level findings", &[], &errors, &done.story())?;
     for (kind, expected) in [("changed", &case.changed), ("added", &case.added), ("removed", &case.removed)] {
-        let names = texts(&report["changes"], "name", |c| c["kind"] == kind);
+        let names = plain(texts(&report["changes"], "name", |c| c["kind"] == kind));
         same(&format!("functions reported as {kind}"), expected, &names, &done.story())?;
     }
     Ok(())
@@ -121,6 +121,16 @@ fn texts(array: &Value, field: &str, keep: impl Fn(&Value) -> bool) -> Vec<Strin
     texts.sort();
     texts.dedup();
     texts
+}
+
+/// Names of Rust as paths: no directive can know their hashes.
+fn plain(names: Vec<String>) -> Vec<String> {
+    let rust = |name: &String| name.starts_with("_R") || name.starts_with("_ZN") && name.contains("17h");
+    let mut names: Vec<String> =
+        names.into_iter().map(|name| if rust(&name) { hp_diff::readable(&name) } else { name }).collect();
+    names.sort();
+    names.dedup();
+    names
 }
 
 fn same(what: &str, expected: &[String], got: &[String], story: &str) -> Result<(), String> {
@@ -218,7 +228,7 @@ fn listed(case: &Case, targets: &[Target]) -> Result<(), String> {
         if patch["active"] != true || patch["damage"].as_array().is_none_or(|damage| !damage.is_empty()) {
             return Err(format!("hp status does not show a patch in effect, undamaged\n{}", done.story()));
         }
-        let names = texts(&patch["functions"], "name", |_| true);
+        let names = plain(texts(&patch["functions"], "name", |_| true));
         same("functions that hp status lists", &case.changed, &names, &done.story())?;
     }
     Ok(())
