@@ -731,17 +731,25 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
         }
     }
 
-    /// Constants that lie directly behind another one came along because they may be a part of it.
+    /// Constants that lie directly behind another one came along because they may be a part of it. What has another content than
+    /// is behind that in the new build lies there by chance, and something that is yet to be walked leads to it.
     fn adjoin(&mut self) -> bool {
-        let mut more = Vec::new();
+        let (mut more, mut others) = (Vec::new(), Vec::new());
         for (symbol, starts) in &self.data {
             let found = &self.patch.symbols[*symbol as usize];
-            if matches!(found.place, SymbolPlace::Payload(SectionKind::Rodata | SectionKind::DataRelRo))
+            if let SymbolPlace::Payload(kind @ (SectionKind::Rodata | SectionKind::DataRelRo)) = found.place
                 && let Some(next) = self.behind(*symbol)
                 && !self.data.contains_key(&next)
             {
-                more.extend(starts.iter().map(|start| (next, start + found.size)));
+                let all = starts.iter().map(|start| (next, start + found.size));
+                let (fitting, rest): (Vec<_>, Vec<_>) =
+                    all.partition(|(_, start)| self.is_plausible(next, kind, *start));
+                more.extend(fitting);
+                others.extend(rest);
             }
+        }
+        if more.is_empty() {
+            more = others;
         }
         let any = !more.is_empty();
         for (symbol, start) in more {
