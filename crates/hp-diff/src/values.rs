@@ -83,6 +83,9 @@ pub(crate) fn changed_values(
         let changed: Vec<String> = changed.collect();
         let (was, is) = (releases(old, &known), releases(new, &now));
         let mut was: BTreeSet<Place> = was.into_keys().collect();
+        // In Rust the type says who releases, and types are compared: only where that is done moves from function to function.
+        let rust = old.map.functions[f].rust && new.map.functions[g].rust;
+        let is = if rust { BTreeMap::new() } else { is };
         if is.keys().any(|place| !was.contains(place)) {
             for callee in inlined(&search, pairs, (f, g)) {
                 was.extend(of_callee(callee));

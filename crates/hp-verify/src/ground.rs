@@ -585,6 +585,22 @@ impl<'g, 'a> Ground<'g, 'a> {
         size > 0 && size == room.0.min(room.1) && constant && text.is_some() && self.old.image.bytes(a, size) == text
     }
 
+    /// Two constants of Rust that may be `core::panic::Location`s (address and length of a file's name, line, column), and differ
+    /// in nothing but line and column.
+    pub(crate) fn same_but_for_line(&self, a: u64, n: u64, within: Within<'_>) -> bool {
+        let word = |side: &Side<'a>, at: u64| match side.image.words.get(&at) {
+            Some(Word::Address(to)) if side.image.words.range(at + 1..at + 24).next().is_none() => Some(*to),
+            _ => None,
+        };
+        let length = self.new.image.u64_at(n + 8);
+        let constant = within.rust && self.old.is_constant(a) && self.new.is_constant(n);
+        let (Some(x), Some(y), Some(size)) = (word(self.old, a), word(self.new, n), length.filter(|_| constant)) else {
+            return false;
+        };
+        let inside = self.new.image.bytes(n, 24).is_some() && self.old.image.bytes(a, 24).is_some();
+        inside && self.old.image.u64_at(a + 8) == length && size > 0 && self.same_bytes_at(x, y, (0, size as i64))
+    }
+
     /// The same constant bytes, from `start` to `end` by how far they lie from two addresses; no pointers.
     pub(crate) fn same_bytes_at(&self, a: u64, n: u64, (start, end): (i64, i64)) -> bool {
         let bytes = |side: &Side<'a>, at: u64| {

@@ -10,6 +10,7 @@ use object::read::elf::{ElfFile64, FileHeader, ProgramHeader, Rela, SectionHeade
 use object::{Endianness, Object, ObjectSection, SectionFlags, elf};
 
 use crate::code;
+use crate::rust;
 use crate::{Build, Error};
 
 /// A loaded section.
@@ -357,7 +358,7 @@ fn symbols<'a>(elf: &ElfFile64<'a, Endianness>, full: bool) -> object::Result<Ve
         let name = std::str::from_utf8(table.symbol_name(endian, symbol)?).unwrap_or_default();
         let kind = match symbol.st_type() {
             elf::STT_FILE => {
-                file = name;
+                file = rust::scope(name);
                 continue;
             }
             elf::STT_SECTION => continue,

@@ -17,6 +17,16 @@ pub(crate) fn instance(name: &str) -> Option<&str> {
     is_name(name).then(|| name.find(".llvm.").map_or(name, |at| &name[..at]))
 }
 
+/// What a source file's name says of where a local symbol belongs: of a codegen unit of rustc, `demo.e5f594449933ed36-cgu.3`, the
+/// crate.
+pub(crate) fn scope(file: &str) -> &str {
+    let Some((unit, number)) = file.split_once("-cgu.") else { return file };
+    match unit.rfind('.') {
+        Some(dot) if number.bytes().all(|b| b.is_ascii_digit()) => &unit[..dot],
+        _ => file,
+    }
+}
+
 /// The name without what follows the version of the crate; `None` if it is no name of Rust.
 pub(crate) fn unversioned(name: &str) -> Option<Cow<'_, str>> {
     if let Some(stem) = without_hash(name) {
@@ -54,6 +64,7 @@ mod tests {
         assert_eq!(plain("_ZN3foo3barEv"), None);
         assert_eq!(instance("_ZN1a1b17h9224c27d57e980c9E.llvm.123"), Some("_ZN1a1b17h9224c27d57e980c9E"));
         assert_eq!(plain("_RNvCs1a2B_4main4pick.llvm.7").as_deref(), Some("_RNvC4main4pick"));
+        assert_eq!((scope("demo.e5f594449933ed36-cgu.3"), scope("main.c")), ("demo", "main.c"));
         assert_eq!(instance("main.llvm.123"), None);
         assert!(is_name("_RNvCs1a2B_4main4pick") && !is_name("main"));
     }

@@ -26,7 +26,7 @@ use crate::statics::Statics;
 pub(crate) struct Difference {
     pub(crate) at: u64,
     pub(crate) what: String,
-    /// Only the number that an instruction has as an immediate operand.
+    /// Only the number that an instruction has as an immediate operand, or line and column of a place in a source of Rust.
     pub(crate) immediate: bool,
 }
 
@@ -131,7 +131,8 @@ impl Ground<'_, '_> {
                         if new.usage == Use::Address
                             && (counted() || bounded() || self.same_text_elsewhere(old.target, new.target)) => {}
                     Err(Doubt::No(what)) => {
-                        if !differs(Difference { at: here, what, immediate: !new.relative }) {
+                        let immediate = !new.relative || self.same_but_for_line(old.target, new.target, within);
+                        if !differs(Difference { at: here, what, immediate }) {
                             return false;
                         }
                     }

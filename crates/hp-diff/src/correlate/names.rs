@@ -35,8 +35,8 @@ impl<'m> Names<'m> {
         let functions_of_rust = (names_of_rust(function_names(&old.map)), names_of_rust(function_names(&new.map)));
         let objects_of_rust = (names_of_rust(object_names(&old.map)), names_of_rust(object_names(&new.map)));
         Names {
-            quiet_rust_functions: quiet(&functions_of_rust),
-            quiet_rust_objects: quiet(&objects_of_rust),
+            quiet_rust_functions: quiet(&functions_of_rust.0, &functions_of_rust.1),
+            quiet_rust_objects: quiet(&objects_of_rust.0, &objects_of_rust.1),
             rust_functions: Both(functions_of_rust.0, functions_of_rust.1),
             rust_objects: Both(objects_of_rust.0, objects_of_rust.1),
             functions: Both(functions(&old.map), functions(&new.map)),
@@ -105,7 +105,7 @@ fn names_of_rust<'m>(names: impl Iterator<Item = (&'m str, usize)>) -> Vec<(&'m 
 }
 
 /// Names without hashes, of what the other build has not under its whole name: that is another instance, or one copy more or less.
-fn quiet<'m>((old, new): &(Vec<(&'m str, usize)>, Vec<(&'m str, usize)>)) -> Both<Cow<'m, str>> {
+fn quiet<'m>(old: &[(&'m str, usize)], new: &[(&'m str, usize)]) -> Both<Cow<'m, str>> {
     let quiet = |names: &[(&'m str, usize)], others: &[(&'m str, usize)]| {
         let others: FxHashSet<&str> = others.iter().map(|(name, _)| *name).collect();
         let alone = names.iter().filter(|(name, _)| !others.contains(name));
