@@ -64,7 +64,7 @@ impl Pair<'_> {
                 .filter_map(|i| Some((differences(&before.text, &come[i]?.text).len(), i)))
                 .min()
                 .map(|(_, i)| i);
-            let message = match nearest.and_then(|i| come[i].take()) {
+            let message = match nearest.and_then(|i| come[i].take()).or_else(|| self.now(before)) {
                 Some(after) => {
                     all.moved.extend(moved(&before.text, &after.text));
                     self.describe(before, after)
@@ -116,6 +116,15 @@ impl Pair<'_> {
             Some(self.finding(gone, &format!("in {file}: {what}")))
         });
         changed.collect()
+    }
+
+    /// What the files that had this definition have now under its name.
+    fn now(&self, before: &Definition) -> Option<&Definition> {
+        let after = by_file(self.new, self.after);
+        let mut files: Vec<&str> = before.units.iter().map(|&unit| self.old.files[unit as usize].as_str()).collect();
+        files.sort_unstable();
+        let index = files.into_iter().find_map(|file| after.get(file)?.first().copied())?;
+        Some(&self.after[index])
     }
 
     fn describe(&self, before: &Definition, after: &Definition) -> String {

@@ -303,6 +303,12 @@ fn file_local_types_of_one_name() {
     );
     assert_eq!(swapped.len(), 2, "{swapped:?}");
     assert!(swapped.iter().any(|m| m.contains("in one.c: size 4 → 16 bytes")), "{swapped:?}");
+    // Both have become one.
+    let third = "struct ctx { long b, c, d; }; struct ctx";
+    let one = compare([first, second], [&format!("{third} one;"), &format!("{third} two;")]);
+    let wanted = ["in one.c: size 4 → 24 bytes", "in two.c: size 16 → 24 bytes; member 'd' added at 16"];
+    assert_eq!(one.len(), 2, "{one:?}");
+    assert!(wanted.iter().zip(&one).all(|(part, found)| found.contains(part)), "{one:?}");
     // One more, one less.
     let come = compare([first, "int two;"], [first, second]);
     assert_eq!(come, ["HP0401 ctx | struct ctx: another definition of that name (two.c) came into being"]);
