@@ -3,7 +3,7 @@
 //! Functions of the same bytes are taken for alike, and told apart as long as two of a class lead to
 //! different places: the coarsest division in which all of a class lead to the same, other classes included.
 
-use std::hash::{Hash, Hasher};
+use std::hash::Hash;
 
 use rustc_hash::{FxHashMap, FxHashSet};
 use sha2::{Digest, Sha256};
@@ -50,32 +50,25 @@ pub(crate) fn own_code(side: &Side<'_>, g: usize, tables: &landing::Tables<u64, 
 fn leads(side: &Side<'_>, g: usize, class: &FxHashMap<usize, usize>) -> [u8; 32] {
     let range = &side.ranges[g];
     let mut hash = Sha256::new();
-    let mut put = |what: u8, numbers: [u64; 2]| {
-        hash.update([what]);
-        numbers.iter().for_each(|n| hash.update(n.to_le_bytes()));
-    };
     for field in side.steps(g).flat_map(|(_, step)| step.fields) {
         let target = field.target;
         let own = (range.address..range.end()).contains(&target);
-        match side.range_at(target) {
-            _ if own => put(0, [target - range.address, 0]),
+        let (what, numbers, bytes) = match side.range_at(target) {
+            _ if own => (0u8, [target - range.address, 0], &[][..]),
             Some((other, inside)) => match class.get(&other) {
-                Some(other) => put(1, [*other as u64, inside]),
-                None => put(2, [other as u64, inside]),
+                Some(other) => (1, [*other as u64, inside], &[][..]),
+                None => (2, [other as u64, inside], &[][..]),
             },
             None => match constant(side, target, field.usage) {
-                Some(bytes) => put(3, [bytes.len() as u64, digest(bytes)]),
-                None => put(4, [target, 0]),
+                Some(bytes) => (3, [bytes.len() as u64, 0], bytes),
+                None => (4, [target, 0], &[][..]),
             },
-        }
+        };
+        hash.update([what]);
+        numbers.iter().for_each(|n| hash.update(n.to_le_bytes()));
+        hash.update(bytes);
     }
     hash.finalize().into()
-}
-
-fn digest(bytes: &[u8]) -> u64 {
-    let mut hasher = rustc_hash::FxHasher::default();
-    bytes.hash(&mut hasher);
-    hasher.finish()
 }
 
 /// The bytes of a constant without a name that leads nowhere.
