@@ -34,8 +34,7 @@ use crate::addr::{Bias, LinkAddr, LiveAddr, LiveRange};
 use crate::dynamic::{Module, Name};
 use crate::failure::{Failure, busy, refused};
 use crate::image::{Image, images};
-use crate::ledger::{self, Ledger};
-use crate::maps::Maps;
+use crate::ledger::Ledger;
 use crate::prelude::*;
 use crate::process::Process;
 use crate::safe_point::Watched;
@@ -45,8 +44,10 @@ use crate::sys::{Errno, Mem};
 use hp_pack::{Patch, Place};
 
 mod content;
+mod holders;
 
 pub(crate) use content::{CODE_SIZE, Content, FINDER_ROWS, NEXT_SIZE, ROWS_SIZE, SIZE, count_rows, index_size};
+pub(crate) use holders::Holders;
 
 /// Finders for each question: one for each place that slots of the kind lead to.
 const EACH: usize = 2;
@@ -299,52 +300,6 @@ pub(crate) fn loader(mem: &Mem, images: &[Image]) -> Vec<LiveRange> {
     let is = |module: &Module| defines(mem, module, b"__tls_get_addr") && !defines(mem, module, b"printf");
     let found = modules(mem, images).find(|(_, module)| is(module));
     found.map_or_else(Vec::new, |(image, _)| image.segments.iter().filter(|s| s.execute).map(|s| s.memory).collect())
-}
-
-/// Every word that can lead to the finders of a payload with this ledger, as things are now: modules may have come
-/// since the session began, and a payload that takes this one's place.
-fn holders(mem: &Mem, maps: &Maps, ledger: &Ledger) -> Vec<Holder> {
-    let mut all = Vec::new();
-    for (_, module) in modules(mem, &images(mem, maps)) {
-        all.extend(module.references(mem, &QUESTIONS).into_iter().map(|(_, rela)| Holder::pointer(rela.place)));
-        let symbols = QUESTIONS.iter().filter_map(|name| module.find(mem, Name { name, version: None }, false));
-        all.extend(symbols.map(|found| Holder::Word(found.value_at, module.bias)));
-    }
-    let others = ledger::find(mem, maps).into_iter();
-    let others = others.filter(|other| other.mapping != ledger.mapping && !other.finders.is_empty());
-    all.extend(ledger.calls.iter().map(|&at| Holder::Call(at)));
-    all.extend(others.flat_map(|other| (0..COUNT).map(move |index| Holder::pointer(other.next(index)))));
-    all
-}
-
-/// Takes the finders of a payload out of all slots and chains. Everything stands, and nobody
-/// is in the payload.
-pub(crate) fn take_out(session: &Session, tid: i32, ledger: &Ledger) -> Result<(), Failure> {
-    let process = &session.process;
-    if ledger.finders.is_empty() {
-        return Ok(());
-    }
-    let maps = read_maps(process)?;
-    for holder in holders(&process.mem, &maps, ledger) {
-        let Ok(value) = holder.read(&process.mem) else { continue };
-        if let Some((_, next)) = ledger.finder_at(value) {
-            let next = process.mem.u64(next).map(LiveAddr).map_err(|e| unreadable(process, &e))?;
-            let code = maps.at(next).is_some_and(|map| map.execute);
-            if !code {
-                return Err(refused(format_args!("the patch's memory is damaged: {next} is no code")));
-            }
-            holder.write(process, tid, next)?;
-        }
-    }
-    Ok(())
-}
-
-/// Whether any slot or chain leads to the finders of a payload.
-pub(crate) fn is_led_to(session: &Session, ledger: &Ledger) -> bool {
-    let mem = &session.process.mem;
-    let Ok(maps) = read_maps(&session.process) else { return false };
-    let leads = |holder: Holder| holder.read(mem).is_ok_and(|value| ledger.finders.contains(value));
-    !ledger.finders.is_empty() && holders(mem, &maps, ledger).into_iter().any(leads)
 }
 
 /// Where an address leads that may be a finder of one of the patches in a process.

@@ -65,7 +65,8 @@ pub(crate) fn images(mem: &Mem, maps: &Maps) -> Vec<Image> {
     found
 }
 
-fn may_start_an_image(mapping: &Mapping) -> bool {
+/// Whether a module may begin with it.
+pub(crate) fn may_start_an_image(mapping: &Mapping) -> bool {
     let file = mapping.is_file() && !mapping.path.starts_with("/dev/");
     mapping.read && mapping.offset == 0 && (file || mapping.path == "[vdso]")
 }

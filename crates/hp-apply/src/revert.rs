@@ -7,7 +7,7 @@
 use crate::addr::{LiveAddr, LiveRange};
 use crate::base_file::check_originals;
 use crate::failure::{Failure, refused};
-use crate::finders;
+use crate::finders::{self, Holders};
 use crate::ledger::Ledger;
 use crate::pointers::{Search, hidden_holder, search_running, search_stopped};
 use crate::prelude::*;
@@ -135,15 +135,14 @@ fn flip_back(session: &Session, stops: &mut Stops<'_>, ledger: &Ledger, active: 
     // With state = 0 nobody can be in the new code; the entries are jumps either way.
     let watch = if active { new_code(ledger) } else { Watch::default() };
     let process = &session.process;
-    // Tables of modules are read, and kept, before anything stands.
-    let _ = finders::is_led_to(session, ledger);
+    let holders = Holders::find(process, ledger)?;
     stops.at_safe_point(&watch, true, Some(ledger), |stopped| {
         let writer = Writer { process, tid: stopped.tid(), ledger };
         writer.untidy()?;
         writer.set_state(false)?;
         writer.restore()?;
         // Code of the payload may still be called if its address is known elsewhere.
-        if active && !ledger.hands_out.code { finders::take_out(session, stopped.tid(), ledger) } else { Ok(()) }
+        if active && !ledger.hands_out.code { holders.take_out(process, stopped.tid()) } else { Ok(()) }
     })
 }
 
@@ -154,6 +153,7 @@ pub(crate) fn undo(session: &Session, stops: &mut Stops<'_>, helpers: &[i32], le
     let slots = Slots::find(&process.mem, &session.images);
     let watch = unmap_watch(session, Watched::plain(ledger.code, "the payload"));
     for _ in 0..UNDO_TRIES {
+        let holders = Holders::find(process, ledger)?;
         if let Ok(mut stopped) = stops.tracer.stop_all()? {
             let standing = Standing::read(process, ledger)?;
             if standing.active {
@@ -164,7 +164,7 @@ pub(crate) fn undo(session: &Session, stops: &mut Stops<'_>, helpers: &[i32], le
             let judge = Judge { process, unwinder: &stops.unwinder, maps: &maps, gates: &[] };
             let idle = judge.busy(&stopped.tasks, &watch).is_empty();
             if idle {
-                finders::take_out(session, stopped.tid(), ledger)?;
+                holders.take_out(process, stopped.tid())?;
             }
             if idle && stage::unmap(&mut stopped, &slots, helpers, ledger.mapping)? {
                 return Ok(());
@@ -200,14 +200,16 @@ fn unmap_watch(session: &Session, payload: Watched) -> Watch {
 
 /// Makes unwinders pass a payload over that was never in effect, if nobody is in it.
 fn take_out(session: &Session, stops: &mut Stops<'_>, ledger: &Ledger, watch: &Watch) -> Result<(), Failure> {
-    if !finders::is_led_to(session, ledger) {
+    let process = &session.process;
+    let holders = Holders::find(process, ledger)?;
+    if !holders.lead(process) {
         return Ok(());
     }
     let Ok(stopped) = stops.tracer.stop_all()? else { return Ok(()) };
-    let (process, maps) = (&session.process, read_maps(&session.process)?);
+    let maps = read_maps(process)?;
     let judge = Judge { process, unwinder: &stops.unwinder, maps: &maps, gates: &[] };
     match judge.busy(&stopped.tasks, watch).is_empty() {
-        true => finders::take_out(session, stopped.tid(), ledger),
+        true => holders.take_out(process, stopped.tid()),
         false => Ok(()),
     }
 }
@@ -246,6 +248,7 @@ pub(crate) fn reclaim(
             why = found;
             continue;
         }
+        let holders = Holders::find(process, ledger)?;
         let mut stopped = match stops.tracer.stop_all()? {
             Ok(stopped) => stopped,
             Err(NotNow(line)) => {
@@ -263,7 +266,7 @@ pub(crate) fn reclaim(
             why = line.to_string();
             continue;
         }
-        finders::take_out(session, stopped.tid(), ledger)?;
+        holders.take_out(process, stopped.tid())?;
         let searched = search_stopped(process, &maps, &stopped.tasks, &stops.unwinder, ledger, deadline(limit));
         if let Search::Kept(found) = searched {
             why = found;
