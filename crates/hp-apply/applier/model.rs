@@ -65,7 +65,9 @@ pub(crate) struct Model<'m> {
     code: Range<usize>,
     place: Place,
     contexts: [u32; CONTEXTS],
-    at: [usize; CONTEXTS],
+    /// Where the lines of this half of a byte begin, and the place in each.
+    lines: [usize; CONTEXTS],
+    within: usize,
     inputs: [i32; INPUTS],
     by_bits: usize,
     by_place: usize,
@@ -109,7 +111,8 @@ impl<'m> Model<'m> {
             code,
             place: Place::default(),
             contexts: [0; CONTEXTS],
-            at: [0; CONTEXTS],
+            lines: [0; CONTEXTS],
+            within: 0,
             inputs: [0; INPUTS],
             by_bits: 0,
             by_place: 0,
@@ -127,17 +130,19 @@ impl<'m> Model<'m> {
     /// How likely the next bit is a one, in 4096ths, from 1 to 4095; `done` are the bytes before this one.
     pub(crate) fn predict(&mut self, done: &[u8]) -> u32 {
         // Half a byte stays within one line of memory.
-        let (half, within) = match self.bits.checked_sub(4) {
-            None => (0, self.seen),
-            Some(more) => (self.seen >> more, self.seen & ((1 << more) - 1) | 1 << more),
-        };
-        for (index, context) in self.contexts.iter().enumerate() {
-            let line = mix(*context, half) >> (32 - LINES);
-            let at = (index << LINES | line as usize) * LINE + within as usize;
-            let slot = self.slots[at] ^ HALF;
-            let probability = (slot >> 20) as usize;
-            self.at[index] = at;
-            self.inputs[index] = self.stretch[probability] as i32;
+        self.within = match self.bits.checked_sub(4) {
+            None => self.seen,
+            Some(more) => self.seen & ((1 << more) - 1) | 1 << more,
+        } as usize;
+        if self.bits & 3 == 0 {
+            let half = if self.bits == 0 { 0 } else { self.seen };
+            for (index, (line, context)) in self.lines.iter_mut().zip(self.contexts).enumerate() {
+                *line = (index << LINES | (mix(context, half) >> (32 - LINES)) as usize) * LINE;
+            }
+        }
+        for (line, input) in self.lines.iter().zip(&mut self.inputs) {
+            let slot = self.slots[line + self.within] ^ HALF;
+            *input = self.stretch[(slot >> 20) as usize] as i32;
         }
         let expected = if self.len > 0 { u32::from(done[self.hit]) | 0x100 } else { 0 };
         let mut state = 0;
@@ -155,8 +160,9 @@ impl<'m> Model<'m> {
         self.by_bits = (state * 256 + self.seen as usize) * INPUTS;
         self.by_place = (BY_BITS + self.place.number() * 8 + self.bits as usize) * INPUTS;
         let mut sum = 0;
-        for (index, input) in self.inputs.iter().enumerate() {
-            let weight = self.weights[self.by_bits + index] as i32 + self.weights[self.by_place + index] as i32;
+        let sets = self.weights[self.by_bits..][..INPUTS].iter().zip(&self.weights[self.by_place..][..INPUTS]);
+        for (input, (a, b)) in self.inputs.iter().zip(sets) {
+            let weight = *a as i32 + *b as i32;
             sum += (input * (weight >> 2)) >> 12;
         }
         self.probability = squash(sum >> 2).clamp(1, 4095);
@@ -166,20 +172,19 @@ impl<'m> Model<'m> {
     /// Learns what the bit was. After eight bits, gives the byte; then `next_byte` is to be called.
     pub(crate) fn update(&mut self, bit: u32) -> Option<u8> {
         let missed = ((bit << 12) as i32 - self.probability) * RATE;
-        for (index, input) in self.inputs.iter().enumerate() {
-            let change = (input * missed + 0x2000) >> 14;
-            for set in [self.by_bits, self.by_place] {
-                let weight = &mut self.weights[set + index];
-                *weight = weight.wrapping_add(change as u32);
+        for set in [self.by_bits, self.by_place] {
+            for (weight, input) in self.weights[set..][..INPUTS].iter_mut().zip(&self.inputs) {
+                *weight = weight.wrapping_add(((input * missed + 0x2000) >> 14) as u32);
             }
         }
-        for at in self.at {
-            let slot = self.slots[at] ^ HALF;
-            let (count, probability) = (slot & COUNT, (slot >> 10) as i32);
-            let goal = if bit == 1 { (1 << 22) - 1 } else { 0 };
+        let goal = if bit == 1 { (1 << 22) - 1 } else { 0 };
+        for line in self.lines {
+            let slot = &mut self.slots[line + self.within];
+            let known = *slot ^ HALF;
+            let (count, probability) = (known & COUNT, (known >> 10) as i32);
             let step = (i64::from(goal - probability) * i64::from(STEPS[count as usize])) >> 16;
             let probability = probability + step as i32;
-            self.slots[at] = ((probability as u32) << 10 | (count + u32::from(count < COUNT))) ^ HALF;
+            *slot = ((probability as u32) << 10 | (count + u32::from(count < COUNT))) ^ HALF;
         }
         if self.matched > 0 {
             let slot = self.matches[self.matched] ^ HALF;
