@@ -22,6 +22,19 @@ pub(crate) struct Status {
     pub(crate) kernel_thread: bool,
 }
 
+impl Status {
+    /// Only one process can trace a thread.
+    pub(crate) fn check_tracer(&self, pid: i32) -> Result<(), Failure> {
+        match self.tracer {
+            0 => Ok(()),
+            tracer => {
+                let name = comm(tracer);
+                Err(unusable(format_args!("process {pid} is already traced by process {tracer} ({name})")))
+            }
+        }
+    }
+}
+
 /// The command name, or nothing if the process is gone.
 pub(crate) fn comm(pid: i32) -> String {
     let text = sys::read_file(&format!("/proc/{pid}/comm")).unwrap_or_default();
@@ -79,23 +92,25 @@ fn life(pid: i32) -> Option<Life> {
     (!matches!(fields.first()?.as_str(), "Z" | "X")).then_some(life)
 }
 
-/// Seccomp mode of one thread.
-pub(crate) fn thread_seccomp(pid: i32, tid: i32) -> Option<u32> {
-    read_status(&format!("/proc/{pid}/task/{tid}/status")).map(|status| status.seccomp)
+/// What the kernel says of one thread; `None` when it has ended.
+pub(crate) fn thread_status(pid: i32, tid: i32) -> Option<Status> {
+    read_status(&format!("/proc/{pid}/task/{tid}/status"))
 }
 
 fn read_status(path: &str) -> Option<Status> {
     let text = sys::read_file(path).ok()?;
-    let text = String::from_utf8_lossy(&text);
     let mut status = Status::default();
-    for (key, value) in text.lines().filter_map(|line| line.split_once(':')) {
-        let first = value.split_whitespace().next().unwrap_or("");
+    // The name comes first, and the kernel writes no line feed of it as such.
+    for line in text.split(|byte| *byte == b'\n') {
+        let mut words = line.split(|byte| *byte == b'\t');
+        let (Some(key), Some(value)) = (words.next(), words.next()) else { continue };
+        let number = || core::str::from_utf8(value).ok()?.parse::<u32>().ok();
         match key {
-            "State" => status.state = first.chars().next().unwrap_or('?'),
-            "TracerPid" => status.tracer = first.parse().unwrap_or(0),
-            "Seccomp" => status.seccomp = first.parse().unwrap_or(0),
-            "Uid" => status.uid = first.parse().unwrap_or(u32::MAX),
-            "Kthread" => status.kernel_thread = first == "1",
+            b"State:" => status.state = value.first().map_or('?', |byte| char::from(*byte)),
+            b"TracerPid:" => status.tracer = number().unwrap_or(0) as i32,
+            b"Seccomp:" => status.seccomp = number().unwrap_or(0),
+            b"Uid:" => status.uid = number().unwrap_or(u32::MAX),
+            b"Kthread:" => status.kernel_thread = value == b"1",
             _ => {}
         }
     }
@@ -110,9 +125,7 @@ pub(crate) fn ended(pid: i32) -> Failure {
 impl Process {
     /// Opens a process for patching.
     pub(crate) fn open(pid: i32) -> Result<Process, Failure> {
-        let process = Process::open_with(pid, Mem::open)?;
-        process.check_tracer()?;
-        Ok(process)
+        Process::open_with(pid, Mem::open)
     }
 
     /// Opens a process for looking only; also one that another process traces.
@@ -151,15 +164,8 @@ impl Process {
 
     /// Only one process can trace a thread. Any thread may have a tracer, not only the first.
     pub(crate) fn check_tracer(&self) -> Result<(), Failure> {
-        let pid = self.pid;
-        let tracer = |tid| read_status(&format!("/proc/{pid}/task/{tid}/status")).map_or(0, |status| status.tracer);
-        match threads(pid).into_iter().map(tracer).find(|&tracer| tracer != 0) {
-            None => Ok(()),
-            Some(tracer) => {
-                let name = comm(tracer);
-                Err(unusable(format_args!("process {pid} is already traced by process {tracer} ({name})")))
-            }
-        }
+        let statuses = threads(self.pid).into_iter().filter_map(|tid| thread_status(self.pid, tid));
+        statuses.into_iter().try_for_each(|status| status.check_tracer(self.pid))
     }
 
     /// Whether the number still stands for the process that was opened, and it lives and runs the same program.

@@ -187,7 +187,7 @@ pub(crate) struct Remote<'t> {
 impl<'t> Remote<'t> {
     /// Writes the stub. `NotNow` if this thread must not be used.
     pub(crate) fn begin(process: &'t Process, task: &'t mut Task, slot: Slot) -> Result<Self, CallError> {
-        let filters = match process::thread_seccomp(process.pid, task.tid) {
+        let filters = match process::thread_status(process.pid, task.tid).map(|status| status.seccomp) {
             Some(0) => Filters::default(),
             Some(2) => Filters::of(task.tid).map_err(|_| CallError::NotNow)?,
             _ => return Err(CallError::NotNow),

@@ -193,11 +193,12 @@ impl Survey {
     }
 }
 
-/// Reads the filters of every thread that has some, one short stop each. `calls`: what we
-/// need of a helper; `gate`: the call in a gate.
+/// Looks at every thread: that nobody else traces it, and what filters it has (one short stop for each that has
+/// some). `calls`: what we need of a helper; `gate`: the call in a gate.
 ///
 /// # Errors
-/// [`Error::Refused`] if no thread may make the calls, or one cannot be stopped without harm.
+/// [`Error::Refused`] if no thread may make the calls, or one cannot be stopped without harm; [`Error::Unusable`] if
+/// somebody else traces one.
 pub(crate) fn survey(
     tracer: &mut Tracer<'_>,
     calls: &[Call],
@@ -213,10 +214,13 @@ pub(crate) fn survey(
     let mut refusal = None;
     let deadline = Instant::now().checked_add(timeout);
     for tid in threads {
-        match process::thread_seccomp(pid, tid) {
-            None => {}
-            Some(0) => survey.helpers.push(tid),
-            Some(2) => {
+        let Some(status) = process::thread_status(pid, tid) else { continue };
+        if !tracer.holds(tid) {
+            status.check_tracer(pid)?;
+        }
+        match status.seccomp {
+            0 => survey.helpers.push(tid),
+            2 => {
                 survey.filtered += 1;
                 let Some(filters) = read(tracer, tid, deadline)? else { continue };
                 survey.gates &= !matches!(filters.judge(gate), Verdict::Refused(_));
@@ -229,7 +233,7 @@ pub(crate) fn survey(
                 }
             }
             // Strict mode knows four calls, and none of them is ours.
-            Some(_) => {
+            _ => {
                 survey.gates = false;
                 let text =
                     format!("process {pid} is in strict seccomp mode, which allows no call that loading a patch needs");

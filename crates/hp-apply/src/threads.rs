@@ -81,6 +81,11 @@ impl<'p> Tracer<'p> {
         Tracer { process, running: Set::new(), stops: 0, longest_ns: 0 }
     }
 
+    /// Whether the thread was seized and has not been let go: it did not stop in time.
+    pub(crate) fn holds(&self, tid: i32) -> bool {
+        self.running.contains(tid)
+    }
+
     /// Takes note of threads that have ended. The kernel keeps a thread until its tracer has, and as long
     /// another thread of the process cannot finish an exec.
     fn bury(&mut self) {
