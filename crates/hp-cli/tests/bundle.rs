@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use support::hp::{Answer, HP, hp, run, status};
-use support::target::{NEW, OLD, Pair};
+use support::target::{NEW, OLD, Pair, Target};
 
 /// As `build/main.rs` has built it.
 const APPLIER: &str = env!("HP_APPLIER");
@@ -88,6 +88,73 @@ fn it_does_and_says_what_hp_does() {
     alike([&["apply", "/etc/passwd", "--all"], &["apply", "/etc/passwd", "--all"]], 2);
     alike([&["apply", &patch, "--pid", "1999999999"], &["apply", &patch, "--pid", "1999999999"]], 2);
     alike([&["revert", "xyz", "--all"], &["revert", "xyz", "--all"]].map(|words| &words[..]), 2);
+}
+
+/// Three functions that have patches of their own: VERSION n is the base with another function n.
+const THREE: &str = r#"
+#include <stdio.h>
+__attribute__((noinline)) int one(int n) { return n * 3 + 5 + (VERSION == 1); }
+__attribute__((noinline)) int two(int n) { return n * 5 + 7 + (VERSION == 2); }
+__attribute__((noinline)) int three(int n) { return n * 7 + 9 + (VERSION == 3); }
+int main(void)
+{
+    char line[32];
+    setvbuf(stdout, NULL, _IONBF, 0);
+    puts("ready");
+    while (fgets(line, sizeof line, stdin))
+        printf("%d %d %d\n", one(0), two(0), three(0));
+    return 0;
+}
+"#;
+
+/// Patches are listed as they came, wherever in memory there was room for each.
+#[test]
+fn patches_are_listed_in_the_order_in_which_they_were_applied() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    fs::write(at("target.c"), THREE).unwrap();
+    for version in 0..=3 {
+        let mut gcc = Command::new("gcc");
+        gcc.args(["-O2", "-g", "-Wl,--build-id=sha1", &format!("-DVERSION={version}"), "-o"]);
+        run(gcc.arg(at(&format!("build{version}"))).arg(at("target.c"))).exits(0);
+    }
+    let patch = |version: u32| at(&format!("fix{version}.hpatch"));
+    for version in 1..=3 {
+        hp([
+            "diff",
+            &text(&at("build0")),
+            &text(&at(&format!("build{version}"))),
+            "-o",
+            &text(&patch(version)),
+            "--name",
+            &format!("fix-{version}"),
+        ])
+        .exits(0);
+    }
+    let mut target = Target::start(&mut Command::new(at("build0")));
+    let pid = target.pid().to_string();
+    let listed = |expected: &[u32]| {
+        for said in [applier(["status", "--pid", &pid]), hp(["status", "--pid", &pid])] {
+            let names = said.out.lines().filter_map(|line| line.trim_start().strip_prefix("fix-"));
+            let order: Vec<u32> = names.map(|rest| rest[..1].parse().unwrap()).collect();
+            assert_eq!(order, expected, "{said}");
+        }
+    };
+    for version in [2, 1, 3] {
+        hp(["apply", &text(&patch(version)), "--pid", &pid]).exits(0);
+    }
+    listed(&[2, 1, 3]);
+    // The next one comes to lie where the one that went has made room.
+    for version in [2, 1, 3] {
+        hp(["revert", &text(&patch(version)), "--pid", &pid]).exits(0);
+        hp(["apply", &text(&patch(version)), "--pid", &pid]).exits(0);
+        listed(match version {
+            2 => &[1, 3, 2],
+            1 => &[3, 2, 1],
+            _ => &[2, 1, 3],
+        });
+    }
+    assert_eq!(target.ask(), "6 8 10");
 }
 
 #[test]
