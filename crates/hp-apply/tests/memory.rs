@@ -166,3 +166,29 @@ fn a_thread_in_a_handler_on_another_stack_does_not_keep_it() {
     assert_eq!((measured.kept, payload_code(&target).len()), (vec![], 0));
     assert_eq!(target.ask("ask"), "old");
 }
+
+/// What unwinders ask by is looked for in the tables of all modules, which takes the longer the larger these are:
+/// never while the program stands. An apply, which looks before, is the measure.
+#[test]
+fn a_revert_stops_a_program_with_large_tables_no_longer_than_an_apply() {
+    let many: String = (0..60_000).map(|i| format!("int a_name_that_takes_some_room_in_a_table_{i};\n")).collect();
+    let work = |add| format!("__attribute__((noinline,noclone)) int work(int x) {{ {NOP} return x + {add}; }}\n");
+    let main = "int main(void) { char line[9]; puts(\"ready\"); fflush(stdout);\n\
+                while (fgets(line, sizeof line, stdin)) { printf(\"%d\\n\", work(0)); fflush(stdout); } return 0; }\n";
+    let program = Program::build(&format!("#include <stdio.h>\n{many}{}{main}", work(1)), &["-rdynamic"]);
+    let patch = program.patch(&work(2), &["work"]);
+    let mut target = program.spawn(&[]);
+    let mut shortest = [u64::MAX; 2];
+    for _ in 0..7 {
+        let measured = applied(apply_patch(target.pid(), &patch, ID, &options()));
+        shortest[0] = shortest[0].min(measured.flip_pause_ns);
+        assert_eq!(target.ask(""), "2");
+        let measured = reverted(revert(target.pid(), None, &options()));
+        shortest[1] = shortest[1].min(measured.flip_pause_ns);
+        assert_eq!(target.ask(""), "1");
+    }
+    eprintln!("an apply {} ns, a revert {} ns", shortest[0], shortest[1]);
+    assert!(shortest[1] < 3 * shortest[0] + 500_000, "an apply {} ns, a revert {} ns", shortest[0], shortest[1]);
+}
+
+const NOP: &str = "__asm__ volatile(\".byte 0x0f,0x1f,0x44,0,0\");";
