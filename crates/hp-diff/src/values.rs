@@ -23,6 +23,7 @@ use crate::entity::{FunctionId, ObjectId, Target};
 use crate::finding::{Code, Finding};
 use crate::image::Word;
 use crate::layout::Moved;
+use crate::source::SourceMap;
 
 /// Places shown in one finding.
 const SHOWN: usize = 6;
@@ -80,7 +81,7 @@ pub(crate) fn changed_values(
             let (come, gone) = (without(now.get(key)?, known.get(key)), without(was, kept.get(key)));
             describe(old, *key, &gone, &come)
         });
-        let changed: Vec<String> = changed.collect();
+        let changed: Vec<Seen> = changed.collect();
         let (was, is) = (releases(old, &known), releases(new, &now));
         let mut was: BTreeSet<Place> = was.into_keys().collect();
         // In Rust the type says who releases, and types are compared: only where that is done moves from function to function.
@@ -92,16 +93,32 @@ pub(crate) fn changed_values(
             }
         }
         let released = is.into_iter().filter(|(place, _)| !was.contains(place));
-        let released: Vec<String> = released
-            .map(|(place, (callee, at))| {
-                format!("at {at:#x} of the new build {callee} gets what {} leads to", shown(old, place, 8))
-            })
+        let released: Vec<Seen> = released
+            .map(|(place, (callee, at))| Seen { at, what: format!("{callee} gets what {} leads to", shown(old, place, 8)) })
             .collect();
-        let of_numbers = (!changed.is_empty()).then(|| Finding::new(Code::NumberChanged, &name, few(&changed)));
-        let of_releases = (!released.is_empty()).then(|| Finding::new(Code::ReleaseAdded, &name, few(&released)));
-        of_numbers.into_iter().chain(of_releases)
+        let both = [(Code::NumberChanged, changed), (Code::ReleaseAdded, released)];
+        both.into_iter().filter(|(_, seen)| !seen.is_empty()).map(move |(code, seen)| (name.clone(), code, seen))
     };
-    changes.functions.par_iter().flat_map_iter(of_function).collect()
+    let found: Vec<(String, Code, Vec<Seen>)> = changes.functions.par_iter().flat_map_iter(of_function).collect();
+    let places = found.iter().flat_map(|(.., seen)| seen.iter().take(SHOWN)).map(|seen| seen.at..seen.at + 1);
+    let source = SourceMap::lines(&new.image.debug, places.collect());
+    found.into_iter().map(|(name, code, seen)| Finding::new(code, name, few(&seen, &source))).collect()
+}
+
+/// What an instruction of the new build does.
+struct Seen {
+    at: u64,
+    what: String,
+}
+
+impl Seen {
+    fn shown(&self, source: &SourceMap) -> String {
+        let Seen { at, what } = self;
+        match source.place(*at) {
+            Some(place) => format!("at {at:#x} of the new build ({place}) {what}"),
+            None => format!("at {at:#x} of the new build {what}"),
+        }
+    }
 }
 
 /// Functions that old `f` calls and its new version does not, with all that they call: what they release is released in the
@@ -160,8 +177,8 @@ impl<'s, 'a> Search<'s, 'a> {
 }
 
 /// The first few of them in one line.
-fn few(all: &[String]) -> String {
-    let shown = all.iter().take(SHOWN).cloned().collect::<Vec<_>>().join("; ");
+fn few(all: &[Seen], source: &SourceMap) -> String {
+    let shown = all.iter().take(SHOWN).map(|seen| seen.shown(source)).collect::<Vec<_>>().join("; ");
     match all.len().saturating_sub(SHOWN) {
         0 => shown,
         more => format!("{shown}; and {more} more"),
@@ -242,7 +259,7 @@ fn describe(
     (place, width, deed): (Place, u8, Deed),
     gone: &BTreeMap<u64, u64>,
     come: &BTreeMap<u64, u64>,
-) -> Option<String> {
+) -> Option<Seen> {
     let ((_, first), _) = (come.first_key_value()?, gone.first_key_value()?);
     let hex = |numbers: &BTreeMap<u64, u64>| numbers.keys().map(|n| format!("{n:#x}")).collect::<Vec<_>>().join(", ");
     let (come_numbers, gone_numbers) = (hex(come), hex(gone));
@@ -253,5 +270,5 @@ fn describe(
         Deed::Compares => format!("compares {what} with {come_numbers}"),
         Deed::Passes => return None,
     };
-    Some(format!("at {first:#x} of the new build it {verb}, the old build with {gone_numbers}"))
+    Some(Seen { at: *first, what: format!("it {verb}, the old build with {gone_numbers}") })
 }

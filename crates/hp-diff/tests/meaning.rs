@@ -130,6 +130,8 @@ void set(struct reader *r, struct info *i, char *p) {
     assert_eq!(found.len(), 1, "{:?}", report.findings);
     assert!(found[0].message.contains("free") && found[0].message.contains("offset 0x8"), "{}", found[0].message);
     assert!(!found[0].message.contains("0x10 of an object"), "{}", found[0].message);
+    let line = source.lines().position(|line| line.contains("free(r->palette)")).unwrap() + 1;
+    assert!(found[0].message.contains(&format!(".c:{line}) free")), "{}", found[0].message);
     assert!(report.patch.is_none());
     let allow = vec![(Code::ReleaseAdded, None)];
     assert!(diff(source, &Options { allow, ..Options::default() }).patch.is_some());
