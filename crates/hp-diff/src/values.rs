@@ -94,7 +94,10 @@ pub(crate) fn changed_values(
         }
         let released = is.into_iter().filter(|(place, _)| !was.contains(place));
         let released: Vec<Seen> = released
-            .map(|(place, (callee, at))| Seen { at, what: format!("{callee} gets what {} leads to", shown(old, place, 8)) })
+            .map(|(place, (callee, at))| Seen {
+                at,
+                what: format!("{callee} gets what {} leads to", shown(old, place, 8)),
+            })
             .collect();
         let both = [(Code::NumberChanged, changed), (Code::ReleaseAdded, released)];
         both.into_iter().filter(|(_, seen)| !seen.is_empty()).map(move |(code, seen)| (name.clone(), code, seen))
