@@ -14,6 +14,9 @@ use crate::landing;
 
 /// The first function of the class of each of these.
 pub(crate) fn classes(side: &Side<'_>, copies: &FxHashSet<usize>) -> FxHashMap<usize, usize> {
+    if copies.is_empty() {
+        return FxHashMap::default();
+    }
     let mut order: Vec<usize> = copies.iter().copied().collect();
     order.sort_unstable();
     let tables = landing::of_build(&side.image);
