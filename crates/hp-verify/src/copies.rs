@@ -24,18 +24,42 @@ const LIMIT: usize = 4096;
 /// Old and new functions that may do the same.
 type Group = (Vec<usize>, Vec<usize>);
 
-impl Ground<'_, '_> {
-    /// Finds the pairs of old and new functions that do the same though neither is the other's twin. An old one that the patch
-    /// replaces is none of them: whoever calls it gets what its twin does.
-    pub(crate) fn find_copies(&mut self) {
-        let groups = self.groups();
+/// The groups of two builds, whatever its functions are paired with.
+#[derive(Debug, Default)]
+pub(crate) struct Candidates {
+    groups: Vec<Group>,
+    old: FxHashMap<usize, Family>,
+    new: FxHashMap<usize, Family>,
+}
+
+impl Candidates {
+    fn new(old: &Side<'_>, new: &Side<'_>, groups: Vec<Group>) -> Candidates {
         let families = |side: &Side<'_>, members: BTreeSet<usize>| -> FxHashMap<usize, Family> {
             members.into_par_iter().map(|i| (i, Family::of(side, i))).collect()
         };
-        let old = families(self.old, groups.iter().flat_map(|group| group.0.iter().copied()).collect());
-        let new = families(self.new, groups.iter().flat_map(|group| group.1.iter().copied()).collect());
-        let all = groups.iter().flat_map(|(old, new)| old.iter().flat_map(|f| new.iter().map(|g| (*f, *g))));
-        self.copies = all.filter(|&(f, g)| self.pairs.ranges.new_of(f) != Some(g)).collect();
+        Candidates {
+            old: families(old, groups.iter().flat_map(|group| group.0.iter().copied()).collect()),
+            new: families(new, groups.iter().flat_map(|group| group.1.iter().copied()).collect()),
+            groups,
+        }
+    }
+
+    fn pairs(&self) -> impl Iterator<Item = (usize, usize)> {
+        self.groups.iter().flat_map(|(old, new)| old.iter().flat_map(|f| new.iter().map(|g| (*f, *g))))
+    }
+}
+
+impl Ground<'_, '_> {
+    /// The functions that [`Ground::find_copies`] looks at.
+    pub(crate) fn candidates(&self) -> Candidates {
+        Candidates::new(self.old, self.new, self.groups())
+    }
+
+    /// Finds the pairs of old and new functions that do the same though neither is the other's twin. An old one that the patch
+    /// replaces is none of them: whoever calls it gets what its twin does.
+    pub(crate) fn find_copies(&mut self, candidates: &Candidates) {
+        let (old, new) = (&candidates.old, &candidates.new);
+        self.copies = candidates.pairs().filter(|&(f, g)| self.pairs.ranges.new_of(f) != Some(g)).collect();
         loop {
             let equal = |pair: &&(usize, usize)| {
                 let mut same = true;
@@ -56,12 +80,17 @@ impl Ground<'_, '_> {
 
     /// Functions of the same bytes; where there are too many of them, of one name too.
     fn groups(&self) -> Vec<Group> {
-        let kept = |f: &usize| self.replaced_at(self.old.ranges[*f].address).is_none();
+        let mut before = of_rust(self.old);
+        before.retain(|f| self.replaced_at(self.old.ranges[*f].address).is_none());
+        let now = of_rust(self.new);
+        if before.is_empty() || now.is_empty() {
+            return Vec::new();
+        }
         let mut by_code: BTreeMap<_, Group> = BTreeMap::new();
-        for (code, f) in codes(self.old).filter(|(_, f)| kept(f)) {
+        for (code, f) in codes(self.old, before) {
             by_code.entry(code).or_default().0.push(f);
         }
-        for (code, g) in codes(self.new) {
+        for (code, g) in codes(self.new, now) {
             if let Some(group) = by_code.get_mut(&code) {
                 group.1.push(g);
             }
@@ -85,14 +114,19 @@ impl Ground<'_, '_> {
     }
 }
 
-/// The functions of Rust with their code, but for those whose exception tables name types.
-fn codes<'s>(side: &'s Side<'_>) -> impl Iterator<Item = ((Vec<u8>, String), usize)> + 's {
-    let tables = landing::of_build(&side.image);
+/// The functions of Rust that have a name.
+fn of_rust(side: &Side<'_>) -> Vec<usize> {
     let is_rust = |i: &usize| {
         let range = &side.ranges[*i];
         range.parent == *i && !range.unnamed && range.names.iter().any(|name| rust::is_name(name))
     };
-    (0..side.ranges.len()).filter(is_rust).filter_map(move |i| Some((own_code(side, i, &tables)?, i)))
+    (0..side.ranges.len()).filter(is_rust).collect()
+}
+
+/// These functions with their code, but for those whose exception tables name types.
+fn codes(side: &Side<'_>, functions: Vec<usize>) -> Vec<((Vec<u8>, String), usize)> {
+    let tables = landing::of_build(&side.image);
+    functions.into_par_iter().filter_map(|i| Some((own_code(side, i, &tables)?, i))).collect()
 }
 
 fn names(side: &Side<'_>, i: usize) -> BTreeSet<String> {

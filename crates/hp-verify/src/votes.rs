@@ -187,10 +187,11 @@ impl Ground<'_, '_> {
         self.join_rust_by_content();
         self.join_lone_statics(statics);
         while self.vote() {}
+        let candidates = self.candidates();
         let mut guess = false;
         loop {
             self.compare_constants();
-            self.find_copies();
+            self.find_copies(&candidates);
             if self.pairs.several.0.is_empty() {
                 return;
             }
