@@ -301,16 +301,13 @@ fn patch_that_changes_while_it_is_read() {
             let mut output = fs::OpenOptions::new().write(true).open(&file).expect("it can be written");
             while !done.load(std::sync::atomic::Ordering::Relaxed) {
                 for content in [&one, &two] {
-                    // Half of the time it is whole, and half of the time it is not.
-                    std::thread::sleep(Duration::from_millis(3));
                     output.set_len(0).and_then(|()| output.rewind()).expect("it can be written");
-                    let (first, rest) = content.split_at(content.len() / 2);
-                    for part in first.chunks(97) {
-                        output.write_all(part).expect("it can be written");
-                    }
-                    std::thread::sleep(Duration::from_millis(3));
-                    for part in rest.chunks(97) {
-                        output.write_all(part).expect("it can be written");
+                    // Half of the time it is whole, and half of the time it is not.
+                    for half in content.chunks(content.len().div_ceil(2)) {
+                        for part in half.chunks(97) {
+                            output.write_all(part).expect("it can be written");
+                        }
+                        std::thread::sleep(Duration::from_millis(3));
                     }
                 }
             }
