@@ -12,7 +12,6 @@ use crate::code::{self, Use};
 use crate::entities::{Family, text_length};
 use crate::ground::{Doubt, Ground, Within};
 use crate::overlay::{Layout, Place};
-use crate::rust;
 
 /// A replaced copy that has no twin yet.
 struct Open {
@@ -127,10 +126,7 @@ impl Ground<'_, '_> {
     }
 
     fn have_one_name(&self, f: usize, g: usize) -> bool {
-        let instances = |names: &[&'_ str]| {
-            names.iter().filter_map(|name| rust::instance(name)).map(str::to_owned).collect::<Vec<_>>()
-        };
-        let names = instances(&self.old.ranges[f].names);
-        instances(&self.new.ranges[g].names).iter().any(|name| names.contains(name))
+        let (x, y) = (&self.old.ranges[f], &self.new.ranges[g]);
+        y.instances().any(|name| x.instances().any(|other| other == name))
     }
 }

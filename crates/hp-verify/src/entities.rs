@@ -10,7 +10,7 @@ use crate::code::{self, Use};
 use crate::derived::Derived;
 use crate::image::{Image, Section, Symbol, SymbolType, Word};
 use crate::moved::Contents;
-use crate::{templates, unnamed};
+use crate::{rust, templates, unnamed};
 
 /// One contiguous piece of code: a function, or a part of one that was moved away (`.cold`).
 #[derive(Debug)]
@@ -32,6 +32,11 @@ impl Range<'_> {
 
     pub(crate) fn name(&self) -> &str {
         self.names.first().copied().unwrap_or("(no name)")
+    }
+
+    /// Its names of Rust, as [`rust::instance`] has them.
+    pub(crate) fn instances(&self) -> impl Iterator<Item = &str> {
+        self.names.iter().filter_map(|name| rust::instance(name))
     }
 }
 

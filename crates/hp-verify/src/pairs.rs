@@ -12,7 +12,7 @@ use std::hash::Hash;
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use crate::entities::{Side, cold_stem};
+use crate::entities::{Range, Side, cold_stem};
 use crate::rust;
 
 /// A 1:1 relation between indices of the old and the new side.
@@ -171,19 +171,21 @@ fn range_names<'s>(side: &'s Side<'_>) -> impl Iterator<Item = ((&'s str, &'s st
     side.ranges.iter().enumerate().flat_map(|(i, r)| r.names.iter().map(move |n| ((r.file, *n), i)))
 }
 
+/// Ranges that have a name and are no part of another one by it.
+fn named<'s, 'a>(side: &'s Side<'a>) -> impl Iterator<Item = (usize, &'s Range<'a>)> {
+    side.ranges.iter().enumerate().filter(|(_, r)| !r.unnamed && cold_stem(r.name()).is_none())
+}
+
 fn quiet_names<'s>(side: &'s Side<'_>) -> impl Iterator<Item = ((&'s str, &'s str), usize)> {
-    let entries = side.ranges.iter().enumerate().filter(|(_, r)| !r.unnamed && cold_stem(r.name()).is_none());
-    entries.map(|(i, r)| ((r.file, quiet(r.name())), i))
+    named(side).map(|(i, r)| ((r.file, quiet(r.name())), i))
 }
 
 fn rust_instances<'s>(side: &'s Side<'_>) -> impl Iterator<Item = (&'s str, usize)> {
-    let entries = side.ranges.iter().enumerate().filter(|(_, r)| !r.unnamed && cold_stem(r.name()).is_none());
-    entries.flat_map(|(i, r)| r.names.iter().filter_map(move |n| Some((rust::instance(n)?, i))))
+    named(side).flat_map(|(i, r)| r.instances().map(move |name| (name, i)))
 }
 
 fn rust_ranges<'s>(side: &'s Side<'_>) -> impl Iterator<Item = (Cow<'s, str>, usize)> {
-    let entries = side.ranges.iter().enumerate().filter(|(_, r)| !r.unnamed && cold_stem(r.name()).is_none());
-    entries.flat_map(|(i, r)| r.names.iter().filter_map(move |n| Some((rust::unversioned(n)?, i))))
+    named(side).flat_map(|(i, r)| r.names.iter().filter_map(move |n| Some((rust::unversioned(n)?, i))))
 }
 
 fn rust_objects<'s>(side: &'s Side<'_>) -> impl Iterator<Item = (Cow<'s, str>, usize)> {
