@@ -14,7 +14,7 @@ pub(crate) fn is_mangled(name: &str) -> bool {
 /// The name of one instance, hash and all, without what LLVM adds to a local name that other units must see; `None` if it is no
 /// name of Rust.
 pub(crate) fn instance_name(name: &str) -> Option<&str> {
-    is_mangled(name).then(|| name.split(".llvm.").next().unwrap_or(name))
+    is_mangled(name).then(|| without_llvm(name))
 }
 
 /// The name without what changes from build to build; `None` if it is no name of Rust.
@@ -71,10 +71,15 @@ pub(crate) fn format_length(bytes: &[u8]) -> Option<usize> {
     }
 }
 
+/// The name as rustc makes it.
+fn without_llvm(name: &str) -> &str {
+    name.split_once(".llvm.").map_or(name, |(plain, _)| plain)
+}
+
 /// What stands before the hash of a legacy name.
 fn hash(name: &str) -> Option<&str> {
-    let name = name.split(".llvm.").next().filter(|n| n.starts_with("_ZN"))?;
-    let stem = name.strip_suffix('E')?;
+    let name = without_llvm(name);
+    let stem = name.strip_suffix('E').filter(|stem| stem.starts_with("_ZN"))?;
     let at = stem.len().checked_sub(19)?;
     let hash = stem.get(at..)?.strip_prefix("17h")?;
     hash.bytes().all(|b| b.is_ascii_hexdigit()).then(|| &name[..at])

@@ -14,7 +14,7 @@ pub(crate) fn is_name(name: &str) -> bool {
 
 /// The name of one instance of a function or variable, hash and all: without what LLVM adds when it takes it out of its file.
 pub(crate) fn instance(name: &str) -> Option<&str> {
-    is_name(name).then(|| name.find(".llvm.").map_or(name, |at| &name[..at]))
+    is_name(name).then(|| without_llvm(name))
 }
 
 /// What a source file's name says of where a local symbol belongs: of a codegen unit of rustc, `demo.e5f594449933ed36-cgu.3`, the
@@ -44,8 +44,12 @@ pub(crate) fn unversioned(name: &str) -> Option<Cow<'_, str>> {
     Some(found.into())
 }
 
+fn without_llvm(name: &str) -> &str {
+    name.find(".llvm.").map_or(name, |at| &name[..at])
+}
+
 fn without_hash(name: &str) -> Option<&str> {
-    let plain = name.find(".llvm.").map_or(name, |at| &name[..at]);
+    let plain = without_llvm(name);
     let at = plain.len().checked_sub(HASH).filter(|_| plain.starts_with("_ZN"))?;
     let digits = plain.get(at..)?.strip_prefix("17h")?.strip_suffix('E')?;
     digits.bytes().all(|b| b.is_ascii_hexdigit()).then(|| &plain[..at])
