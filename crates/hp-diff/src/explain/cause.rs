@@ -100,9 +100,9 @@ impl<'c, 'a> Causes<'c, 'a> {
     fn align(&self, pair: (FunctionId, FunctionId), limit: usize, deadline: Option<std::time::Instant>) -> Aligned<'a> {
         let (old, new) = (self.old.tokens(pair.0), self.new.tokens(pair.1));
         let mut rows = align(&old, &new, limit, deadline);
-        for row in rows.iter_mut().filter(|row| row.kind == RowKind::Changed && same_but_for_names((&old, &new), row)) {
-            let (Some(i), Some(j)) = (row.old, row.new) else { continue };
-            if old[i].leads.iter().zip(&new[j].leads).all(|(a, b)| self.is_same(pair, a, b)) {
+        for row in rows.iter_mut().filter(|row| row.kind == RowKind::Changed) {
+            let Some((x, y)) = same_instruction((&old, &new), row) else { continue };
+            if x.leads.iter().zip(&y.leads).all(|(a, b)| self.is_same(pair, a, b)) {
                 row.kind = RowKind::Same;
             }
         }
@@ -130,8 +130,9 @@ impl<'c, 'a> Causes<'c, 'a> {
             let landings = lands(self.old.build, pair.0) || lands(self.new.build, pair.1);
             return if landings { exceptions() } else { noise() };
         };
-        if differing.iter().all(|row| same_but_for_names((&aligned.old, &aligned.new), row)) {
-            return self.reference(pair, &aligned, &differing);
+        let twins = |row: &&Pair| same_instruction((&aligned.old, &aligned.new), row);
+        if let Some(all) = differing.iter().map(twins).collect::<Option<Vec<_>>>() {
+            return self.reference(pair, all[0], self.first(&aligned, first));
         }
         let (inlined, row) = self.origin(&aligned, &differing);
         let (first, shown) = (self.first(&aligned, first), self.first(&aligned, row));
@@ -144,11 +145,7 @@ impl<'c, 'a> Causes<'c, 'a> {
     }
 
     /// The same instructions lead elsewhere.
-    fn reference(&self, pair: (FunctionId, FunctionId), aligned: &Aligned<'_>, differing: &[&Pair]) -> Cause {
-        let row = differing[0];
-        let first = self.first(aligned, row);
-        let tokens = (row.old.map(|i| &aligned.old[i]), row.new.map(|j| &aligned.new[j]));
-        let (Some(x), Some(y)) = tokens else { return noise() };
+    fn reference(&self, pair: (FunctionId, FunctionId), (x, y): Twins<'_, '_>, first: First) -> Cause {
         let mut leads = x.leads.iter().zip(&y.leads);
         let Some((a, b)) = leads.find(|(a, b)| !self.is_same(pair, a, b)) else {
             let words = format!("own code {}: it jumps elsewhere", place_in_words(&first));
@@ -209,11 +206,13 @@ impl Aligned<'_> {
     }
 }
 
-/// The same instruction, which may lead elsewhere.
-fn same_but_for_names((old, new): (&[Token<'_>], &[Token<'_>]), row: &Pair) -> bool {
-    let (Some(i), Some(j)) = (row.old, row.new) else { return false };
-    let (a, b) = (&old[i], &new[j]);
-    a.masked == b.masked && a.leads.len() == b.leads.len()
+/// One instruction in both builds, which may lead elsewhere.
+type Twins<'t, 'a> = (&'t Token<'a>, &'t Token<'a>);
+
+/// The instruction of a row, if it is the same in both builds but for where it leads.
+fn same_instruction<'t, 'a>((old, new): (&'t [Token<'a>], &'t [Token<'a>]), row: &Pair) -> Option<Twins<'t, 'a>> {
+    let (a, b) = (&old[row.old?], &new[row.new?]);
+    (a.masked == b.masked && a.leads.len() == b.leads.len()).then_some((a, b))
 }
 
 /// No instruction differs, but what the function does with exceptions.
