@@ -107,6 +107,11 @@ impl<'j, 'a> Judge<'j, 'a> {
         self.asked_changed.load(Ordering::Relaxed)
     }
 
+    /// Both functions are of Rust.
+    fn are_rust(&self, (f, g): (FunctionId, FunctionId)) -> bool {
+        ahead::is_rust(self.old, f) && ahead::is_rust(self.new, g)
+    }
+
     fn is_kept(&self, constant: ObjectId) -> bool {
         // Many threads may ask: they only read once it is known.
         if !self.depends_on_constants() {
@@ -250,7 +255,7 @@ impl<'j, 'a> Judge<'j, 'a> {
         if a.usage != Use::Address {
             return None;
         }
-        let rust = ahead::is_rust(self.old, pair.0) && ahead::is_rust(self.new, pair.1);
+        let rust = self.are_rust(pair);
         let (x, y) = (ahead::ahead(self.old, a.target, rust), ahead::ahead(self.new, b.target, rust));
         let alike = match (&x, &y) {
             (None, None) => return None,
@@ -357,15 +362,13 @@ impl<'j, 'a> Judge<'j, 'a> {
     /// Rust's texts and other constants have no terminators, and linkers do not merge their tails: for a function of
     /// Rust a constant reaches to the next one, though letters follow. Templates of formats have both.
     pub(crate) fn same_rust_constant(&self, pair: (FunctionId, FunctionId), a: u64, b: u64) -> bool {
-        let (old, new) = (self.old, self.new);
-        old.map.functions[pair.0].rust && new.map.functions[pair.1].rust && self.same_to_next(a, b)
+        self.are_rust(pair) && self.same_to_next(a, b)
     }
 
     /// What a function of Rust reads of a constant is the same, and so are the constants of Rust that this leads to.
     fn same_rust_access(&self, pair: (FunctionId, FunctionId), (a, b): (&Site, &Site), size: u64) -> bool {
-        let rust = self.old.map.functions[pair.0].rust && self.new.map.functions[pair.1].rust;
         let literal = |build: &Build<'_>, site: &Site| build.map.resolve(&build.image, site) == Target::Literal;
-        rust && literal(self.old, a) && literal(self.new, b) && self.same_bytes(a.target, b.target, size)
+        self.are_rust(pair) && literal(self.old, a) && literal(self.new, b) && self.same_bytes(a.target, b.target, size)
     }
 
     /// Equal texts behind which, in one of the builds at least, lie others that nothing refers to, as they do elsewhere in the
@@ -422,13 +425,11 @@ impl<'j, 'a> Judge<'j, 'a> {
     /// A text whose length the code has beside its address.
     fn same_counted_argument(&self, pair: (FunctionId, FunctionId), a: &Site, b: &Site) -> bool {
         let (old, new) = (self.old, self.new);
-        let rust = |build: &Build<'_>, id: FunctionId| rust::is_mangled(build.map.functions[id].name());
         let literal = |build: &Build<'_>, site: &Site| build.map.resolve(&build.image, site) == Target::Literal;
         let length = |build: &Build<'_>, id, site: &Site| {
             range_of(build, id, site).and_then(|range| arch::counted(range.bytes, site.instruction))
         };
-        rust(old, pair.0)
-            && rust(new, pair.1)
+        self.are_rust(pair)
             && literal(old, a)
             && literal(new, b)
             && length(old, pair.0, a)

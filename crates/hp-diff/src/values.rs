@@ -15,6 +15,7 @@ use std::sync::OnceLock;
 use rayon::prelude::*;
 use rustc_hash::FxHashMap;
 
+use crate::ahead::is_rust;
 use crate::arch::{self, Cell, Deed, Use};
 use crate::build::Build;
 use crate::compare::Changes;
@@ -85,7 +86,7 @@ pub(crate) fn changed_values(
         let (was, is) = (releases(old, &known), releases(new, &now));
         let mut was: BTreeSet<Place> = was.into_keys().collect();
         // In Rust the type says who releases, and types are compared: only where that is done moves from function to function.
-        let rust = old.map.functions[f].rust && new.map.functions[g].rust;
+        let rust = is_rust(old, f) && is_rust(new, g);
         let is = if rust { BTreeMap::new() } else { is };
         if is.keys().any(|place| !was.contains(place)) {
             for callee in inlined(&search, pairs, (f, g)) {
