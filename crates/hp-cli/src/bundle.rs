@@ -36,7 +36,7 @@ pub(crate) fn run(args: &BundleArgs) -> anyhow::Result<Exit> {
         }))?;
     } else {
         let (patch, size) = (clean(&file.patch.name), bundle.len());
-        writeln!(anstream::stderr(), "{name}: {patch} (id {}) and the applier, {size} bytes", file.id)?;
+        writeln!(crate::text::notes(), "{name}: {patch} (id {}) and the applier, {size} bytes", file.id)?;
     }
     Ok(Exit::Done)
 }

@@ -56,5 +56,11 @@ fn write_new(path: &Path, mode: u32, text: &str) -> anyhow::Result<()> {
         file.write_all(text.as_bytes())?;
         file.sync_all()
     };
-    write().map_err(|e| cannot_write(path, &io_reason(&e)))
+    write().map_err(|e| {
+        // A part of a key would be in the way of the next try.
+        if e.kind() != io::ErrorKind::AlreadyExists {
+            let _ = std::fs::remove_file(path);
+        }
+        cannot_write(path, &io_reason(&e))
+    })
 }

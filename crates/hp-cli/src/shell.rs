@@ -34,7 +34,7 @@ fn page(command: clap::Command) -> anyhow::Result<Exit> {
 }
 
 fn write(bytes: &[u8]) -> anyhow::Result<Exit> {
-    let mut out = std::io::stdout().lock();
+    let mut out = crate::text::results();
     out.write_all(bytes)?;
     out.flush()?;
     Ok(Exit::Done)

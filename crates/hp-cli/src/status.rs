@@ -55,7 +55,10 @@ fn print(pid: i32, result: &Result<Vec<LedgerEntry>, Error>, asked: bool) -> io:
     let target = format!("{BOLD}{}{BOLD:#}", target(&comm(pid), pid));
     let patches = match result {
         Ok(patches) => patches,
-        Err(error) => return writeln!(anstream::stderr(), "{target}: {}", clean(&error.to_string())),
+        Err(error) => {
+            let _ = writeln!(anstream::stderr(), "{target}: {}", clean(&error.to_string()));
+            return Ok(());
+        }
     };
     if patches.is_empty() {
         return if asked { writeln!(crate::text::notes(), "{target}: not patched") } else { Ok(()) };

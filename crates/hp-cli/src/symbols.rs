@@ -76,7 +76,7 @@ fn put_map(codes: &[Code], output: Option<&Path>) -> anyhow::Result<()> {
     let lines = symbols.iter().map(|s| format!("{:x} {:x} {}\n", s.address, s.size, clean(&s.name)));
     let map: String = lines.collect();
     let Some(path) = output else {
-        std::io::stdout().write_all(map.as_bytes())?;
+        crate::text::results().write_all(map.as_bytes())?;
         return Ok(());
     };
     let shown = clean(&path.display().to_string());

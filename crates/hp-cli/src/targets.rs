@@ -5,12 +5,12 @@
 
 use crate::args::TargetArgs;
 use crate::exit::Exit;
-use crate::text::{BAD, BOLD, DIM, GOOD, clean, count, pause, print_json};
+use crate::text::{BAD, BOLD, DIM, GOOD, clean, count, io_reason, pause, print_json};
 use hp_apply::{Done, Error, Measured, Outcome};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -34,6 +34,8 @@ pub(crate) struct Reporter {
     exits: Vec<Exit>,
     entries: Vec<Value>,
     notes: Vec<String>,
+    /// Why a line could not be written.
+    unwritten: Option<String>,
 }
 
 /// Which command reports.
@@ -45,7 +47,7 @@ pub(crate) enum Verb {
 
 impl Reporter {
     pub(crate) fn new(verb: Verb, json: bool) -> Reporter {
-        Reporter { json, verb, exits: Vec::new(), entries: Vec::new(), notes: Vec::new() }
+        Reporter { json, verb, exits: Vec::new(), entries: Vec::new(), notes: Vec::new(), unwritten: None }
     }
 
     /// Takes one target's outcome.
@@ -58,11 +60,19 @@ impl Reporter {
         }
         let target = format!("{BOLD}{}{BOLD:#}", target(&outcome.comm, outcome.pid));
         let line = format!("{target}: {}", self.line(subject, &outcome.result));
-        // What is done is done, whether somebody reads of it or not.
-        let _ = match exit {
-            Exit::Done => writeln!(crate::text::out(), "{line}"),
-            _ => writeln!(anstream::stderr(), "{line}"),
-        };
+        match exit {
+            Exit::Done => self.written(writeln!(crate::text::out(), "{line}")),
+            _ => drop(writeln!(anstream::stderr(), "{line}")),
+        }
+    }
+
+    /// What is done is done, whether somebody can read of it or not: the exit code tells.
+    fn written(&mut self, result: io::Result<()>) {
+        if let Err(error) = result
+            && error.kind() != io::ErrorKind::BrokenPipe
+        {
+            self.unwritten = Some(io_reason(&error));
+        }
     }
 
     /// Takes the outcome of a revert of what this very command had applied.
@@ -106,10 +116,14 @@ impl Reporter {
     }
 
     /// Prints the JSON, if asked for, and gives the exit code.
-    pub(crate) fn finish(self) -> anyhow::Result<Exit> {
-        let exit = Exit::of_all(self.exits);
+    pub(crate) fn finish(mut self) -> anyhow::Result<Exit> {
+        let exit = Exit::of_all(self.exits.iter().copied());
         if self.json {
-            print_json(&json!({ "exit": exit.code(), "targets": self.entries, "notes": self.notes }))?;
+            let entries = std::mem::take(&mut self.entries);
+            self.written(print_json(&json!({ "exit": exit.code(), "targets": entries, "notes": self.notes })));
+        }
+        if let Some(why) = self.unwritten {
+            let _ = writeln!(anstream::stderr(), "hp: {why}");
         }
         Ok(exit)
     }

@@ -42,12 +42,52 @@ pub(crate) fn verbose() -> bool {
 
 /// Where results go, for people: standard output, or nowhere with `-q`.
 pub(crate) fn out() -> Box<dyn Write> {
-    if quiet() { Box::new(io::sink()) } else { Box::new(anstream::stdout().lock()) }
+    if quiet() { Box::new(io::sink()) } else { Box::new(Out(anstream::stdout().lock())) }
 }
 
-/// Where reports go that are no errors: standard error, or nowhere with `-q`.
+/// Where results go that are not for people alone: standard output.
+pub(crate) fn results() -> impl Write {
+    Out(io::stdout().lock())
+}
+
+/// Standard output; its errors say so.
+struct Out<W>(W);
+
+impl<W: Write> Write for Out<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes).map_err(unwritten)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush().map_err(unwritten)
+    }
+}
+
+fn unwritten(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::BrokenPipe | io::ErrorKind::Interrupted => error,
+        kind => io::Error::new(kind, format!("cannot write to standard output: {}", io_reason(&error))),
+    }
+}
+
+/// Where reports go that are no errors: standard error, or nowhere with `-q`. What cannot be written there is lost, and
+/// changes nothing of what is done.
 pub(crate) fn notes() -> Box<dyn Write> {
-    if quiet() { Box::new(io::sink()) } else { Box::new(anstream::stderr().lock()) }
+    if quiet() { Box::new(io::sink()) } else { Box::new(Notes(anstream::stderr().lock())) }
+}
+
+struct Notes<W>(W);
+
+impl<W: Write> Write for Notes<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let _ = self.0.write_all(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let _ = self.0.flush();
+        Ok(())
+    }
 }
 
 /// Text from a file or process without control characters, which could drive the terminal.
@@ -122,7 +162,7 @@ pub(crate) fn error_chain(error: &anyhow::Error) -> String {
 pub(crate) fn print_json(value: &impl serde::Serialize) -> io::Result<()> {
     let mut text = serde_json::to_string_pretty(value)?;
     text.push('\n');
-    let mut out = io::stdout().lock();
+    let mut out = results();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         result => result,

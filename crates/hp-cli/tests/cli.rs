@@ -299,6 +299,31 @@ fn outputs_that_cannot_be_written() {
 }
 
 #[test]
+fn what_cannot_be_written_is_said() {
+    let b = Builds::get();
+    let patch = b.file("full.hpatch");
+    hp(&["diff", &b.file("old"), &b.file("new"), "-o", &patch]).exits(0);
+    let to_full = |arguments: &[&str]| {
+        let mut hp = Command::new(env!("CARGO_BIN_EXE_hp"));
+        let output = hp.args(arguments).stdin(Stdio::null()).stdout(File::create("/dev/full").unwrap()).output();
+        let output = output.unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    for arguments in
+        [&["inspect", &patch][..], &["inspect", &patch, "--json"], &["verify", &patch], &["explain"], &["man"]]
+    {
+        let (code, said) = to_full(arguments);
+        assert_eq!(code, Some(2), "{arguments:?}");
+        assert_eq!(said, "hp: cannot write to standard output: no space left on device\n", "{arguments:?}");
+    }
+    // What is said on standard error is not what was asked for.
+    let full = File::create("/dev/full").unwrap();
+    let mut bundle = Command::new(env!("CARGO_BIN_EXE_hp"));
+    bundle.args(["bundle", &patch, "-o", &b.file("full.run")]).stdout(Stdio::null()).stderr(full);
+    assert_eq!(bundle.status().unwrap().code(), Some(0));
+}
+
+#[test]
 fn json_without_a_file_makes_no_patch() {
     let b = Builds::get();
     let json = hp(&["diff", "--json", &b.file("old"), &b.file("new")]).exits(0).json();

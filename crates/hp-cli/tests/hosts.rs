@@ -101,6 +101,14 @@ exit $code"#
     assert!(answer.err.to_lowercase().contains("no space left"), "{answer}");
     let answer = in_it(namespaces, "").exits(0);
     assert_eq!(answer.out, "fix.hpatch\n");
+    // Nor does half a key stay, which nothing would overwrite.
+    let script = r#"mount -t tmpfs -o size=8k none "$1" && head -c 8192 /dev/zero > "$1/other"
+"$2" keygen "$1/key" --no-password; code=$?
+ls -A "$1"
+exit $code"#;
+    let mut command = Command::new("unshare");
+    let answer = run(command.args([*namespaces, "sh", "-c", script, "sh"]).arg(&full).arg(HP)).exits(2);
+    assert!(answer.out == "other\n" && answer.err.contains("no space left"), "{answer}");
 }
 
 /// Two builds of one source, with `NEW` in the second, and the patch between them.

@@ -137,6 +137,10 @@ fn the_worst_exit_code_counts_and_the_other_patches_are_made() {
     assert_eq!(answer.status.code(), Some(2));
     assert_eq!(results(&answer)[0], row("cut-off", "unreadable", 2));
     assert!(json(&answer)["files"][0]["error"].as_str().unwrap().contains("cut-off"));
+    // An error is said even if nothing else is.
+    let answer = trees.diff(&["-q"]);
+    let said = String::from_utf8_lossy(&answer.stderr);
+    assert!(said.contains("\nhp: cut-off: ") && said.contains("HP0402") && said.lines().count() == 2, "{said}");
 }
 
 #[test]

@@ -127,6 +127,11 @@ fn files_come_are_replaced_and_go() {
     let mut target = pair.start();
     fs::write(folder.path().join("not whole.hpatch"), b"\x7fELF").expect("a file can be written");
     watcher.until(&["\"file-refused\"", "not whole"]);
+    // Nobody ever writes to it, and nobody waits for that.
+    let pipe = folder.path().join("pipe.part");
+    assert!(Command::new("mkfifo").arg(&pipe).status().expect("coreutils has it").success());
+    fs::rename(pipe, folder.path().join("pipe.hpatch")).expect("it can be renamed");
+    watcher.until(&["\"file-refused\"", "pipe.hpatch is no regular file"]);
     let path = folder.path().join("second.hpatch");
     fs::copy(&pair.patch, folder.path().join("second.part")).expect("the patch can be copied");
     fs::rename(folder.path().join("second.part"), &path).expect("it can be renamed");

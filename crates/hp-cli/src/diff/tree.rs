@@ -92,6 +92,9 @@ pub(super) fn run(args: &DiffArgs, mut options: Options) -> anyhow::Result<Exit>
         print_json(&object!({ "exit": exit.code(), "files": files.iter().map(row).collect::<Vec<_>>() }))?;
     } else {
         let _ = print(&files, args.output.is_some());
+        if crate::text::quiet() {
+            print_errors(&files);
+        }
     }
     Ok(exit)
 }
@@ -241,6 +244,15 @@ fn word(outcome: &Outcome) -> (&'static str, anstyle::Style) {
         Outcome::Compared(_, Exit::Nothing, _) => ("identical", DIM),
         Outcome::Compared(..) => ("refused", BAD),
         Outcome::Failed(_) => ("unreadable", BAD),
+    }
+}
+
+/// What is said even if nothing else is.
+fn print_errors(files: &[(&Path, &Outcome)]) {
+    for (path, outcome) in files {
+        if let Outcome::Failed(why) = outcome {
+            let _ = writeln!(anstream::stderr(), "hp: {}: {}", shown(path), clean(why));
+        }
     }
 }
 

@@ -4,6 +4,7 @@ use crate::args::TrustArgs;
 use crate::patch_file::PatchFile;
 use crate::text::clean;
 use crate::trust;
+use anyhow::bail;
 use hp_pack::{Patch, Role};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -41,7 +42,8 @@ impl Folder {
         }
         for path in paths {
             // The keys are read anew: they may have changed too.
-            let read = trust::keys(trust).and_then(|keys| trust::read_patch(&path, &keys));
+            let read =
+                regular(&path).and_then(|()| trust::keys(trust)).and_then(|keys| trust::read_patch(&path, &keys));
             let (event, id, message) = match &read {
                 Ok((file, _)) => ("file", Some(file.id.clone()), None),
                 Err(error) => ("file-refused", None, Some(clean(&format!("{error:#}")))),
@@ -66,6 +68,14 @@ impl Folder {
             .map(|old| old.id.clone())
             .collect();
         self.patches.retain(|file| !replaced.contains(&file.id));
+    }
+}
+
+/// Refuses what is there and no file: a pipe would be waited for as long as nobody writes to it.
+fn regular(path: &Path) -> anyhow::Result<()> {
+    match std::fs::metadata(path) {
+        Ok(meta) if !meta.is_file() => bail!("{} is no regular file", shown(path)),
+        _ => Ok(()),
     }
 }
 
