@@ -22,6 +22,8 @@ const MMAP: u64 = 9;
 const MPROTECT: u64 = 10;
 const MUNMAP: u64 = 11;
 const EXIT_GROUP: u64 = 231;
+/// `write`
+const WRITE_CALL: u64 = 1;
 const READ: u64 = 1;
 const WRITE: u64 = 2;
 const EXECUTE: u64 = 4;
@@ -48,7 +50,13 @@ fn panic(_: &PanicInfo<'_>) -> ! {
     fail()
 }
 
+/// A host that has no memory left, or lets no memory be executed that was written.
+const FAILED: &[u8] =
+    b"hp-apply: cannot unpack itself: it needs 15 MiB of memory, a part of which it writes and then executes; use hp\n";
+
 fn fail() -> ! {
+    // SAFETY: the text is readable and has that length.
+    unsafe { system_call(WRITE_CALL, [2, FAILED.as_ptr() as u64, FAILED.len() as u64, 0, 0, 0]) };
     loop {
         // SAFETY: does not come back.
         unsafe { system_call(EXIT_GROUP, [2, 0, 0, 0, 0, 0]) };

@@ -39,6 +39,6 @@ unsafe fn strings<'a>(mut list: *const u64) -> Vec<&'a [u8]> {
 
 /// What a panic, or memory running out, comes to.
 pub fn give_up() -> ! {
-    sys::write_all(2, b"hp-apply: internal error, or out of memory\n");
+    let _ = sys::write_all(2, b"hp-apply: internal error, or out of memory\n");
     sys::exit(2)
 }

@@ -24,6 +24,9 @@ use report::Report;
 /// Nobody makes a patch larger than this; a file that is, is something else.
 const MAX_PATCH: usize = 1 << 30;
 
+/// Why nothing is done to the targets that are left.
+const INTERRUPTED: &str = "interrupted; the other processes are as they were";
+
 /// How a command ended, and the number that says so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Exit {
@@ -98,11 +101,13 @@ fn read_patch_bytes(path: &[u8]) -> Result<Vec<u8>, Failure> {
 pub(crate) fn run(start: &Start<'_>) -> u8 {
     let mut report = Report::new(start);
     let result = own_patch().and_then(|patch| carry_out(start, patch, &mut report));
-    let exit = result.unwrap_or_else(|error| {
+    let (exit, changes) = result.unwrap_or_else(|error| {
         report.error(&format!("hp-apply: {error}"));
-        Exit::of_error(&error)
+        (Exit::of_error(&error), true)
     });
-    exit as u8
+    // What is done is done, whether somebody can read of it or not.
+    let lost = report.was_cut() && !changes;
+    (if lost { Exit::Unusable } else { exit }) as u8
 }
 
 /// The patch behind this very program, if it is a bundle.
@@ -115,7 +120,8 @@ fn own_patch() -> Result<Option<Vec<u8>>, Failure> {
     }
 }
 
-fn carry_out(start: &Start<'_>, bundled: Option<Vec<u8>>, report: &mut Report) -> Result<Exit, Failure> {
+/// How it ended, and whether it was there to change something.
+fn carry_out(start: &Start<'_>, bundled: Option<Vec<u8>>, report: &mut Report) -> Result<(Exit, bool), Failure> {
     let args = match args::parse(start.arguments.get(1..).unwrap_or_default(), bundled.is_some()) {
         Ok(args) => args,
         Err(why) => return Err(unusable(format_args!("{why}; --help shows what can be asked"))),
@@ -123,14 +129,14 @@ fn carry_out(start: &Start<'_>, bundled: Option<Vec<u8>>, report: &mut Report) -
     match args.what {
         What::Help => report.line(if bundled.is_some() { args::BUNDLE_HELP } else { args::HELP }),
         What::Version => report.line(concat!("hp-apply ", env!("CARGO_PKG_VERSION"))),
-        What::Status => return status::run(&args, report),
-        What::Revert => return revert::run(&args, bundled, report),
+        What::Status => return status::run(&args, report).map(|exit| (exit, false)),
+        What::Revert => return revert::run(&args, bundled, report).map(|exit| (exit, true)),
         What::Apply => {
             let patches = trust::read_patches(start, &args, bundled)?;
-            return apply::run(&args, &patches, report);
+            return apply::run(&args, &patches, report).map(|exit| (exit, true));
         }
     }
-    Ok(Exit::Done)
+    Ok((Exit::Done, false))
 }
 
 impl Args<'_> {

@@ -80,6 +80,7 @@ pub use start::{Started, start};
 #[cfg(feature = "std")]
 #[doc(hidden)]
 pub use sys::seam::{Fault, calls, calls_in_target, die_at, failed_call, fault_at, points, refuse_in_target};
+pub use sys::{HeldSignals, hold_signals, interrupted};
 
 use core::time::Duration;
 use failure::Failure;
@@ -177,6 +178,10 @@ pub fn stop_and_go(pid: i32) -> Result<u64, Error> {
 
 fn outcome(pid: i32, work: impl FnOnce() -> Result<Done, Failure> + Send) -> Outcome {
     let comm = process::comm(pid);
+    let work = || {
+        sys::outlive_file_limit();
+        work()
+    };
     Outcome { pid, comm, result: on_its_own(pid, work).map_err(Error::from) }
 }
 
@@ -187,11 +192,15 @@ fn on_its_own<T: Send>(pid: i32, work: impl FnOnce() -> Result<T, Failure> + Sen
     extern crate std;
     let (done, finished) = std::sync::mpsc::channel::<()>();
     std::thread::scope(|scope| {
-        let tracer = scope.spawn(move || {
+        let work = move || {
             let result = work();
             drop(done);
             result
-        });
+        };
+        let tracer = match std::thread::Builder::new().spawn_scoped(scope, work) {
+            Ok(tracer) => tracer,
+            Err(error) => return Err(no_thread(pid, &error)),
+        };
         let mut watch = exec_watch::Watch::new(pid);
         while let Err(std::sync::mpsc::RecvTimeoutError::Timeout) = finished.recv_timeout(exec_watch::TICK) {
             watch.look();
@@ -203,10 +212,12 @@ fn on_its_own<T: Send>(pid: i32, work: impl FnOnce() -> Result<T, Failure> + Sen
 /// The same without the standard library.
 #[cfg(not(feature = "std"))]
 fn on_its_own<T: Send>(pid: i32, work: impl FnOnce() -> Result<T, Failure> + Send) -> Result<T, Failure> {
-    let failed =
-        |error: sys::Errno| failure::unusable(format_args!("process {pid}: cannot make a thread to trace it: {error}"));
     let mut watch = exec_watch::Watch::new(pid);
-    sys::run_on_its_own(work, exec_watch::TICK, &mut || watch.look()).map_err(failed)?
+    sys::run_on_its_own(work, exec_watch::TICK, &mut || watch.look()).map_err(|error| no_thread(pid, &error))?
+}
+
+fn no_thread(pid: i32, error: &dyn core::fmt::Display) -> Failure {
+    failure::unusable(format_args!("process {pid}: cannot make a thread to trace it: {error}"))
 }
 
 /// What the user asked of an apply or revert.

@@ -112,7 +112,7 @@ impl Session {
             if !self.process.is_same() || sys::read_link(&format!("/proc/{other}/exe")).is_err() {
                 return if self.process.is_same() { Ok(()) } else { Err(process::ended(pid)) };
             }
-            if began.elapsed() >= timeout {
+            if began.elapsed() >= timeout || sys::interrupted() {
                 let name = process::comm(other);
                 let line = format!("process {other} ({name}) shares its memory with process {pid}");
                 return Err(busy(line.into()));

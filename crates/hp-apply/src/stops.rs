@@ -129,13 +129,16 @@ impl<'p> Stops<'p> {
                 Ok(acted) => return Ok(acted),
                 Err(lines) => lines,
             };
-            let now = Instant::now();
-            if now >= self.deadline {
+            let (now, interrupted) = (Instant::now(), sys::interrupted());
+            if now >= self.deadline || interrupted {
                 self.open_gates(&mut attempt, gated);
-                return Err(Error::Busy(in_the_way).into());
+                return Err(match interrupted {
+                    true => refused(format_args!("interrupted before there was a safe point: {}", joined(&in_the_way))),
+                    false => Error::Busy(in_the_way).into(),
+                });
             }
             let rest = jittered(backoff).max(attempt.stopped * REST);
-            sys::sleep(rest.min(self.deadline - now));
+            sys::sleep_unless_interrupted(rest.min(self.deadline - now));
             backoff = (backoff * 2).min(LONGEST_BACKOFF);
         }
     }

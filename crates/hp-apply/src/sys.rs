@@ -22,6 +22,7 @@ mod mem;
 mod raw;
 #[cfg(feature = "std")]
 pub(crate) mod seam;
+mod signals;
 #[cfg(any(not(feature = "std"), test))]
 mod task;
 mod trace;
@@ -37,6 +38,8 @@ pub(crate) use host::{effective_user_id, is_terminal, write_all};
 #[cfg(feature = "applier")]
 pub(crate) use host::{exit, outlive_readers};
 pub(crate) use mem::Mem;
+pub use signals::{HeldSignals, hold_signals, interrupted};
+pub(crate) use signals::{outlive_file_limit, sleep_unless_interrupted};
 #[cfg(not(feature = "std"))]
 pub(crate) use task::run_on_its_own;
 use trace::poke;

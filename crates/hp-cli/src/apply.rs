@@ -9,7 +9,7 @@ use crate::health;
 use crate::patch_file::PatchFile;
 use crate::targets::{Reporter, Subject, Verb, in_group, named, unseen};
 use crate::text::{clean, hex};
-use hp_apply::{Done, Options, Outcome};
+use hp_apply::{Done, HeldSignals, Options, Outcome};
 use std::path::Path;
 
 /// One patch for one process.
@@ -52,13 +52,35 @@ pub(crate) fn run(args: &ApplyArgs) -> anyhow::Result<Exit> {
     // A process that was not asked for by number and has ended is no target any more.
     let gone = |job: &Job, outcome: &Outcome| outcome.result.is_err() && named.is_none() && !health::lives(job.pid);
     let options = Options { relaxed: args.relaxed, ..args.how.options() };
+    let signals = hp_apply::hold_signals();
+    carry_out(args, &jobs, &options, &signals, &mut reporter, gone);
+    let exit = reporter.finish();
+    signals.end();
+    exit
+}
+
+fn carry_out(
+    args: &ApplyArgs,
+    jobs: &[Job],
+    options: &Options,
+    signals: &HeldSignals,
+    reporter: &mut Reporter,
+    gone: impl Fn(&Job, &Outcome) -> bool,
+) {
     let together = !args.each && !options.dry_run;
-    if together && jobs.len() > 1 && !rehearsed(&jobs, &options, &mut reporter, gone) {
-        return reporter.finish();
+    if together && jobs.len() > 1 && !rehearsed(jobs, options, reporter, &gone) {
+        return;
     }
     let mut applied = Vec::new();
-    for job in &jobs {
-        let (outcome, notes) = job.apply(&options);
+    for job in jobs {
+        if hp_apply::interrupted() {
+            reporter.note(INTERRUPTED);
+            if together {
+                take_back(&applied, options, signals, reporter);
+            }
+            return;
+        }
+        let (outcome, notes) = job.apply(options);
         if gone(job, &outcome) {
             continue;
         }
@@ -67,20 +89,19 @@ pub(crate) fn run(args: &ApplyArgs) -> anyhow::Result<Exit> {
         match outcome.result {
             Ok(Done::Applied(measured)) => applied.push((job, measured.replaced)),
             Err(_) if together => {
-                take_back(&applied, &options, &mut reporter);
-                return reporter.finish();
+                take_back(&applied, options, signals, reporter);
+                return;
             }
             _ => {}
         }
     }
     if let Some(command) = args.health.as_deref().filter(|_| !applied.is_empty()) {
         let pids: Vec<i32> = applied.iter().map(|(job, _)| job.pid).collect();
-        if let Err(why) = health::check(command, &pids, args.health_for) {
+        if let Err(why) = health::check(command, &pids, args.health_for, signals) {
             reporter.failed(&format!("health check failed: {why}"));
-            take_back(&applied, &options, &mut reporter);
+            take_back(&applied, options, signals, reporter);
         }
     }
-    reporter.finish()
 }
 
 /// Looks at every target without changing any; false if one of them would refuse.
@@ -88,6 +109,10 @@ fn rehearsed(jobs: &[Job], options: &Options, reporter: &mut Reporter, gone: imp
     let rehearsal = Options { dry_run: true, ..options.clone() };
     let mut fine = true;
     for job in jobs {
+        if hp_apply::interrupted() {
+            reporter.note(INTERRUPTED);
+            return false;
+        }
         let (outcome, _) = job.apply(&rehearsal);
         if outcome.result.is_err() && !gone(job, &outcome) {
             reporter.add(&job.subject, &outcome);
@@ -101,21 +126,28 @@ fn rehearsed(jobs: &[Job], options: &Options, reporter: &mut Reporter, gone: imp
 }
 
 /// Reverts what was applied, the last first. Patches whose place it had taken do not come back: their memory is gone.
-fn take_back(applied: &[(&Job, Vec<String>)], options: &Options, reporter: &mut Reporter) {
+fn take_back(applied: &[(&Job, Vec<String>)], options: &Options, signals: &HeldSignals, reporter: &mut Reporter) {
+    signals.hold_on();
     for (job, replaced) in applied.iter().rev() {
         let outcome = hp_apply::revert(job.pid, Some(&job.file.id), &Options { dry_run: false, ..options.clone() });
         // One that has ended has nothing left to take back.
         if outcome.result.is_ok() || health::lives(job.pid) {
             reporter.taken_back(&job.subject, &outcome);
         }
-        if outcome.result.is_ok() && !replaced.is_empty() {
-            let (pid, ids) = (job.pid, replaced.join(", "));
+        // Those that this command has brought itself were to go anyway.
+        let ours = |id: &&String| !applied.iter().any(|(other, _)| other.pid == job.pid && other.file.id == **id);
+        let lost: Vec<&str> = replaced.iter().filter(ours).map(String::as_str).collect();
+        if outcome.result.is_ok() && !lost.is_empty() {
+            let (pid, ids) = (job.pid, lost.join(", "));
             reporter.note(&format!(
                 "process {pid} runs the base's functions now: {ids}, which the patch had replaced, is gone too; apply it again"
             ));
         }
     }
 }
+
+/// Why nothing is done to the targets that are left.
+pub(crate) const INTERRUPTED: &str = "interrupted; the other processes are as they were";
 
 /// Nothing runs this program.
 pub(crate) fn no_process_of(path: &Path) -> String {

@@ -1,5 +1,6 @@
 //! The health command of `hp apply`: it decides whether what was applied stays.
 
+use hp_apply::HeldSignals;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -7,16 +8,18 @@ use std::time::{Duration, Instant};
 const INTERVAL: Duration = Duration::from_secs(1);
 /// Longest time for one run.
 const RUN_LIMIT: Duration = Duration::from_secs(60);
+/// How soon a signal is noticed.
+const TICK: Duration = Duration::from_millis(20);
 
 /// Runs the command by the shell, once or again and again for a time. It gets the processes in `HP_PIDS`,
 /// separated by spaces.
 ///
 /// # Errors
 /// In words: the command failed or hung, or one of the processes has ended.
-pub(crate) fn check(command: &str, pids: &[i32], time: Duration) -> Result<(), String> {
+pub(crate) fn check(command: &str, pids: &[i32], time: Duration, signals: &HeldSignals) -> Result<(), String> {
     let began = Instant::now();
     loop {
-        once(command, pids)?;
+        once(command, pids, signals)?;
         if let Some(pid) = pids.iter().find(|pid| !lives(**pid)) {
             return Err(format!("process {pid} has ended"));
         }
@@ -24,21 +27,30 @@ pub(crate) fn check(command: &str, pids: &[i32], time: Duration) -> Result<(), S
         if left.is_zero() {
             return Ok(());
         }
-        std::thread::sleep(left.min(INTERVAL));
+        let until = Instant::now() + left.min(INTERVAL);
+        while Instant::now() < until {
+            std::thread::sleep(TICK);
+            check_signals()?;
+        }
     }
 }
 
-fn once(command: &str, pids: &[i32]) -> Result<(), String> {
+fn check_signals() -> Result<(), String> {
+    if hp_apply::interrupted() { Err("interrupted before its end".to_owned()) } else { Ok(()) }
+}
+
+fn once(command: &str, pids: &[i32], signals: &HeldSignals) -> Result<(), String> {
     let pids: Vec<String> = pids.iter().map(i32::to_string).collect();
-    let mut child = Command::new("/bin/sh")
-        .args(["-c", command])
-        .env("HP_PIDS", pids.join(" "))
-        .stdin(Stdio::null())
-        // Standard output is for the report.
-        .stdout(std::io::stderr())
-        .spawn()
-        .map_err(|error| format!("cannot run /bin/sh: {error}"))?;
-    match ended(&mut child)? {
+    let mut shell = Command::new("/bin/sh");
+    // Standard output is for the report.
+    shell.args(["-c", command]).env("HP_PIDS", pids.join(" ")).stdin(Stdio::null()).stdout(std::io::stderr());
+    signals.not_in(&mut shell);
+    let mut child = shell.spawn().map_err(|error| format!("cannot run /bin/sh: {error}"))?;
+    let ended = ended(&mut child).inspect_err(|_| {
+        let _ = child.kill();
+        let _ = child.wait();
+    })?;
+    match ended {
         Some(status) if status.success() => Ok(()),
         Some(status) => Err(format!("`{command}`: {status}")),
         None => {
@@ -57,6 +69,7 @@ fn ended(child: &mut Child) -> Result<Option<ExitStatus>, String> {
             return Ok(Some(status));
         }
         std::thread::sleep(Duration::from_millis(5));
+        check_signals()?;
     }
     Ok(None)
 }

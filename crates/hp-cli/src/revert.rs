@@ -1,6 +1,6 @@
 //! `hp revert`: a patch is named by its file or by the first digits of its ID; the processes are asked what they have.
 
-use crate::apply::no_process_of;
+use crate::apply::{INTERRUPTED, no_process_of};
 use crate::args::RevertArgs;
 use crate::exit::Exit;
 use crate::patch_file::PatchFile;
@@ -54,7 +54,13 @@ pub(crate) fn run(args: &RevertArgs) -> anyhow::Result<Exit> {
     let what = whole(what, &held)?;
     let subject = what.subject();
     let mut targets = 0;
+    let signals = hp_apply::hold_signals();
     for (pid, patches) in held {
+        if hp_apply::interrupted() {
+            reporter.note(INTERRUPTED);
+            targets += 1;
+            break;
+        }
         let outcome = match patches {
             Err(error) => Outcome { pid, comm: comm(pid), result: Err(error) },
             Ok(patches) if all && !patches.iter().any(|patch| what.is(&patch.id)) => continue,
@@ -67,7 +73,9 @@ pub(crate) fn run(args: &RevertArgs) -> anyhow::Result<Exit> {
         let patch = subject.name.or(subject.id).map_or("a patch".into(), |name| clean(&name));
         reporter.nothing(&format!("no process has {patch}{}", unseen()));
     }
-    reporter.finish()
+    let exit = reporter.finish();
+    signals.end();
+    exit
 }
 
 impl What {

@@ -157,6 +157,58 @@ fn patches_are_listed_in_the_order_in_which_they_were_applied() {
     assert_eq!(target.ask(), "6 8 10");
 }
 
+/// What is done is done, and the exit code tells; what was only to be said is not done if it cannot be said.
+#[test]
+fn standard_output_on_a_full_disk() {
+    let pair = Pair::make();
+    let mut target = pair.start();
+    let (patch, pid) = (text(&pair.patch), target.pid().to_string());
+    let why = "cannot write to standard output: no space left on device";
+    for program in [APPLIER, HP] {
+        let to_full = |arguments: &[&str], code, says: bool| {
+            let mut command = Command::new(program);
+            command.args(arguments).env("XDG_CONFIG_HOME", "/nowhere").stdin(Stdio::null());
+            let output = command.stdout(fs::File::create("/dev/full").unwrap()).output().unwrap();
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(code), "{program} {arguments:?}: {said}");
+            assert_eq!(said.matches(why).count(), usize::from(says), "{program} {arguments:?}: {said}");
+        };
+        to_full(&["apply", &patch, "--pid", &pid, "--dry-run"], 0, true);
+        to_full(&["apply", &patch, "--pid", &pid], 0, true);
+        assert_eq!(target.ask(), NEW);
+        to_full(&["apply", &patch, "--pid", &pid], 3, false);
+        to_full(&["status", "--pid", &pid], 2, true);
+        to_full(&["status"], 2, true);
+        to_full(&["revert", &patch, "--pid", &pid], 0, true);
+        assert_eq!(target.ask(), OLD);
+        if program == HP {
+            to_full(&["apply", &patch, "--pid", &pid, "--json"], 0, true);
+            to_full(&["revert", &patch, "--pid", &pid, "--json"], 0, true);
+            to_full(&["status", "--pid", &pid, "--json"], 2, true);
+        }
+    }
+}
+
+/// Limits of the applier itself: the target lives, and one line says what is wrong.
+#[test]
+fn limits_of_its_own() {
+    let pair = Pair::make();
+    let mut target = pair.start();
+    let (patch, pid) = (text(&pair.patch), target.pid().to_string());
+    let limited = |limit: &str, program: &str, verb: &str| {
+        let script = format!("ulimit {limit}; exec {program} {verb} {patch} --pid {pid}");
+        run(Command::new("sh").args(["-c", &script]).env("XDG_CONFIG_HOME", "/nowhere"))
+    };
+    limited("-v 8000", APPLIER, "apply").exits(2).says(&["cannot unpack", "memory"]);
+    for program in [APPLIER, HP] {
+        // Addresses in a process are beyond any limit for the size of files.
+        limited("-f 1000", program, "apply").exits(0);
+        assert_eq!(target.ask(), NEW);
+        limited("-f 0", program, "revert").exits(0);
+        assert_eq!(target.ask(), OLD);
+    }
+}
+
 #[test]
 fn usage() {
     for wrong in [&[][..], &["fly"], &["apply", "--all"], &["apply", "x"], &["status", "--all"]] {

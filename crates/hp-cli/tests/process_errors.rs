@@ -19,6 +19,7 @@ fn main() {
     let trials = vec![
         trial("no_such_process", gcc(), no_such_process),
         trial("not_permitted", gcc(), not_permitted),
+        trial("no_more_threads", gcc().or_else(|| lacks("prlimit")), no_more_threads),
         trial("traced_by_another_program", gcc(), traced_by_another_program),
         trial("traced_processes_can_be_looked_at", gcc(), traced_processes_can_be_looked_at),
         trial("traced_by_gdb", gcc().or_else(|| lacks("gdb")), traced_by_gdb),
@@ -50,6 +51,28 @@ fn no_such_process() {
     apply(&pair.patch, pid).exits(2).says(&[&name, "no such process"]);
     revert(&pair.patch, pid).exits(2).says(&[&name, "no such process"]);
     status(pid).exits(2).says(&[&name, "no such process"]);
+}
+
+/// The engine works on a thread of its own. Root has no limit for threads, so as another user.
+fn no_more_threads() {
+    const NOBODY: u32 = 65534;
+    let pair = Pair::make();
+    let mut target = pair.start();
+    let pid = target.pid().to_string();
+    let open = std::os::unix::fs::PermissionsExt::from_mode;
+    fs::set_permissions(pair.folder.path(), open(0o755)).expect("our folder");
+    let hp = pair.folder.path().join("hp");
+    fs::copy(HP, &hp).expect("hp can be copied");
+    let mut command = Command::new("prlimit");
+    command.arg("--nproc=1").arg(&hp).arg("apply").arg(&pair.patch).args(["--pid", &pid]);
+    // SAFETY: geteuid takes nothing and cannot fail.
+    if unsafe { libc::geteuid() } == 0 {
+        command.uid(NOBODY).gid(NOBODY);
+    }
+    command.env("HOME", pair.folder.path()).env_remove("XDG_CONFIG_HOME");
+    // One of this user's threads is `hp` itself.
+    run(&mut command).exits(2).says(&[&pid, "cannot make a thread"]);
+    assert_eq!(target.ask(), OLD);
 }
 
 /// As root: `hp` runs as a user without rights on a process of root's. As another user: on init.

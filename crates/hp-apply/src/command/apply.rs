@@ -2,11 +2,11 @@
 //! were changed are changed back: all or none, unless `--each` takes each for itself.
 
 use super::report::{Report, Subject, Verb};
-use super::{Args, Exit, PatchFile, lives, no_process_of, unseen};
+use super::{Args, Exit, INTERRUPTED, PatchFile, lives, no_process_of, unseen};
 use crate::bytes::hex;
 use crate::failure::Failure;
 use crate::prelude::*;
-use crate::{Done, Options, Outcome};
+use crate::{Done, HeldSignals, Options, Outcome, sys};
 
 /// One patch for one process.
 struct Job<'a> {
@@ -50,15 +50,24 @@ pub(super) fn run(args: &Args<'_>, patches: &[PatchFile], report: &mut Report) -
     }
     let options = args.options();
     let together = !args.each && !options.dry_run;
+    let signals = sys::hold_signals();
     if !together || jobs.len() < 2 || rehearsed(&jobs, &options, report) {
-        carry_out(&jobs, &options, together, report);
+        carry_out(&jobs, &options, (together, &signals), report);
     }
+    signals.end();
     Ok(report.exit())
 }
 
-fn carry_out(jobs: &[Job<'_>], options: &Options, together: bool, report: &mut Report) {
+fn carry_out(jobs: &[Job<'_>], options: &Options, (together, signals): (bool, &HeldSignals), report: &mut Report) {
     let mut applied = Vec::new();
     for job in jobs {
+        if sys::interrupted() {
+            report.error(INTERRUPTED);
+            if together {
+                take_back(&applied, options, signals, report);
+            }
+            return;
+        }
         let outcome = job.apply(options);
         if job.is_gone(&outcome) {
             continue;
@@ -66,7 +75,7 @@ fn carry_out(jobs: &[Job<'_>], options: &Options, together: bool, report: &mut R
         report.add(Verb::Apply, &job.subject, &outcome);
         match outcome.result {
             Ok(Done::Applied(_)) => applied.push(job),
-            Err(_) if together => return take_back(&applied, options, report),
+            Err(_) if together => return take_back(&applied, options, signals, report),
             _ => {}
         }
     }
@@ -77,6 +86,10 @@ fn rehearsed(jobs: &[Job<'_>], options: &Options, report: &mut Report) -> bool {
     let rehearsal = Options { dry_run: true, ..options.clone() };
     let mut fine = true;
     for job in jobs {
+        if sys::interrupted() {
+            report.error(INTERRUPTED);
+            return false;
+        }
         let outcome = job.apply(&rehearsal);
         if outcome.result.is_err() && !job.is_gone(&outcome) {
             report.add(Verb::Apply, &job.subject, &outcome);
@@ -90,7 +103,8 @@ fn rehearsed(jobs: &[Job<'_>], options: &Options, report: &mut Report) -> bool {
 }
 
 /// Reverts what was applied, the last first.
-fn take_back(applied: &[&Job<'_>], options: &Options, report: &mut Report) {
+fn take_back(applied: &[&Job<'_>], options: &Options, signals: &HeldSignals, report: &mut Report) {
+    signals.hold_on();
     for job in applied.iter().rev() {
         let outcome = crate::revert(job.pid, Some(&job.file.id), options);
         // One that has ended has nothing left to take back.

@@ -4,7 +4,9 @@
 
 use super::{Exit, Start, clean};
 use crate::prelude::*;
+use crate::sys::Errno;
 use crate::{Done, Error, Measured, Outcome, sys};
+use core::cell::Cell;
 
 /// Escape sequences for a terminal (ECMA-48, SGR); empty elsewhere.
 #[derive(Clone, Copy, Default)]
@@ -35,6 +37,8 @@ pub(super) struct Report {
     out: Style,
     err: Style,
     exits: Vec<Exit>,
+    /// Why a line could not be written.
+    unwritten: Cell<Option<Errno>>,
 }
 
 impl Report {
@@ -42,17 +46,28 @@ impl Report {
         let plain = start.variable("NO_COLOR").is_some_and(|value| !value.is_empty())
             || start.variable("TERM").is_none_or(|term| term == b"dumb");
         let style = |fd| if !plain && sys::is_terminal(fd) { COLOURS } else { Style::default() };
-        Report { out: style(1), err: style(2), exits: Vec::new() }
+        Report { out: style(1), err: style(2), exits: Vec::new(), unwritten: Cell::new(None) }
+    }
+
+    /// Says, if it is so, that not all could be written; whether that was so.
+    pub(super) fn was_cut(&self) -> bool {
+        let why = self.unwritten.get();
+        if let Some(error) = why {
+            self.error(&format!("hp-apply: cannot write to standard output: {}", error.reason()));
+        }
+        why.is_some()
     }
 
     /// On stdout.
     pub(super) fn line(&self, text: &str) {
-        sys::write_all(1, format!("{text}\n").as_bytes());
+        if let Err(error) = sys::write_all(1, format!("{text}\n").as_bytes()) {
+            self.unwritten.set(Some(error));
+        }
     }
 
     /// On stderr.
     pub(super) fn error(&self, text: &str) {
-        sys::write_all(2, format!("{text}\n").as_bytes());
+        let _ = sys::write_all(2, format!("{text}\n").as_bytes());
     }
 
     /// How something ended that is said elsewhere.

@@ -1,7 +1,7 @@
 //! `revert`: a patch is named by its file or by the first digits of its ID; the processes are asked what they have.
 
 use super::report::{Report, Subject, Verb};
-use super::{Args, Exit, PatchFile, clean, lives, no_process_of, read_patch_bytes, unseen};
+use super::{Args, Exit, INTERRUPTED, PatchFile, clean, lives, no_process_of, read_patch_bytes, unseen};
 use crate::failure::{Failure, unusable};
 use crate::prelude::*;
 use crate::small::Set;
@@ -40,7 +40,13 @@ pub(super) fn run(args: &Args<'_>, bundled: Option<Vec<u8>>, report: &mut Report
     wanted.complete(&held)?;
     let subject = Subject { id: wanted.id.clone(), name: wanted.name.clone() };
     let mut targets = 0;
+    let signals = sys::hold_signals();
     for (pid, patches) in held {
+        if sys::interrupted() {
+            report.error(INTERRUPTED);
+            targets += 1;
+            break;
+        }
         let outcome = match patches {
             Err(error) => Outcome { pid, comm: process::comm(pid), result: Err(error) },
             Ok(patches) if all && !patches.iter().any(|patch| wanted.is(&patch.id)) => continue,
@@ -49,6 +55,7 @@ pub(super) fn run(args: &Args<'_>, bundled: Option<Vec<u8>>, report: &mut Report
         targets += 1;
         report.add(Verb::Revert, &subject, &outcome);
     }
+    signals.end();
     if targets == 0 {
         let patch = subject.name.or(subject.id).map_or("a patch".to_owned(), |name| clean(name.as_bytes()));
         report.nothing(&format!("no process has {patch}{}", unseen()));

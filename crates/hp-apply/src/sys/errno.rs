@@ -13,7 +13,11 @@ impl Errno {
     pub(crate) const EPERM: Errno = Errno(errno::EPERM as u16);
     pub(crate) const ENOENT: Errno = Errno(errno::ENOENT as u16);
     pub(crate) const ESRCH: Errno = Errno(errno::ESRCH as u16);
+    #[cfg(any(feature = "applier", test))]
+    pub(crate) const EBADF: Errno = Errno(errno::EBADF as u16);
     pub(crate) const EINTR: Errno = Errno(errno::EINTR as u16);
+    #[cfg(any(feature = "applier", test))]
+    pub(crate) const EPIPE: Errno = Errno(errno::EPIPE as u16);
     pub(crate) const EIO: Errno = Errno(errno::EIO as u16);
     pub(crate) const ECHILD: Errno = Errno(errno::ECHILD as u16);
     pub(crate) const ENOMEM: Errno = Errno(errno::ENOMEM as u16);
@@ -21,6 +25,7 @@ impl Errno {
     pub(crate) const ENOTDIR: Errno = Errno(errno::ENOTDIR as u16);
     pub(crate) const EACCES: Errno = Errno(errno::EACCES as u16);
     pub(crate) const EEXIST: Errno = Errno(errno::EEXIST as u16);
+    pub(crate) const EFBIG: Errno = Errno(errno::EFBIG as u16);
     pub(crate) const EINVAL: Errno = Errno(errno::EINVAL as u16);
     #[cfg(any(not(feature = "std"), test))]
     pub(crate) const ETIMEDOUT: Errno = Errno(errno::ETIMEDOUT as u16);

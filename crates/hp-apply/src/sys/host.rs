@@ -1,22 +1,27 @@
 //! What the command `hp-apply` needs of the kernel beside the engine.
 
-use super::raw;
+use super::{Errno, raw};
 use linux_raw_sys::general as nr;
 
 /// `ioctl` that only terminals know: reads their settings.
 const TCGETS: u64 = 0x5401;
 
 /// Writes all of a text to an open file, as far as anybody reads it.
-pub(crate) fn write_all(fd: i32, mut text: &[u8]) {
+///
+/// # Errors
+/// What the kernel says; none if nobody reads.
+pub(crate) fn write_all(fd: i32, mut text: &[u8]) -> Result<(), Errno> {
     while !text.is_empty() {
         let arguments = [fd as u64, text.as_ptr() as u64, text.len() as u64, 0, 0, 0];
         // SAFETY: the text is readable and has that length.
         match unsafe { raw::call(nr::__NR_write, arguments) } {
             Ok(put @ 1..) => text = text.get(put as usize..).unwrap_or_default(),
-            Err(super::Errno::EINTR) => {}
-            _ => return,
+            Err(Errno::EINTR) => {}
+            Err(Errno::EPIPE | Errno::EBADF) | Ok(0) => break,
+            Err(error) => return Err(error),
         }
     }
+    Ok(())
 }
 
 /// Whether an open file is a terminal.

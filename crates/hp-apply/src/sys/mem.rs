@@ -118,7 +118,8 @@ impl Mem {
     /// thread of the target through which to write where the kernel forbids forced writes here.
     pub(crate) fn write(&self, tid: i32, at: LiveAddr, bytes: &[u8]) -> Result<(), Errno> {
         match self.file.write_all_at(bytes, at.0) {
-            Err(Errno::EIO | Errno::EPERM | Errno::EACCES) => self.poke_all(tid, at, bytes),
+            // The last one: addresses count as places in a file, and files of ours may have a limit.
+            Err(Errno::EIO | Errno::EPERM | Errno::EACCES | Errno::EFBIG) => self.poke_all(tid, at, bytes),
             result => result,
         }
     }
