@@ -184,7 +184,9 @@ fn parse_fde<'a>(entry: &'a [u8], place: u64, cie: &Augmented<'a>) -> Option<(u6
             lsda = Some(Some(pointer).filter(|p| !p.indirect)?.address);
         }
     }
-    Some((start, Fde { size: length, cie: Arc::clone(&cie.cie), lsda, instructions: r.0 }))
+    // No further than to the last address.
+    let size = length.min(!start);
+    Some((start, Fde { size, cie: Arc::clone(&cie.cie), lsda, instructions: r.0 }))
 }
 
 /// Bytes of a pointer of fixed size (`DW_EH_PE_…`, LSB 10.5.1).

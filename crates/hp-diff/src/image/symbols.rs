@@ -97,7 +97,8 @@ fn read<'a, 'f, 's>(
         symbols.push(Symbol {
             name,
             address: raw.st_value(endian),
-            size: raw.st_size(endian),
+            // No further than to the last address.
+            size: raw.st_size(endian).min(!raw.st_value(endian)),
             kind,
             section,
             file: if local && !hidden { file } else { "" },
