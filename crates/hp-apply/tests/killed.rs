@@ -3,7 +3,8 @@
 //!
 //! A *moment* is before or after a call. Ordinary runs try those calls that change something of the target, all of
 //! them or a part; with `HP_KILLED=all` it is all of them always (minutes), and with `HP_KILLED=calls` every call that
-//! is made at all, reading ones too, between which nothing happens to the target; at most `MOST` of them for a command.
+//! is made at all, reading ones too, between which nothing happens to the target; `MOST` of them, spread, for a command
+//! that makes more than twice as many.
 
 mod common;
 use common::*;
@@ -53,7 +54,7 @@ fn run(what: &str, target: &Process, moment: &str, file: &Path) -> bool {
 }
 
 /// How many calls of a command are tried with `HP_KILLED=calls`: all of them, or as many that are spread over it.
-const MOST: u64 = 400;
+const MOST: u64 = 4000;
 
 /// What a killed applier leaves in a target are mappings, which every command looks at, with more calls: above so many
 /// of them there is another target, or the end would move away as fast as the calls are tried.

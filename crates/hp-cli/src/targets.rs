@@ -112,6 +112,7 @@ impl Reporter {
     /// Says on stderr that there was no target.
     pub(crate) fn nothing(&mut self, message: &str) {
         self.exits.push(Exit::Nothing);
+        self.notes.push(message.to_owned());
         let _ = writeln!(anstream::stderr(), "{message}");
     }
 

@@ -200,6 +200,14 @@ fn processes() {
     prints("targets", 0, &["revert", patch, "--pid", &pid]);
     prints("targets", 3, &["revert", patch, "--pid", &pid]);
     prints("status", 3, &["status", "--pid", &pid]);
+    let back = prints("targets", 1, &["apply", patch, "--pid", &pid, "--health", "false"]);
+    assert_eq!(back["targets"][1]["result"], "taken-back", "{back}");
+    let nobody = prints("targets", 3, &["apply", patch, "--exe", "/nowhere/at-all"]);
+    assert!(nobody["notes"][0].as_str().is_some_and(|note| note.contains("no process runs")), "{nobody}");
+    // A host that trusts keys, and a patch without a signature.
+    const KEY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../testdata/keys/plain.pub");
+    prints("failed", 1, &["apply", patch, "--pid", &pid, "--trust", KEY]);
+    prints("failed", 1, &["verify", patch, "--trust", KEY]);
 }
 
 /// `hp watch` prints a line for each event.
