@@ -182,7 +182,7 @@ pub(crate) fn starts(build: &Build<'_>) -> Vec<u64> {
     (0..build.code.len()).into_par_iter().flat_map_iter(of_function).collect()
 }
 
-/// True for a function of Rust, by its name.
+/// True for a function of Rust.
 pub(crate) fn is_rust(build: &Build<'_>, function: FunctionId) -> bool {
     build.map.functions[function].rust
 }

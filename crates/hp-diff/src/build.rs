@@ -12,6 +12,7 @@ use crate::followed::Followed;
 use crate::image::Image;
 use crate::leftovers::{Contents, Leftovers};
 use crate::lsda;
+use crate::plain_names;
 use crate::templates;
 
 /// The decoded code of one function.
@@ -44,6 +45,7 @@ impl<'a> Build<'a> {
     /// range of numbers that may be addresses.
     pub(crate) fn new(image: Image<'a>, absolute: Option<std::ops::Range<u64>>) -> Build<'a> {
         let mut map = Map::new(&image);
+        plain_names::mark(&mut map.functions, &image.debug);
         let decoded: Vec<Vec<Code>> = map
             .functions
             .par_iter()

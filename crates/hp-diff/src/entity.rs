@@ -48,7 +48,7 @@ pub(crate) struct Function<'a> {
     pub ranges: Vec<CodeRange<'a>>,
     /// Its range overlaps another function's.
     pub overlaps: bool,
-    /// A function of Rust, by its name.
+    /// A function of Rust, by its name or by debug information.
     pub rust: bool,
     /// What says where it lies.
     pub evidence: Evidence,

@@ -66,6 +66,7 @@ mod lsda;
 mod made_with;
 mod names;
 mod payload;
+mod plain_names;
 mod progress;
 mod references;
 mod rust;

@@ -21,6 +21,8 @@ pub(crate) struct Range<'a> {
     pub(crate) file: &'a str,
     /// Known by its unwind rows or as what lies between others; it has no name.
     pub(crate) unnamed: bool,
+    /// Written in Rust, by its name or by debug information.
+    pub(crate) rust: bool,
     /// The function that it is a part of; itself if it is an entry.
     pub(crate) parent: usize,
 }
@@ -412,7 +414,8 @@ fn ranges<'a>(image: &Image<'a>) -> Vec<Range<'a>> {
         let mut seen = FxHashSet::default();
         names.retain(|n| seen.insert(*n));
         let file = if symbols[0].local { symbols[0].file } else { "" };
-        ranges.push(Range { address, bytes: &rest[..size], names, file, unnamed: false, parent: i });
+        let rust = rust::is_name(names[0]) || image.languages.is_rust(address, address + size as u64);
+        ranges.push(Range { address, bytes: &rest[..size], names, file, unnamed: false, rust, parent: i });
     }
     ranges
 }

@@ -10,6 +10,7 @@ use object::read::elf::{ElfFile64, FileHeader, ProgramHeader, Rela, SectionHeade
 use object::{Endianness, Object, ObjectSection, SectionFlags, elf};
 
 use crate::code;
+use crate::language::Languages;
 use crate::rust;
 use crate::{Build, Error};
 
@@ -96,6 +97,8 @@ pub(crate) struct Image<'a> {
     pub(crate) symbols: Vec<Symbol<'a>>,
     /// There is no whole symbol table, so functions may have no name.
     pub(crate) stripped: bool,
+    /// Of functions; empty where no name is one of Rust.
+    pub(crate) languages: Languages,
     /// Imports that may stay unresolved.
     pub(crate) weak: rustc_hash::FxHashSet<String>,
     /// Imports whose stub in this image is their address for the whole process.
@@ -127,6 +130,7 @@ impl<'a> Image<'a> {
             sections: sections(&elf).map_err(malformed)?,
             symbols: Vec::new(),
             stripped: false,
+            languages: Languages::default(),
             weak: Default::default(),
             canonical: Default::default(),
             words: BTreeMap::new(),
@@ -147,6 +151,9 @@ impl<'a> Image<'a> {
             }
         }
         (image.symbols, image.stripped) = own_symbols(&elf, build).map_err(malformed)?;
+        if image.symbols.iter().any(|s| s.kind == SymbolType::Function && rust::is_name(s.name)) {
+            image.languages = Languages::read(build);
+        }
         image.read_words(&elf).map_err(malformed)?;
         image.fill_slots();
         let stubs = image.sections.iter().filter(|s| s.is_stubs()).flat_map(|s| code::stubs(s.address, s.data));

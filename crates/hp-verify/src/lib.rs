@@ -49,6 +49,7 @@ mod entities;
 mod ground;
 mod image;
 mod landing;
+mod language;
 mod moved;
 mod near;
 mod overlay;

@@ -24,7 +24,7 @@ pub(crate) fn add<'a>(image: &Image<'a>, ranges: &mut Vec<Range<'a>>) -> BTreeSe
     let (mut found, mut with_rows) = (Vec::new(), BTreeSet::new());
     let unnamed = |address: u64, size: u64| -> Option<Range<'a>> {
         let bytes = image.bytes(address, size).filter(|b| !b.is_empty())?;
-        Some(Range { address, bytes, names: Vec::new(), file: "", unnamed: true, parent: 0 })
+        Some(Range { address, bytes, names: Vec::new(), file: "", unnamed: true, rust: false, parent: 0 })
     };
     for section in image.sections.iter().filter(|s| s.code && !s.is_stubs()) {
         let mut at = section.address;

@@ -58,7 +58,7 @@ impl Ground<'_, '_> {
             return;
         }
         let startup = self.new.ranges[g].file == "crtstuff.c";
-        let rust = rust::is_name(self.old.ranges[f].name()) && rust::is_name(self.new.ranges[g].name());
+        let rust = self.old.ranges[f].rust && self.new.ranges[g].rust;
         let within = Within { old: Some(old), new: Some(new), patch: false, startup, rust };
         for (part, twin) in parts.iter().zip(twins) {
             if !self.compare_ranges((*part, *twin), within, undecided, differs) {

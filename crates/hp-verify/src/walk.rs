@@ -20,7 +20,6 @@ use crate::landing::{self, Tables};
 use crate::near::{Near, Span};
 use crate::overlay::{Layout, Place};
 use crate::report::{Fault, Kind, Proof};
-use crate::rust;
 use crate::slotted::Apart;
 
 /// A range of payload code and the range of the new build that it equals.
@@ -192,7 +191,7 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
             new: Some(&family),
             patch: true,
             startup: twin.file == "crtstuff.c",
-            rust: rust::is_name(twin.name()),
+            rust: twin.rust,
         };
         let (mut end, mut derived) = (0, Derived::new());
         for (at, step) in new.steps(range) {
