@@ -84,9 +84,18 @@ struct Life {
     program: [u64; 2],
 }
 
-/// Of a process that lives (proc(5), `stat`).
-fn life(pid: i32) -> Option<Life> {
-    let fields = stat_fields(&sys::read_file(&format!("/proc/{pid}/stat")).ok()?)?;
+/// Of a process that lives; none of one that has ended.
+fn life(pid: i32) -> Result<Option<Life>, Errno> {
+    match sys::read_file(&format!("/proc/{pid}/stat")) {
+        Ok(stat) => Ok(life_in(&stat)),
+        Err(Errno::ENOENT | Errno::ESRCH) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// proc(5), `stat`
+fn life_in(stat: &[u8]) -> Option<Life> {
+    let fields = stat_fields(stat)?;
     let number = |field: usize| fields.get(field - 3)?.parse::<u64>().ok();
     let life = Life { start_time: number(22)?, program: [number(26)?, number(28)?] };
     (!matches!(fields.first()?.as_str(), "Z" | "X")).then_some(life)
@@ -156,7 +165,11 @@ impl Process {
             Ok(mem) => mem,
             Err(error) => return Err(open_error(pid, &status, &error)),
         };
-        let Some(life) = life(pid) else { return Err(ended(pid)) };
+        let life = match life(pid) {
+            Ok(Some(life)) => life,
+            Ok(None) => return Err(ended(pid)),
+            Err(error) => return unusable(format!("process {pid}: cannot read when it began: {error}")),
+        };
         let process = Process { pid, life, mem, status };
         process.check_machine()?;
         Ok(process)
@@ -170,7 +183,7 @@ impl Process {
 
     /// Whether the number still stands for the process that was opened, and it lives and runs the same program.
     pub(crate) fn is_same(&self) -> bool {
-        life(self.pid) == Some(self.life)
+        life(self.pid) == Ok(Some(self.life))
     }
 
     /// What an error is if the process has ended meanwhile: memory that cannot be read any
@@ -178,9 +191,10 @@ impl Process {
     pub(crate) fn explain(&self, error: Failure) -> Failure {
         let pid = self.pid;
         match life(pid) {
-            Some(life) if life == self.life => error,
+            Ok(Some(life)) if life == self.life => error,
+            Err(_) => error,
             // On its way out it has no program any more.
-            Some(life) if life.start_time == self.life.start_time && life.program != [0; 2] => {
+            Ok(Some(life)) if life.start_time == self.life.start_time && life.program != [0; 2] => {
                 unusable(format_args!("process {pid} has started another program meanwhile"))
             }
             _ => ended(pid),
@@ -192,7 +206,7 @@ impl Process {
         match *error {
             // The memory of a process that has exited reads as an empty file.
             Errno::ESRCH | Errno::ENDED => ended(self.pid),
-            _ if !self.is_same() => ended(self.pid),
+            _ if life(self.pid).is_ok_and(|life| life != Some(self.life)) => ended(self.pid),
             _ => unusable(format_args!("process {}: {what}: {error}", self.pid)),
         }
     }

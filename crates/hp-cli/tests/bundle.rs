@@ -206,6 +206,14 @@ fn limits_of_its_own() {
         assert_eq!(target.ask(), NEW);
         limited("-f 0", program, "revert").exits(0);
         assert_eq!(target.ask(), OLD);
+        // Whoever may open no more files is told so, and not that the process has ended.
+        for files in 4..9 {
+            let applied = limited(&format!("-n {files}"), program, "apply");
+            let (said, code) = (format!("{}{}", applied.out, applied.err), applied.code);
+            assert!(code == 0 || code == 2 && !said.contains("ended") && !said.contains("no such"), "{files}: {said}");
+            assert_eq!(target.ask(), if code == 0 { NEW } else { OLD });
+            limited("-n 100", program, "revert").exits(if code == 0 { 0 } else { 3 });
+        }
     }
 }
 
