@@ -135,6 +135,8 @@ impl Target {
         let answers = BufReader::new(process.child.stdout.take().expect("a pipe"));
         let mut target = Target { process, questions, answers };
         assert_eq!(target.line(), "ready");
+        // It says so before it is in its loop, and answers from there.
+        assert_eq!(target.ask("1"), "1: 1");
         target
     }
 
