@@ -4,7 +4,7 @@ mod support;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, ChildStdout, Command, Output, Stdio};
 use std::time::Duration;
@@ -99,6 +99,16 @@ fn mappings(pid: u32) -> usize {
 fn interrupt(program: &str, arguments: &[&str], number: i32, mut is_time: impl FnMut() -> bool) -> Output {
     let mut command = Command::new(program);
     command.args(arguments).env("XDG_CONFIG_HOME", "/nowhere").env("HOME", "/nowhere").stdin(Stdio::null());
+    // Who starts the tests in the background may have them ignore some, and so all that they start.
+    // SAFETY: the closure makes system calls only.
+    unsafe {
+        command.pre_exec(|| {
+            for number in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM] {
+                libc::signal(number, libc::SIG_DFL);
+            }
+            Ok(())
+        });
+    }
     let mut process = Running::start(command.stdout(Stdio::piped()).stderr(Stdio::piped()));
     assert!(until(Duration::from_secs(20), &mut is_time), "{arguments:?}: it was never time");
     signal(process.pid(), number);
