@@ -27,6 +27,19 @@ pub(crate) const DESCRIPTIONS: &[SectionId] = &[
     SectionId::DebugTypes,
 ];
 
+/// What units need: who made them, their ranges of code and their lines.
+pub(crate) const UNITS: &[SectionId] = &[
+    SectionId::DebugAbbrev,
+    SectionId::DebugAddr,
+    SectionId::DebugInfo,
+    SectionId::DebugLine,
+    SectionId::DebugLineStr,
+    SectionId::DebugRanges,
+    SectionId::DebugRngLists,
+    SectionId::DebugStr,
+    SectionId::DebugStrOffsets,
+];
+
 /// The files that hold the debug information of a build: itself or its debug file, and what that shares with others.
 #[derive(Debug)]
 pub(crate) struct Source<'data> {

@@ -4,22 +4,10 @@
 //! function. rustc gives each function a section, and so a range, of its own; where ranges are joined, nothing is known. A
 //! function of which another compiler's unit has any part is left as it is, and all are if anything cannot be read.
 
-use gimli::{SectionId, constants as dw};
+use gimli::constants as dw;
 
-use crate::dwarf::{Sections, Source};
+use crate::dwarf::{Sections, Source, UNITS};
 use crate::entity::Function;
-
-const WANTED: &[SectionId] = &[
-    SectionId::DebugAbbrev,
-    SectionId::DebugAddr,
-    SectionId::DebugInfo,
-    SectionId::DebugLine,
-    SectionId::DebugLineStr,
-    SectionId::DebugRanges,
-    SectionId::DebugRngLists,
-    SectionId::DebugStr,
-    SectionId::DebugStrOffsets,
-];
 
 /// Marks them, if any function of the build is known to be of Rust by its name.
 pub(crate) fn mark(functions: &mut [Function<'_>], source: &Source<'_>) {
@@ -36,7 +24,7 @@ pub(crate) fn mark(functions: &mut [Function<'_>], source: &Source<'_>) {
     });
     let mut plain: Vec<Plain> = plain.collect();
     plain.sort_unstable_by_key(|p| (p.start, p.end));
-    match Sections::load(source, WANTED) {
+    match Sections::load(source, UNITS) {
         Ok(Some(sections)) if !sections.relocatable() && read(&sections, &mut plain).is_ok() => {}
         _ => return,
     }

@@ -6,21 +6,9 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use gimli::{AttributeValue, SectionId, UnitOffset, constants as dw};
+use gimli::{AttributeValue, UnitOffset, constants as dw};
 
-use crate::dwarf::{Reader, Sections, Source};
-
-const WANTED: &[SectionId] = &[
-    SectionId::DebugAbbrev,
-    SectionId::DebugAddr,
-    SectionId::DebugInfo,
-    SectionId::DebugLine,
-    SectionId::DebugLineStr,
-    SectionId::DebugRanges,
-    SectionId::DebugRngLists,
-    SectionId::DebugStr,
-    SectionId::DebugStrOffsets,
-];
+use crate::dwarf::{Reader, Sections, Source, UNITS};
 
 /// How many references lead from an inlined function to its name at most.
 const HOPS: usize = 6;
@@ -74,7 +62,7 @@ impl SourceMap {
     fn of(source: &Source<'_>, mut ranges: Vec<Range<u64>>, inlined: bool) -> SourceMap {
         let mut map = SourceMap::default();
         ranges.sort_unstable_by_key(|r| (r.start, r.end));
-        if let (false, Ok(Some(sections))) = (ranges.is_empty(), Sections::load(source, WANTED)) {
+        if let (false, Ok(Some(sections))) = (ranges.is_empty(), Sections::load(source, UNITS)) {
             let dwarf = sections.dwarf();
             let _ = map.fill(&Dwarf { supplement: sections.supplement(), dwarf: &dwarf }, &ranges, inlined);
         }

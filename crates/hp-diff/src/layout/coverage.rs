@@ -4,27 +4,14 @@
 //! function of the part without may use types that nothing describes. A unit's own ranges
 //! (DWARF 5, section 2.17) say what it covers.
 
-use gimli::SectionId;
 use std::ops::Range;
 
-use crate::dwarf::{Sections, Source};
-
-const RANGES: &[SectionId] = &[
-    SectionId::DebugAbbrev,
-    SectionId::DebugAddr,
-    SectionId::DebugInfo,
-    SectionId::DebugLine,
-    SectionId::DebugRanges,
-    SectionId::DebugRngLists,
-    SectionId::DebugStr,
-    SectionId::DebugStrOffsets,
-    SectionId::DebugLineStr,
-];
+use crate::dwarf::{Sections, Source, UNITS};
 
 /// The code that units describe: ranges of link-time addresses, ordered. Empty where there
 /// is no debug information or it cannot be read.
 pub(crate) fn described_code(file: &Source<'_>) -> Vec<Range<u64>> {
-    let mut found = match Sections::load(file, RANGES) {
+    let mut found = match Sections::load(file, UNITS) {
         Ok(Some(sections)) => ranges(&sections).unwrap_or_default(),
         _ => Vec::new(),
     };
