@@ -177,8 +177,8 @@ impl Process {
 
     /// Only one process can trace a thread. Any thread may have a tracer, not only the first.
     pub(crate) fn check_tracer(&self) -> Result<(), Failure> {
-        let statuses = threads(self.pid).into_iter().filter_map(|tid| thread_status(self.pid, tid));
-        statuses.into_iter().try_for_each(|status| status.check_tracer(self.pid))
+        let mut statuses = threads(self.pid).into_iter().filter_map(|tid| thread_status(self.pid, tid));
+        statuses.try_for_each(|status| status.check_tracer(self.pid))
     }
 
     /// Whether the number still stands for the process that was opened, and it lives and runs the same program.

@@ -11,6 +11,7 @@ use crate::finders::{self, Holders};
 use crate::ledger::Ledger;
 use crate::pointers::{Search, hidden_holder, search_running, search_stopped};
 use crate::prelude::*;
+use crate::process::Process;
 use crate::remote::Slots;
 use crate::safe_point::{Judge, Watch, Watched};
 use crate::session::{self, Session, is_base, read_maps};
@@ -199,9 +200,7 @@ fn unmap_watch(session: &Session, payload: Watched) -> Watch {
 }
 
 /// Makes unwinders pass a payload over that was never in effect, if nobody is in it.
-fn take_out(session: &Session, stops: &mut Stops<'_>, ledger: &Ledger, watch: &Watch) -> Result<(), Failure> {
-    let process = &session.process;
-    let holders = Holders::find(process, ledger)?;
+fn take_out(process: &Process, stops: &mut Stops<'_>, holders: &Holders<'_>, watch: &Watch) -> Result<(), Failure> {
     if !holders.lead(process) {
         return Ok(());
     }
@@ -230,7 +229,7 @@ pub(crate) fn reclaim(
     let watch = unmap_watch(session, Watched::plain(ledger.mapping, "the payload"));
     if let Some(user) = inherit::user(ledger, &session.ledgers, in_use) {
         if !ledger.hands_out.code {
-            take_out(session, stops, ledger, &watch)?;
+            take_out(process, stops, &Holders::find(process, ledger)?, &watch)?;
         }
         return Ok(Err(format!("patch {} uses its variables", user.name)));
     }
@@ -243,12 +242,12 @@ pub(crate) fn reclaim(
     let mut why = String::new();
     for attempt in 0..RECLAIM_TRIES {
         sys::sleep(FIRST_RETRY * ((1 << attempt) - 1));
-        take_out(session, stops, ledger, &watch)?;
+        let holders = Holders::find(process, ledger)?;
+        take_out(process, stops, &holders, &watch)?;
         if let Search::Kept(found) = search_running(process, &read_maps(process)?, ledger, deadline(SEARCH_LIMIT)) {
             why = found;
             continue;
         }
-        let holders = Holders::find(process, ledger)?;
         let mut stopped = match stops.tracer.stop_all()? {
             Ok(stopped) => stopped,
             Err(NotNow(line)) => {
