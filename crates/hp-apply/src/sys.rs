@@ -84,9 +84,9 @@ pub(crate) struct Priority {
 }
 
 impl Priority {
-    /// Asks for the processor before all ordinary threads, until dropped: for work that many stopped
-    /// threads wait for, and for letting them go (else each of them takes the processor from us, and the
-    /// last one waits for all). Not for waiting: we would keep the processor from those that we wait for.
+    /// Asks for the processor before all ordinary threads, until dropped: for letting many
+    /// threads go. Else each of them takes the processor from us, and the last one waits for
+    /// all. Not for waiting: we would keep the processor from those that we wait for.
     /// Without the right to do so nothing happens.
     pub(crate) fn raise() -> Priority {
         // SAFETY: takes plain numbers only; 0 is the calling thread.
