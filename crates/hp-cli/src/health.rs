@@ -46,32 +46,24 @@ fn once(command: &str, pids: &[i32], signals: &HeldSignals) -> Result<(), String
     shell.args(["-c", command]).env("HP_PIDS", pids.join(" ")).stdin(Stdio::null()).stdout(std::io::stderr());
     signals.not_in(&mut shell);
     let mut child = shell.spawn().map_err(|error| format!("cannot run /bin/sh: {error}"))?;
-    let ended = ended(&mut child).inspect_err(|_| {
+    let status = ended(&mut child, command).inspect_err(|_| {
         let _ = child.kill();
         let _ = child.wait();
     })?;
-    match ended {
-        Some(status) if status.success() => Ok(()),
-        Some(status) => Err(format!("`{command}`: {status}")),
-        None => {
-            let _ = child.kill();
-            let _ = child.wait();
-            Err(format!("`{command}` takes longer than {} s", RUN_LIMIT.as_secs()))
-        }
-    }
+    if status.success() { Ok(()) } else { Err(format!("`{command}`: {status}")) }
 }
 
-/// How the command ended; `None` if it did not within the limit.
-fn ended(child: &mut Child) -> Result<Option<ExitStatus>, String> {
+/// How the command ended, if it did within the limit.
+fn ended(child: &mut Child, command: &str) -> Result<ExitStatus, String> {
     let began = Instant::now();
     while began.elapsed() < RUN_LIMIT {
         if let Some(status) = child.try_wait().map_err(|error| format!("cannot wait for the command: {error}"))? {
-            return Ok(Some(status));
+            return Ok(status);
         }
         std::thread::sleep(Duration::from_millis(5));
         check_signals()?;
     }
-    Ok(None)
+    Err(format!("`{command}` takes longer than {} s", RUN_LIMIT.as_secs()))
 }
 
 /// Whether a process runs, as far as `/proc` tells (proc(5)).
