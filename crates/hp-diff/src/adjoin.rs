@@ -16,11 +16,12 @@ use crate::arch::{self, Site, Use};
 use crate::before::before;
 use crate::build::Build;
 use crate::by_address::Spans;
-use crate::compare::{Changes, Judge, Verdict};
+use crate::compare::Changes;
 use crate::correlate::Correlation;
 use crate::entity::{FunctionId, Target};
 use crate::finding::{Code, Finding};
 use crate::image::Word;
+use crate::judge::{Judge, Verdict};
 
 /// What unchanged functions and objects refer to, in both builds, and the texts that a
 /// changed function has kept.

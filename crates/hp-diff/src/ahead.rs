@@ -11,9 +11,9 @@ use rayon::prelude::*;
 
 use crate::arch::{Site, Touched, Use};
 use crate::build::Build;
-use crate::compare::{is_indexed, range_of};
 use crate::entity::{FunctionId, Target};
 use crate::image::{Section, is_constant_section};
+use crate::usage::{is_indexed, range_of};
 
 /// How far behind an address a constant begins at most that is meant by it, in bytes.
 const AHEAD: u64 = 64;

@@ -6,9 +6,9 @@
 
 use crate::arch::{self, Code, Decoded, Site, Use};
 use crate::build::Build;
-use crate::compare::range_of;
 use crate::entity::{Function, FunctionId, ObjectId};
 use crate::image::Image;
+use crate::usage::range_of;
 
 /// What lies before an address and is meant by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

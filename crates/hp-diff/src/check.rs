@@ -9,11 +9,12 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use crate::arch;
 use crate::build::Build;
 use crate::by_address::Spans;
-use crate::compare::{Changes, Judge};
+use crate::compare::Changes;
 use crate::correlate::{Correlation, described};
 use crate::entity::{FunctionId, Map};
 use crate::finding::{Code, Finding, Level};
 use crate::image::{Image, Symbol, Word};
+use crate::judge::Judge;
 use crate::layout::{self, Variable};
 
 /// True for facts about images that leave nothing to compare.

@@ -14,9 +14,10 @@ use rayon::prelude::*;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::build::Build;
-use crate::compare::{Judge, changed_constants};
+use crate::compare::changed_constants;
 use crate::correlate::Correlation;
 use crate::entity::FunctionId;
+use crate::judge::Judge;
 use crate::rust;
 
 /// Pairs of one name that are compared; what has more copies is left to its callers, which count as changed.

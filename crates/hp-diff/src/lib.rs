@@ -47,6 +47,7 @@ mod code_lines;
 mod compare;
 mod copies;
 mod correlate;
+mod describe;
 mod detour;
 mod displaced;
 mod dwarf;
@@ -59,6 +60,7 @@ mod goes_on;
 mod identity;
 mod image;
 mod input;
+mod judge;
 mod layout;
 mod leftovers;
 mod lines;
@@ -76,6 +78,7 @@ mod source;
 mod templates;
 mod type_ids;
 mod unwind;
+mod usage;
 mod values;
 
 pub use code_lines::CodeLines;
@@ -96,12 +99,13 @@ use rustc_hash::FxHashSet;
 
 use adjoin::Twins;
 use build::Build;
-use compare::{Judge, compare};
+use compare::compare;
 use correlate::{Correlation, correlate};
 use entity::FunctionId;
 use explain::Causes;
 use image::Image;
 use input::Input;
+use judge::Judge;
 
 /// What the user asked of a diff.
 #[derive(Clone, Debug, Default)]

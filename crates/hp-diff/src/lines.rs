@@ -23,10 +23,11 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::arch::{self, CallArgument, Site, Use};
 use crate::build::Build;
-use crate::compare::{Changes, Judge, Verdict};
+use crate::compare::Changes;
 use crate::correlate::Correlation;
 use crate::entity::FunctionId;
 use crate::image::Word;
+use crate::judge::{Judge, Verdict};
 use crate::source::{Place, SourceMap};
 
 /// Lines over which one call may stretch.

@@ -13,10 +13,10 @@ use rayon::prelude::*;
 
 use crate::arch::{self, Encoding, Site, Use};
 use crate::build::Build;
-use crate::compare::{is_known, is_number};
 use crate::entity::{CodeRange, FunctionId, Target};
 use crate::image::{Image, Word};
 use crate::input::Input;
+use crate::usage::{is_known, is_number};
 use crate::{Error, Options};
 
 /// A field of code or data that leads somewhere.

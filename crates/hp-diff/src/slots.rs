@@ -19,7 +19,7 @@ pub(crate) struct Slot<'b> {
 }
 
 /// Slots by their words. Words that hold an address of the image lie together: only a
-/// [`Judge`](crate::compare::Judge) can compare those.
+/// [`Judge`](crate::judge::Judge) can compare those.
 type ByWord<'b> = FxHashMap<Option<&'b Word>, Vec<Slot<'b>>>;
 
 /// What a patch can take from the old build, to be looked up many times.

@@ -120,7 +120,7 @@ impl Numbering {
     }
 }
 
-/// An entity that a [`Judge`](crate::compare::Judge) asked about while it was alone, by its common number.
+/// An entity that a [`Judge`](crate::judge::Judge) asked about while it was alone, by its common number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Question {
     pub entity: u32,
@@ -169,7 +169,7 @@ pub(crate) enum Relation {
     Apart,
 }
 
-/// What a [`Judge`](crate::compare::Judge) sees of a correlation: pairs, and nothing that would not be noted.
+/// What a [`Judge`](crate::judge::Judge) sees of a correlation: pairs, and nothing that would not be noted.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct View<'p> {
     pub functions: PairsView<'p>,

@@ -16,10 +16,11 @@ use super::Correlation;
 use super::votes::Votes;
 use crate::arch::{self, Site, Use};
 use crate::build::Build;
-use crate::compare::{Changes, Judge, Verdict};
+use crate::compare::Changes;
 use crate::entity::{FunctionId, ObjectId, Target};
 use crate::finding::{Code, Finding};
 use crate::image::{Evidence, Word};
+use crate::judge::{Judge, Verdict};
 
 /// Short functions are alike too easily: they are paired by content only when votes have had their say.
 const TELLING: u64 = 64;

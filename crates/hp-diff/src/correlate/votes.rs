@@ -13,7 +13,7 @@ use super::names::Names;
 use super::pairs::{Asked, Numbering, Pairs, Question, View};
 use super::{Correlation, Settled};
 use crate::build::Build;
-use crate::compare::{Judge, Verdict};
+use crate::judge::{Judge, Verdict};
 
 const END: u32 = u32::MAX;
 

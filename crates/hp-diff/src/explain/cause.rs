@@ -10,9 +10,10 @@ use super::tokens::{Lead, Side, Token};
 use super::{Explanation, First, Instruction, Reason, Row, RowKind, deadline};
 use crate::arch;
 use crate::build::Build;
-use crate::compare::{Changes, Judge, Verdict};
+use crate::compare::Changes;
 use crate::correlate::Correlation;
 use crate::entity::FunctionId;
+use crate::judge::{Judge, Verdict};
 use crate::names::readable;
 use crate::source::SourceMap;
 

@@ -6,10 +6,12 @@ use crate::ahead::{self, Meant};
 use crate::arch::{self, Encoding, Site, Use};
 use crate::before::before;
 use crate::build::Build;
-use crate::compare::{self, Changes};
+use crate::compare::Changes;
 use crate::correlate::Correlation;
+use crate::describe::describe;
 use crate::entity::{FunctionId, ObjectId, Target, cold_parent};
 use crate::image::Word;
+use crate::usage::is_number;
 
 /// Bytes of a constant that are shown.
 const SHOWN: usize = 16;
@@ -128,7 +130,7 @@ impl<'s, 'a> Side<'s, 'a> {
         if self.build.table(function, site.target).is_some() {
             return Lead { site, key: "table".into(), name: "its jump table".into(), code: false };
         }
-        if compare::is_number(self.build, function, &site) {
+        if is_number(self.build, function, &site) {
             let number = format!("{:#x}", site.target);
             return Lead { site, key: number.clone(), name: number, code: false };
         }
@@ -139,7 +141,7 @@ impl<'s, 'a> Side<'s, 'a> {
             let distance = site.target.wrapping_sub(start) as i64;
             let (name, key) = match map.resolve(image, &meant) {
                 Target::Literal => (self.literal_name(&meant), self.content(&meant)),
-                target => (compare::describe(self.build, function, &meant), self.key(&target, &meant, |_| false)),
+                target => (describe(self.build, function, &meant), self.key(&target, &meant, |_| false)),
             };
             return Lead { site, key: format!("{key} {distance}"), name: format!("{name}{distance:+#x}"), code: false };
         }
@@ -158,7 +160,7 @@ impl<'s, 'a> Side<'s, 'a> {
         };
         let name = match target {
             Target::Literal => self.literal_name(&site),
-            _ => compare::describe(self.build, function, &site),
+            _ => describe(self.build, function, &site),
         };
         let own = |f| f == function;
         let key = match &target {

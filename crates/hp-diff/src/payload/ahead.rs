@@ -4,8 +4,8 @@ use super::literals::AHEAD;
 use super::{Bound, Payload, Problem};
 use crate::ahead::{Meant, ahead, is_rust, meant, touched};
 use crate::arch::{self, Field, Site, Touched, Use};
-use crate::compare::range_of;
 use crate::entity::{CodeRange, FunctionId};
+use crate::usage::range_of;
 
 impl Payload<'_, '_> {
     /// Binds a reference to the constant that begins behind the address, if that may be meant. `None` if what is at the address is

@@ -5,9 +5,10 @@ use hp_pack::{Place, Relocation, RelocationKind, SectionKind, SymbolKind};
 use super::islands::islands;
 use super::{Bind, Bound, ISLAND, Payload, Problem, stays_inside};
 use crate::arch::{self, Encoding, Site, Use};
-use crate::compare::{describe, is_indexed, is_number, range_of};
+use crate::describe::describe;
 use crate::entity::{CodeRange, FunctionId, ObjectId, Target};
 use crate::finding::Code;
+use crate::usage::{is_indexed, is_number, range_of};
 
 impl Payload<'_, '_> {
     /// Places a function in the payload, once, and gives the symbols of its ranges.

@@ -4,11 +4,11 @@ use hp_pack::{Relocation, RelocationKind, SectionKind, SymbolKind};
 
 use super::{Payload, Problem};
 use crate::arch::Use;
-use crate::compare::{Judge, Verdict};
 use crate::correlate::numbered_stem;
 use crate::entity::{ObjectId, Target};
 use crate::finding::Code;
 use crate::image::Word;
+use crate::judge::{Judge, Verdict};
 
 impl Payload<'_, '_> {
     pub(super) fn object(&mut self, p: ObjectId) -> Result<u32, Problem> {

@@ -4,9 +4,9 @@ use hp_pack::{Relocation, RelocationKind, SectionKind, SymbolKind};
 
 use super::{Bound, Payload, Problem};
 use crate::arch::{JumpTable, Use};
-use crate::compare::Judge;
 use crate::entity::{FunctionId, Target};
 use crate::finding::Code;
+use crate::judge::Judge;
 
 /// In place of a width: a copy together with what is behind it, because code reaches from there to here.
 pub(super) const BLOCK: u32 = u32::MAX - 1;

@@ -5,9 +5,10 @@ use hp_pack::SymbolKind;
 
 use super::{Bound, Payload, Problem};
 use crate::arch::Use;
-use crate::compare::{Judge, Verdict, uses};
 use crate::entity::{FunctionId, ObjectId, Target};
 use crate::finding::Code;
+use crate::judge::{Judge, Verdict};
+use crate::usage::uses;
 
 impl Payload<'_, '_> {
     /// Binds an address by what it leads to. `within` is the function that uses it.

@@ -4,9 +4,9 @@ use hp_pack::SymbolKind;
 
 use super::{Bind, Bound, Payload, Problem};
 use crate::arch::{Site, Use};
-use crate::compare::{Judge, Verdict};
 use crate::finding::Code;
 use crate::image::Word;
+use crate::judge::{Judge, Verdict};
 
 impl Payload<'_, '_> {
     /// Binds a use of a PLT stub or a GOT slot.
