@@ -10,7 +10,7 @@ use crate::failure::{Failure, refused, unusable};
 use crate::finders;
 use crate::image::Image;
 use crate::layout::Layout;
-use crate::ledger::{Bridged, HandsOut, Ledger, OldRange, Replaced, SITE, Variable};
+use crate::ledger::{Bridged, HandsOut, Ledger, OldRange, Replaced, SITE, Seal, Variable, changed_meanwhile};
 use crate::prelude::*;
 use crate::relocate::{Imports, Payload, hands_out};
 use crate::remote::Slots;
@@ -18,7 +18,7 @@ use crate::safe_point::{Watch, Watched};
 use crate::session::{self, Session, is_base, read_maps};
 use crate::sites::{Leads, Standing, Writer, is_in_one_page, stranger};
 use crate::small::Map;
-use crate::stops::{Acted, Stops, looked, site_bytes, site_watch};
+use crate::stops::{Acted, Gated, Stops, looked, site_bytes, site_watch};
 use crate::sys::Instant;
 use crate::takeover::{self, Touched};
 use crate::threads::Stopped;
@@ -108,7 +108,7 @@ fn apply_in(session: &Session, patch: &Patch, id: &str, options: &Options) -> Re
     let restrictions = survey.line();
     let helpers = survey.helpers;
     let base = plan.base;
-    let work = Work { plan, imports, slots, helpers, restrictions, options };
+    let work = Work { plan, at, imports, slots, helpers, restrictions, options };
     let mut result = match options.dry_run {
         true => work.rehearse(stops, found.map(|(ledger, _)| ledger)),
         false => work.carry_out(stops, found),
@@ -434,6 +434,8 @@ type Relaxed = (Watch, Vec<LiveAddr>);
 
 struct Work<'a> {
     plan: Plan<'a>,
+    /// Where the payload lies, or will lie if nobody takes that place.
+    at: LiveAddr,
     imports: Imports,
     slots: Slots,
     helpers: Vec<i32>,
@@ -444,11 +446,7 @@ struct Work<'a> {
 
 impl Work<'_> {
     fn rehearse(&self, mut stops: Stops<'_>, found: Option<&Ledger>) -> Result<Done, Failure> {
-        let session = self.plan.session;
-        let at = match found {
-            Some(ledger) => ledger.mapping.start,
-            None => place::find(&read_maps(&session.process)?, self.plan.reach(), self.plan.layout.size)?,
-        };
+        let at = self.at;
         let (_, ledger) = self.plan.payload(at, &self.imports)?;
         let view = takeover::view(&ledger);
         let (mut busy, mut pause_ns) = stops.look(&self.flip_watch(&ledger, view.as_ref(), &[]))?;
@@ -480,6 +478,7 @@ impl Work<'_> {
     fn carry_out(&self, mut stops: Stops<'_>, found: Option<Found<'_>>) -> Result<Done, Failure> {
         let (ledger, standing) = self.staged(&mut stops, found)?;
         stops.learn(&ledger);
+        let seal = self.seal(&ledger)?;
         let view = takeover::view(&ledger).filter(|_| !standing.active);
         if let Some(view) = &view {
             stops.learn(view);
@@ -492,10 +491,12 @@ impl Work<'_> {
         };
         let relaxed = self.may_go_on(&ledger).filter(|_| !standing.active);
         let relaxed = relaxed.map(|functions| (self.flip_watch(&ledger, view.as_ref(), &functions), functions));
-        let committed = self.commit(&mut stops, (&watch, relaxed.as_ref()), seen, standing.active);
+        let committed = self.commit(&mut stops, (&watch, relaxed.as_ref()), seen, &seal, standing.active);
         let mut measured = committed.inspect_err(|_| {
             // What cannot be undone now is undone or finished by the next apply or revert.
-            let _ = revert::undo(self.plan.session, &mut stops, &self.helpers, seen);
+            if let Some(seal) = seal.first() {
+                let _ = revert::undo(self.plan.session, &mut stops, &self.helpers, seen, seal);
+            }
         })?;
         // The patch is in effect whatever comes of this.
         measured.replaced = self.plan.older.iter().map(|older| older.id.clone()).collect();
@@ -532,6 +533,7 @@ impl Work<'_> {
         stops: &mut Stops<'_>,
         (watch, relaxed): (&Watch, Option<&Relaxed>),
         ledger: &Ledger,
+        seal: &[Seal],
         active: bool,
     ) -> Result<Measured, Failure> {
         let process = &self.plan.session.process;
@@ -541,14 +543,15 @@ impl Work<'_> {
         if batches && !active {
             for which in &chunks {
                 let watch = self.with_finders(site_watch(ledger.functions.get(which.clone()).unwrap_or_default()));
-                stops.at_safe_point(&watch, false, None, |stopped| {
-                    self.plan.finders.lead_to(self.plan.session, stopped.tid(), ledger)?;
+                stops.at_safe_point(&watch, false, None, |stopped, maps| {
+                    self.check(seal)?;
+                    self.plan.finders.lead_to(self.plan.session, maps, stopped.tid(), ledger)?;
                     writer(stopped, process, ledger).arm(which.clone())
                 })?;
             }
         }
         let watch = self.with_finders(watch.clone());
-        let flip = |watch: &Watch, stops: &mut Stops<'_>| self.flip(stops, watch, ledger, batches);
+        let flip = |watch: &Watch, stops: &mut Stops<'_>| self.flip(stops, watch, ledger, seal, active, batches);
         let flip = match relaxed {
             None => flip(&watch, stops)?,
             Some((with, functions)) => match stops.within(STRICT_FIRST, |stops| flip(&watch, stops)) {
@@ -564,11 +567,13 @@ impl Work<'_> {
         (measured.flip_pause_ns, measured.threads) = (flip.pause_ns, flip.threads);
         if batches {
             for which in &chunks {
-                stops.at_safe_point(&Watch::default(), false, None, |stopped| {
+                stops.at_safe_point(&Watch::default(), false, None, |stopped, _| {
+                    self.check(seal)?;
                     writer(stopped, process, ledger).tidy(which.clone())
                 })?;
             }
-            stops.at_safe_point(&Watch::default(), false, None, |stopped| {
+            stops.at_safe_point(&Watch::default(), false, None, |stopped, _| {
+                self.check(seal)?;
                 writer(stopped, process, ledger).finish_takeover(&self.plan.older)
             })?;
         }
@@ -611,7 +616,12 @@ impl Work<'_> {
             if standing.active {
                 // Nothing leads there: its library was closed and opened again.
                 let process = &self.plan.session.process;
-                stops.at_safe_point(&revert::new_code(ledger), false, None, |stopped| {
+                let seal = Seal::of(ledger)?;
+                stops.at_safe_point(&revert::new_code(ledger), false, None, |stopped, _| {
+                    seal.check(process)?;
+                    if !Standing::read(process, ledger)?.is_unused() {
+                        return Err(changed_meanwhile(process));
+                    }
                     writer(stopped, process, ledger).set_state(false)
                 })?;
             }
@@ -620,12 +630,13 @@ impl Work<'_> {
         }
         let deadline = Instant::now().checked_add(self.options.timeout).unwrap_or_else(Instant::now);
         let (plan, imports) = (&self.plan, &self.imports);
-        let at =
-            stage::load(&mut stops.tracer, &self.helpers, &self.slots, plan.reach(), &plan.layout, deadline, |at| {
-                let (content, ledger) = plan.payload(at, imports)?;
-                Ok((content, ledger.bytes()?))
-            })?;
-        let (_, ledger) = plan.payload(at, imports)?;
+        let (tracer, layout) = (&mut stops.tracer, &plan.layout);
+        let place = |taken| match taken {
+            0 => Ok(self.at),
+            _ => place::find(&read_maps(&plan.session.process)?, plan.reach(), layout.size),
+        };
+        let make = |at| plan.payload(at, imports);
+        let ledger = stage::load(tracer, &self.helpers, &self.slots, layout, deadline, place, make)?;
         let standing = Standing::read(&plan.session.process, &ledger)?;
         Ok((ledger, standing))
     }
@@ -642,22 +653,50 @@ impl Work<'_> {
         content.get_mut(start as usize..end as usize).unwrap_or_default().fill(0);
         let bytes = ledger.bytes()?;
         let process = &plan.session.process;
-        stops.at_safe_point(&Watch::default(), false, None, |stopped| {
+        let seal = Seal::of(old)?;
+        stops.at_safe_point(&Watch::default(), false, None, |stopped, _| {
+            seal.check(process)?;
+            if !Standing::read(process, old)?.is_unused() {
+                return Err(changed_meanwhile(process));
+            }
             let load = stage::Load { layout: &plan.layout, content: &content, ledger: &bytes };
             stage::fill(process, stopped.tid(), old.mapping.start, &load)
         })?;
         Ok(ledger)
     }
 
-    fn flip(&self, stops: &mut Stops<'_>, watch: &Watch, ledger: &Ledger, batches: bool) -> Result<Acted, Failure> {
+    /// The seals of a new payload and of those that it takes the place of.
+    fn seal(&self, ledger: &Ledger) -> Result<Vec<Seal>, Failure> {
+        core::iter::once(ledger).chain(self.plan.older.iter().copied()).map(Seal::of).collect()
+    }
+
+    fn check(&self, seal: &[Seal]) -> Result<(), Failure> {
+        seal.iter().try_for_each(|seal| seal.check(&self.plan.session.process))
+    }
+
+    /// `active`: what the patch was when the watched code was chosen.
+    fn flip(
+        &self,
+        stops: &mut Stops<'_>,
+        watch: &Watch,
+        ledger: &Ledger,
+        seal: &[Seal],
+        active: bool,
+        batches: bool,
+    ) -> Result<Acted, Failure> {
         let process = &self.plan.session.process;
-        stops.at_safe_point(watch, true, Some(ledger), |stopped| {
+        let gated = seal.first().map(|seal| Gated { ledger, seal });
+        stops.at_safe_point(watch, true, gated, |stopped, maps| {
+            self.check(seal)?;
             let standing = Standing::read(process, ledger)?;
+            if active && !standing.active {
+                return Err(changed_meanwhile(process));
+            }
             let strangers = standing.strangers(ledger, &[]);
             if !strangers.is_empty() {
                 return Err(stranger(&strangers));
             }
-            self.plan.finders.lead_to(self.plan.session, stopped.tid(), ledger)?;
+            self.plan.finders.lead_to(self.plan.session, maps, stopped.tid(), ledger)?;
             let writer = writer(stopped, process, ledger);
             if !standing.active {
                 writer.arm(0..ledger.functions.len())?;

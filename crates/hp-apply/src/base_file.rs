@@ -5,7 +5,7 @@ use crate::addr::{LiveAddr, LiveRange};
 use crate::bytes::sha256;
 use crate::failure::{Failure, refused};
 use crate::ledger::{Ledger, Replaced, SITE};
-use crate::maps::{Mapping, Maps};
+use crate::maps::{Mapping, Maps, device};
 use crate::prelude::*;
 use crate::process::Process;
 use crate::sys::{self, File};
@@ -47,15 +47,14 @@ fn open(process: &Process, mapping: &Mapping) -> Option<File> {
     let by_path = format!("/proc/{pid}/root{}", mapping.path);
     [by_path, mapping.path.clone(), format!("/proc/{pid}/exe")].iter().find_map(|path| {
         let about = sys::about(path).ok()?;
-        let same = about.is_file() && about.inode == mapping.file.1 && device(about.device) == mapping.file.0;
+        let same = about.is_file() && about.inode == mapping.file.1 && mapped_device(about.device) == mapping.file.0;
         same.then(|| File::open(path).ok()).flatten()
     })
 }
 
-/// A device number as the maps print it (`linux/kdev_t.h`: `new_encode_dev`).
-fn device(number: u64) -> String {
-    let (major, minor) = (number >> 8 & 0xfff, number & 0xff | number >> 12 & 0xfff00);
-    format!("{major:02x}:{minor:02x}")
+/// The device of a file as the maps have it (`linux/kdev_t.h`: `new_encode_dev`).
+fn mapped_device(number: u64) -> u64 {
+    device(number >> 8 & 0xfff, number & 0xff | number >> 12 & 0xfff00)
 }
 
 fn from_file(file: &File, mapping: &Mapping, site: LiveAddr) -> Option<[u8; SITE]> {

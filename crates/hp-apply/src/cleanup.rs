@@ -3,6 +3,7 @@
 //! an apply or revert, and only when no thread can be in either.
 
 use crate::failure::Failure;
+use crate::ledger;
 use crate::remote::Slots;
 use crate::safe_point::{Judge, Watch, Watched};
 use crate::session::{Session, read_maps};
@@ -36,10 +37,65 @@ pub(crate) fn clean(session: &Session, stops: &mut Stops<'_>, helpers: &[i32]) -
         for stub in &slots.left {
             let _ = stub.wipe(&process.mem, stopped.tid());
         }
-        for &range in &session.abandoned {
+        // What an applier was just loading when the process was looked at may be in use by now. Who still loads holds a
+        // thread, so that not everything could stand.
+        let still = ledger::abandoned(&process.mem, &maps, &ledger::find(&process.mem, &maps));
+        for &range in session.abandoned.iter().filter(|range| still.contains(range)) {
             stage::unmap(&mut stopped, &slots, helpers, range)?;
         }
         return Ok(());
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::addr::{LiveAddr, LiveRange};
+    use crate::ledger::claim;
+    use crate::prelude::*;
+    use crate::unwind::Unwinder;
+    use crate::{Options, maps::Maps};
+    use std::io::{BufRead, BufReader};
+    use std::process::{Command, Stdio};
+
+    const PROGRAM: &str = "#include <stdio.h>
+        #include <sys/mman.h>
+        int main(void) {
+            char *p = mmap(0, 16384, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+            mprotect(p + 4096, 8192, PROT_READ);
+            printf(\"%lu\\n\", (unsigned long)p + 4096); fflush(stdout);
+            return getchar();
+        }";
+
+    /// Another applier is loading while the process is looked at, and has loaded when everything stands.
+    #[test]
+    fn what_is_being_loaded_is_not_taken_for_what_was_left() {
+        let room = tempfile::tempdir().unwrap();
+        let (source, program) = (room.path().join("program.c"), room.path().join("program"));
+        std::fs::write(&source, PROGRAM).unwrap();
+        assert!(Command::new("cc").arg(&source).arg("-o").arg(&program).status().unwrap().success());
+        let mut child = Command::new(&program).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let range: LiveRange = LiveAddr(line.trim().parse().unwrap()).range(8192);
+        let pid = child.id() as i32;
+        let put = |at: LiveAddr, bytes: &[u8]| sys::Mem::open(pid).unwrap().write(pid, at, bytes).unwrap();
+        put(range.start.plus(4096 - claim(range).len() as u64), &claim(range));
+
+        let session = Session::open(pid).unwrap();
+        assert_eq!(session.abandoned, [range]);
+        let unwinder = Unwinder::new(&session.process.mem, &session.images, &session.ledgers);
+        let options = Options { timeout: Duration::from_secs(5), max_pause: None, dry_run: false, relaxed: false };
+        let mut stops = Stops::new(&session.process, unwinder, &options);
+        let is_there = || Maps::of(pid).unwrap().at(range.start).is_some();
+        put(range.start, b"HPLEDGER");
+        clean(&session, &mut stops, &[pid]).unwrap();
+        assert!(is_there());
+        put(range.start, &[0; 8]);
+        clean(&session, &mut stops, &[pid]).unwrap();
+        assert!(!is_there());
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
 }

@@ -43,7 +43,9 @@ const MAX_STRINGS: u64 = 256 << 20;
 #[derive(Clone, Debug)]
 pub(crate) struct Module {
     pub(crate) bias: Bias,
+    /// `DT_DEBUG`: where the dynamic linker's record is; and the place of that word.
     pub(crate) debug: LiveAddr,
+    pub(crate) debug_at: LiveAddr,
     symbols: LiveAddr,
     strings: LiveRange,
     gnu_hash: Option<LiveAddr>,
@@ -111,6 +113,10 @@ impl Module {
         let mut module = Module {
             bias,
             debug: LiveAddr(get(DT_DEBUG).unwrap_or(0)),
+            debug_at: entries
+                .iter()
+                .position(|entry| entry.0 == DT_DEBUG)
+                .map_or(dynamic, |index| dynamic.plus(index as u64 * 16 + 8)),
             symbols: pointer(DT_SYMTAB)?,
             strings: pointer(DT_STRTAB)?.range(get(DT_STRSZ)?.min(MAX_STRINGS)),
             gnu_hash: pointer(DT_GNU_HASH),

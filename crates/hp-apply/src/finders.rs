@@ -35,11 +35,12 @@ use crate::dynamic::{Module, Name};
 use crate::failure::{Failure, busy, refused};
 use crate::image::{Image, images};
 use crate::ledger::Ledger;
+use crate::maps::Maps;
 use crate::prelude::*;
 use crate::process::Process;
 use crate::safe_point::Watched;
-use crate::scope;
-use crate::session::{Session, read_maps};
+use crate::scope::{self, Linked};
+use crate::session::Session;
 use crate::sys::{Errno, Mem};
 use hp_pack::{Patch, Place};
 
@@ -128,7 +129,7 @@ pub(crate) struct Slots {
     /// The code of the dynamic linker, where symbols are led.
     loader: Vec<LiveRange>,
     /// What was linked when this was read.
-    linked: Vec<LiveAddr>,
+    linked: Linked,
     /// The calls among the slots.
     pub(crate) calls: Vec<LiveAddr>,
     /// A module that unwinds and has no slot.
@@ -141,8 +142,8 @@ impl Slots {
     /// Looks for the slots. `base` is asked too if it is no client of another unwinder.
     pub(crate) fn find(session: &Session, base: &Image, patch: &Patch) -> Result<Slots, Failure> {
         let process = &session.process;
-        let linked = scope::linked(process);
-        let mut slots = Slots { link_map: scope::link_map(process, base), linked, ..Slots::default() };
+        let linked = Linked::read(process);
+        let mut slots = Slots { link_map: linked.link_map(base), linked, ..Slots::default() };
         slots.look(session, &session.images);
         for symbol in patch.symbols.iter().filter(|symbol| symbol.place == Place::Base) {
             let asked = symbol.name.strip_prefix(CALL);
@@ -260,15 +261,15 @@ impl Slots {
         Ok(nexts)
     }
 
-    /// Leads the slots to the finders of a payload. Everything stands.
-    pub(crate) fn lead_to(&self, session: &Session, tid: i32, ledger: &Ledger) -> Result<(), Failure> {
+    /// Leads the slots to the finders of a payload. Everything stands, and this is mapped.
+    pub(crate) fn lead_to(&self, session: &Session, maps: &Maps, tid: i32, ledger: &Ledger) -> Result<(), Failure> {
         let process = &session.process;
-        if scope::linked(process) != self.linked {
+        if !self.linked.is_the_same(process) {
             // An unwinder may have come. What led to it before is led by its slots.
-            let mut anew = Slots { linked: scope::linked(process), ..Slots::default() };
-            anew.look(session, &images(&process.mem, &read_maps(process)?));
+            let mut anew = Slots { linked: Linked::read(process), ..Slots::default() };
+            anew.look(session, &images(&process.mem, maps));
             anew.check_all_led()?;
-            return anew.lead_to(session, tid, ledger);
+            return anew.lead_to(session, maps, tid, ledger);
         }
         for slot in &self.list {
             let now = slot.holder.read(&process.mem).map_err(|e| unreadable(process, &e))?;

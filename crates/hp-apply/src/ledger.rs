@@ -15,11 +15,12 @@
 
 use crate::addr::{LiveAddr, LiveRange, PAGE};
 use crate::bytes::{array, hex, sha256, u32_at, u64_at};
-use crate::failure::{Failure, refused};
+use crate::failure::{Failure, refused, unusable};
 use crate::finders;
 use crate::gate::{GATE_SIZE, Gates};
 use crate::maps::Maps;
 use crate::prelude::*;
+use crate::process::Process;
 use crate::small::sort_by_key;
 use crate::sys::Mem;
 use crate::takeover;
@@ -362,6 +363,39 @@ pub(crate) fn find(mem: &Mem, maps: &Maps) -> Vec<Ledger> {
         }
     }
     found
+}
+
+/// What tells whether a ledger still lies where it was read, or has just been written. Between two looks at a process
+/// somebody else may have taken a payload out, and its place may be anything.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Seal {
+    at: LiveAddr,
+    /// It has a digest of all that follows.
+    header: [u8; HEADER],
+}
+
+impl Seal {
+    pub(crate) fn of(ledger: &Ledger) -> Result<Seal, Failure> {
+        let bytes = ledger.bytes()?;
+        let header = array(&bytes, 0).ok_or_else(|| refused(format_args!("the record of a patch is too short")))?;
+        Ok(Seal { at: ledger.mapping.start, header })
+    }
+
+    /// To be asked when everything stands, before anything is written that rests on the ledger.
+    ///
+    /// # Errors
+    /// [`crate::Error::Unusable`] if it is another one by now, or none.
+    pub(crate) fn check(&self, process: &Process) -> Result<(), Failure> {
+        match process.mem.array::<HEADER>(self.at) {
+            Ok(header) if header == self.header => Ok(()),
+            _ => Err(changed_meanwhile(process)),
+        }
+    }
+}
+
+/// That what was read of a patch does not hold any more.
+pub(crate) fn changed_meanwhile(process: &Process) -> Failure {
+    unusable(format_args!("process {}: somebody else has changed its patches meanwhile", process.pid))
 }
 
 /// Every valid ledger in a copy of memory that lay at `at`.

@@ -166,6 +166,7 @@ pub fn revert(pid: i32, id: Option<&str>, options: &Options) -> Outcome {
 #[doc(hidden)]
 pub fn stop_and_go(pid: i32) -> Result<u64, Error> {
     let work = || {
+        sys::wake_in_time();
         let process = process::Process::open(pid)?;
         let mut tracer = threads::Tracer::new(&process);
         match tracer.stop_all()? {
@@ -180,6 +181,7 @@ fn outcome(pid: i32, work: impl FnOnce() -> Result<Done, Failure> + Send) -> Out
     let comm = process::comm(pid);
     let work = || {
         sys::outlive_file_limit();
+        sys::wake_in_time();
         work()
     };
     Outcome { pid, comm, result: on_its_own(pid, work).map_err(Error::from) }

@@ -15,8 +15,8 @@ pub(crate) struct Mapping {
     pub(crate) execute: bool,
     pub(crate) shared: bool,
     pub(crate) offset: u64,
-    /// Device and inode; inode 0 is not a file.
-    pub(crate) file: (String, u64),
+    /// Device, as [`device`] makes it, and inode; inode 0 is not a file.
+    pub(crate) file: (u64, u64),
     pub(crate) path: String,
 }
 
@@ -38,7 +38,12 @@ pub(crate) struct Maps {
 
 impl Maps {
     pub(crate) fn of(pid: i32) -> Result<Maps, Errno> {
-        Ok(Maps::parse(&String::from_utf8_lossy(&sys::read_file(&format!("/proc/{pid}/maps"))?)))
+        let text = sys::read_file(&format!("/proc/{pid}/maps"))?;
+        // Threads make this long, and names that are no UTF-8 are rare.
+        Ok(match core::str::from_utf8(&text) {
+            Ok(text) => Maps::parse(text),
+            Err(_) => Maps::parse(&String::from_utf8_lossy(&text)),
+        })
     }
 
     /// Lines that do not parse are left out: what they map is then "not mapped" to every check.
@@ -61,8 +66,7 @@ impl Maps {
             }
         };
         for mapping in self.list.iter().filter(|mapping| mapping.is_file() || mapping.execute) {
-            let device = mapping.file.0.bytes().fold(0, |number, byte| number << 8 | u64::from(byte));
-            let numbers = [mapping.range.start.0, mapping.range.end.0, mapping.offset, device, mapping.file.1];
+            let numbers = [mapping.range.start.0, mapping.range.end.0, mapping.offset, mapping.file.0, mapping.file.1];
             numbers.into_iter().for_each(&mut add);
         }
         hash
@@ -90,6 +94,11 @@ impl Maps {
     }
 }
 
+/// A device as one number.
+pub(crate) fn device(major: u64, minor: u64) -> u64 {
+    major << 32 | minor
+}
+
 fn line(line: &str) -> Option<Mapping> {
     let mut rest = line;
     let mut field = || {
@@ -103,7 +112,8 @@ fn line(line: &str) -> Option<Mapping> {
     let end = u64::from_str_radix(end, 16).ok()?;
     let access = field().as_bytes();
     let offset = u64::from_str_radix(field(), 16).ok()?;
-    let device = field().to_owned();
+    let (major, minor) = field().split_once(':')?;
+    let device = device(u64::from_str_radix(major, 16).ok()?, u64::from_str_radix(minor, 16).ok()?);
     let inode = field().parse().ok()?;
     let path = rest.trim_start_matches(' ').to_owned();
     (start < end && access.len() == 4).then(|| Mapping {

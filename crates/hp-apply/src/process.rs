@@ -64,15 +64,14 @@ pub(crate) fn threads(pid: i32) -> Vec<i32> {
 
 /// State letter of one thread (`man 5 proc`); `None` when it has ended.
 pub(crate) fn thread_state(pid: i32, tid: i32) -> Option<char> {
-    let stat = sys::read_file(&format!("/proc/{pid}/task/{tid}/stat")).ok()?;
-    stat_fields(&stat)?.first()?.chars().next()
+    let stat = sys::read_piece(&format!("/proc/{pid}/task/{tid}/stat")).ok()?;
+    stat_fields(&stat)?.next()?.chars().next()
 }
 
 /// The fields after the command name, which may itself hold anything.
-fn stat_fields(stat: &[u8]) -> Option<Vec<String>> {
-    let text = String::from_utf8_lossy(stat);
-    let (_, tail) = text.rsplit_once(')')?;
-    Some(tail.split_whitespace().map(str::to_owned).collect())
+fn stat_fields(stat: &[u8]) -> Option<impl Iterator<Item = &str>> {
+    let name_end = stat.iter().rposition(|byte| *byte == b')')?;
+    Some(core::str::from_utf8(stat.get(name_end + 1..)?).ok()?.split_ascii_whitespace())
 }
 
 /// What tells a process and its program from later ones with the same number.
@@ -86,7 +85,12 @@ struct Life {
 
 /// Of a process that lives; none of one that has ended.
 fn life(pid: i32) -> Result<Option<Life>, Errno> {
-    match sys::read_file(&format!("/proc/{pid}/stat")) {
+    Ok(life_and_threads(pid)?.map(|(life, _)| life))
+}
+
+/// The same, and how many threads it has.
+fn life_and_threads(pid: i32) -> Result<Option<(Life, usize)>, Errno> {
+    match sys::read_piece(&format!("/proc/{pid}/stat")) {
         Ok(stat) => Ok(life_in(&stat)),
         Err(Errno::ENOENT | Errno::ESRCH) => Ok(None),
         Err(error) => Err(error),
@@ -94,11 +98,15 @@ fn life(pid: i32) -> Result<Option<Life>, Errno> {
 }
 
 /// proc(5), `stat`
-fn life_in(stat: &[u8]) -> Option<Life> {
-    let fields = stat_fields(stat)?;
-    let number = |field: usize| fields.get(field - 3)?.parse::<u64>().ok();
-    let life = Life { start_time: number(22)?, program: [number(26)?, number(28)?] };
-    (!matches!(fields.first()?.as_str(), "Z" | "X")).then_some(life)
+fn life_in(stat: &[u8]) -> Option<(Life, usize)> {
+    let mut fields = stat_fields(stat)?;
+    let state = fields.next()?;
+    // From field 4 on.
+    let mut numbers = fields.map(|field| field.parse::<u64>().ok());
+    let threads = numbers.nth(20 - 4)??;
+    let start_time = numbers.nth(22 - 21)??;
+    let program = [numbers.nth(26 - 23)??, numbers.nth(28 - 27)??];
+    (!matches!(state, "Z" | "X")).then_some((Life { start_time, program }, threads as usize))
 }
 
 /// What the kernel says of one thread; `None` when it has ended.
@@ -107,10 +115,18 @@ pub(crate) fn thread_status(pid: i32, tid: i32) -> Option<Status> {
 }
 
 fn read_status(path: &str) -> Option<Status> {
-    let text = sys::read_file(path).ok()?;
+    Some(status_in(&sys::read_piece(path).ok()?))
+}
+
+/// proc(5), `status`
+fn status_in(text: &[u8]) -> Status {
     let mut status = Status::default();
     // The name comes first, and the kernel writes no line feed of it as such.
     for line in text.split(|byte| *byte == b'\n') {
+        // Sixty lines, of each thread.
+        if !matches!(line.first(), Some(b'S' | b'T' | b'U' | b'K')) {
+            continue;
+        }
         let mut words = line.split(|byte| *byte == b'\t');
         let (Some(key), Some(value)) = (words.next(), words.next()) else { continue };
         let number = || core::str::from_utf8(value).ok()?.parse::<u32>().ok();
@@ -123,7 +139,7 @@ fn read_status(path: &str) -> Option<Status> {
             _ => {}
         }
     }
-    Some(status)
+    status
 }
 
 /// That a process is no more, wherever that is noticed.
@@ -184,6 +200,13 @@ impl Process {
     /// Whether the number still stands for the process that was opened, and it lives and runs the same program.
     pub(crate) fn is_same(&self) -> bool {
         life(self.pid) == Ok(Some(self.life))
+    }
+
+    /// How many threads it has, those included that have ended and that their tracer has not noticed yet; `None` if it
+    /// is not the same any more.
+    pub(crate) fn thread_count(&self) -> Option<usize> {
+        let now = life_and_threads(self.pid).ok().flatten();
+        now.filter(|(life, _)| *life == self.life).map(|(_, threads)| threads)
     }
 
     /// What an error is if the process has ended meanwhile: memory that cannot be read any
@@ -298,8 +321,38 @@ mod tests {
 
     #[test]
     fn a_command_name_cannot_shift_the_fields() {
-        let fields = stat_fields(b"7 (a) Z 1) S 2 3").unwrap();
+        let fields: Vec<&str> = stat_fields(b"7 (a\xff) Z 1) S 2 3").unwrap().collect();
         assert_eq!(fields, ["S", "2", "3"]);
+    }
+
+    #[test]
+    fn a_life_is_read_from_the_fields_that_the_manual_names() {
+        let stat = format!("7 (a) S {}", (4..=52).map(|field| format!("{field} ")).collect::<String>());
+        let life = Life { start_time: 22, program: [26, 28] };
+        assert_eq!(life_in(stat.as_bytes()), Some((life, 20)));
+        assert_eq!(life_in(stat.replace(" S ", " Z ").as_bytes()), None);
+        assert_eq!(life_in(b"7 (a) S 4 5"), None);
+    }
+
+    #[test]
+    fn a_status_is_that_of_a_thread() {
+        let status = status_in(b"Name:\tSeccomp: 5\nState:\tt (tracing stop)\nTracerPid:\t17\nUid:\t3\t4\t5\t6\nKthread:\t0\nSeccomp:\t2\n");
+        assert_eq!((status.state, status.tracer, status.uid, status.seccomp), ('t', 17, 3, 2));
+        assert!(!status.kernel_thread);
+    }
+
+    #[test]
+    fn own_threads_are_counted() {
+        let own = Process::open(std::process::id() as i32).unwrap();
+        let (ready, counted) = (std::sync::Barrier::new(4), std::sync::Barrier::new(4));
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| (ready.wait(), counted.wait()));
+            }
+            ready.wait();
+            assert!(own.thread_count().unwrap() > 3);
+            counted.wait();
+        });
     }
 
     #[test]

@@ -34,7 +34,7 @@ use crate::image::Image;
 use crate::prelude::*;
 use crate::process::{self, Process};
 use crate::seccomp::{Call, Filters};
-use crate::sys::{self, Errno, Mem, Regs, StopKind, Wait, number};
+use crate::sys::{self, Errno, Mem, Pauses, Regs, StopKind, Wait, number};
 use crate::threads::Task;
 
 /// Room for one stub: 2 + 9 × 10 + 6 + 8 bytes, rounded up.
@@ -317,7 +317,7 @@ impl<'t> Remote<'t> {
     fn wait(&self) -> Result<StopKind, CallError> {
         let (tid, began) = (self.task.tid, sys::now_ns());
         let ended = || CallError::Fatal(process::ended(self.process.pid));
-        let mut tries = 0u32;
+        let (mut tries, mut pauses) = (0u32, Pauses::new());
         loop {
             match sys::wait(tid, tid == self.process.pid).map_err(|error| self.fatal(&error))? {
                 Wait::Stopped(kind) => return Ok(kind),
@@ -330,7 +330,7 @@ impl<'t> Remote<'t> {
                 return Err(CallError::Fatal(unusable(format_args!("{text}"))));
             }
             if tries > 2 {
-                sys::pause_ns(5_000);
+                pauses.pause();
             }
         }
     }

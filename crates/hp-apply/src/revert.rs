@@ -8,7 +8,7 @@ use crate::addr::{LiveAddr, LiveRange};
 use crate::base_file::check_originals;
 use crate::failure::{Failure, refused};
 use crate::finders::{self, Holders};
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, Seal, changed_meanwhile};
 use crate::pointers::{Search, hidden_holder, search_running, search_stopped};
 use crate::prelude::*;
 use crate::process::Process;
@@ -17,7 +17,7 @@ use crate::safe_point::{Judge, Watch, Watched};
 use crate::session::{self, Session, is_base, read_maps};
 use crate::sites::{Standing, Writer, stranger};
 use crate::small::sort_by_key;
-use crate::stops::{Acted, Stops, looked};
+use crate::stops::{Acted, Gated, Stops, looked};
 use crate::threads::NotNow;
 use crate::unwind::Unwinder;
 use crate::{Done, Measured, Options, cleanup, gate, inherit, seccomp, stage, sys, takeover};
@@ -72,14 +72,15 @@ fn revert_in(session: &Session, id: Option<&str>, options: &Options) -> Result<D
     let mut any = false;
     for (ledger, standing) in work {
         let in_use = !unused(ledger, standing);
+        let holders = Holders::find(&session.process, ledger)?;
         if in_use {
-            let flip = flip_back(session, &mut stops, ledger, standing.active)?;
+            let flip = flip_back(session, &mut stops, ledger, standing.active, &holders)?;
             any = true;
             measured.flip_pause_ns = measured.flip_pause_ns.max(flip.pause_ns);
             measured.threads = measured.threads.max(flip.threads);
             measured.functions += ledger.functions.len() as u32;
         }
-        if let Err(why) = reclaim(session, &mut stops, &helpers, ledger, options)?
+        if let Err(why) = reclaim_from(session, &mut stops, &helpers, ledger, options, holders)?
             && in_use
         {
             measured.mapped_bytes += ledger.mapping.len();
@@ -132,30 +133,47 @@ fn rehearse(stops: &mut Stops<'_>, work: Vec<(&Ledger, &Standing)>) -> Result<Do
     Ok(Done::Rehearsed(lines))
 }
 
-fn flip_back(session: &Session, stops: &mut Stops<'_>, ledger: &Ledger, active: bool) -> Result<Acted, Failure> {
+fn flip_back(
+    session: &Session,
+    stops: &mut Stops<'_>,
+    ledger: &Ledger,
+    active: bool,
+    holders: &Holders<'_>,
+) -> Result<Acted, Failure> {
     // With state = 0 nobody can be in the new code; the entries are jumps either way.
     let watch = if active { new_code(ledger) } else { Watch::default() };
     let process = &session.process;
-    let holders = Holders::find(process, ledger)?;
-    stops.at_safe_point(&watch, true, Some(ledger), |stopped| {
+    let gated = Gated { ledger, seal: &Seal::of(ledger)? };
+    stops.at_safe_point(&watch, true, Some(gated), |stopped, maps| {
+        // The watched code was chosen by that.
+        if Standing::read(process, ledger)?.active != active {
+            return Err(changed_meanwhile(process));
+        }
         let writer = Writer { process, tid: stopped.tid(), ledger };
         writer.untidy()?;
         writer.set_state(false)?;
         writer.restore()?;
         // Code of the payload may still be called if its address is known elsewhere.
-        if active && !ledger.hands_out.code { holders.take_out(process, stopped.tid()) } else { Ok(()) }
+        if active && !ledger.hands_out.code { holders.take_out(process, maps, stopped.tid()) } else { Ok(()) }
     })
 }
 
 /// Takes back an apply that has not come into effect: nobody has run the new code, so only
 /// the thunks can be in use.
-pub(crate) fn undo(session: &Session, stops: &mut Stops<'_>, helpers: &[i32], ledger: &Ledger) -> Result<(), Failure> {
+pub(crate) fn undo(
+    session: &Session,
+    stops: &mut Stops<'_>,
+    helpers: &[i32],
+    ledger: &Ledger,
+    seal: &Seal,
+) -> Result<(), Failure> {
     let process = &session.process;
     let slots = Slots::find(&process.mem, &session.images);
     let watch = unmap_watch(session, Watched::plain(ledger.code, "the payload"));
     for _ in 0..UNDO_TRIES {
         let holders = Holders::find(process, ledger)?;
         if let Ok(mut stopped) = stops.tracer.stop_all()? {
+            seal.check(process)?;
             let standing = Standing::read(process, ledger)?;
             if standing.active {
                 return Ok(());
@@ -165,7 +183,7 @@ pub(crate) fn undo(session: &Session, stops: &mut Stops<'_>, helpers: &[i32], le
             let judge = Judge { process, unwinder: &stops.unwinder, maps: &maps, gates: &[] };
             let idle = judge.busy(&stopped.tasks, &watch).is_empty();
             if idle {
-                holders.take_out(process, stopped.tid())?;
+                holders.take_out(process, &maps, stopped.tid())?;
             }
             if idle && stage::unmap(&mut stopped, &slots, helpers, ledger.mapping)? {
                 return Ok(());
@@ -199,16 +217,25 @@ fn unmap_watch(session: &Session, payload: Watched) -> Watch {
     Watch::new(vec![payload]).and(looking)
 }
 
-/// Makes unwinders pass a payload over that was never in effect, if nobody is in it.
-fn take_out(process: &Process, stops: &mut Stops<'_>, holders: &Holders<'_>, watch: &Watch) -> Result<(), Failure> {
+/// Makes unwinders pass a payload over that is not in effect, if nobody is in it.
+fn take_out(
+    process: &Process,
+    stops: &mut Stops<'_>,
+    Gated { ledger, seal }: Gated<'_>,
+    holders: &Holders<'_>,
+    watch: &Watch,
+) -> Result<(), Failure> {
     if !holders.lead(process) {
         return Ok(());
     }
     let Ok(stopped) = stops.tracer.stop_all()? else { return Ok(()) };
+    if seal.check(process).is_err() || !Standing::read(process, ledger)?.is_unused() {
+        return Ok(());
+    }
     let maps = read_maps(process)?;
     let judge = Judge { process, unwinder: &stops.unwinder, maps: &maps, gates: &[] };
     match judge.busy(&stopped.tasks, watch).is_empty() {
-        true => holders.take_out(process, stopped.tid()),
+        true => holders.take_out(process, &maps, stopped.tid()),
         false => Ok(()),
     }
 }
@@ -221,15 +248,29 @@ pub(crate) fn reclaim(
     ledger: &Ledger,
     options: &Options,
 ) -> Result<Result<(), String>, Failure> {
+    let holders = Holders::find(&session.process, ledger)?;
+    reclaim_from(session, stops, helpers, ledger, options, holders)
+}
+
+/// The same with what may lead to its finders, which has been looked for just now.
+fn reclaim_from<'l>(
+    session: &Session,
+    stops: &mut Stops<'_>,
+    helpers: &[i32],
+    ledger: &'l Ledger,
+    options: &Options,
+    mut holders: Holders<'l>,
+) -> Result<Result<(), String>, Failure> {
     let process = &session.process;
     let in_use = |other: &Ledger| {
         let standing = Standing::read(process, other);
         standing.is_ok_and(|standing| !session.is_unused(other, &standing))
     };
     let watch = unmap_watch(session, Watched::plain(ledger.mapping, "the payload"));
+    let seal = Seal::of(ledger)?;
     if let Some(user) = inherit::user(ledger, &session.ledgers, in_use) {
         if !ledger.hands_out.code {
-            take_out(process, stops, &Holders::find(process, ledger)?, &watch)?;
+            take_out(process, stops, Gated { ledger, seal: &seal }, &holders, &watch)?;
         }
         return Ok(Err(format!("patch {} uses its variables", user.name)));
     }
@@ -241,9 +282,11 @@ pub(crate) fn reclaim(
     let limit = options.max_pause.unwrap_or(UNMAP_PAUSE).min(UNMAP_PAUSE);
     let mut why = String::new();
     for attempt in 0..RECLAIM_TRIES {
-        sys::sleep(FIRST_RETRY * ((1 << attempt) - 1));
-        let holders = Holders::find(process, ledger)?;
-        take_out(process, stops, &holders, &watch)?;
+        if attempt > 0 {
+            sys::sleep(FIRST_RETRY * ((1 << attempt) - 1));
+            holders = Holders::find(process, ledger)?;
+        }
+        take_out(process, stops, Gated { ledger, seal: &seal }, &holders, &watch)?;
         if let Search::Kept(found) = search_running(process, &read_maps(process)?, ledger, deadline(SEARCH_LIMIT)) {
             why = found;
             continue;
@@ -257,6 +300,10 @@ pub(crate) fn reclaim(
         };
         let maps = read_maps(process)?;
         let judge = Judge { process, unwinder: &stops.unwinder, maps: &maps, gates: &[] };
+        if seal.check(process).is_err() {
+            // Somebody else was faster.
+            return Ok(Ok(()));
+        }
         let standing = Standing::read(process, ledger)?;
         if !standing.is_unused() {
             return Ok(Err("somebody has applied it again".to_owned()));
@@ -265,7 +312,7 @@ pub(crate) fn reclaim(
             why = line.to_string();
             continue;
         }
-        holders.take_out(process, stopped.tid())?;
+        holders.take_out(process, &maps, stopped.tid())?;
         let searched = search_stopped(process, &maps, &stopped.tasks, &stops.unwinder, ledger, deadline(limit));
         if let Search::Kept(found) = searched {
             why = found;

@@ -11,13 +11,12 @@
 
 use crate::InTheWay;
 use crate::addr::{LiveAddr, LiveRange};
-use crate::bytes::u64_at;
 use crate::gate::Gates;
 use crate::maps::Maps;
 use crate::prelude::*;
 use crate::process::{self, Process};
 use crate::small::sort_by_key;
-use crate::sys::Regs;
+use crate::sys::{MAX_RANGES, Regs};
 use crate::threads::Task;
 use crate::unwind::{Frame, Unwinder, Walk};
 use linux_raw_sys::general as nr;
@@ -27,6 +26,8 @@ const RED_ZONE: u64 = 128;
 /// Most of a stack that is searched.
 const MAX_STACK: u64 = 64 << 20;
 const CHUNK: u64 = 1 << 20;
+/// Most bytes of several stacks that are read together: larger buffers cost more than the calls.
+const TOGETHER: u64 = 64 << 10;
 
 /// Code in which no thread may be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -124,6 +125,42 @@ impl Watch {
     }
 }
 
+/// Where a thread stands.
+struct Place {
+    /// Its registers, as they were before it came into a gate.
+    regs: Regs,
+    /// The used part of its own stack, if it stands on that.
+    home: Option<LiveRange>,
+}
+
+impl Place {
+    /// The same, if it is read in one piece.
+    fn short_home(&self) -> Option<LiveRange> {
+        self.home.filter(|home| home.len() <= TOGETHER)
+    }
+}
+
+/// Of how many of the first of these threads the stacks are read in one call: one by one they take longer.
+fn read_together(places: &[(&Task, Place)]) -> usize {
+    let mut room = TOGETHER;
+    let fits = |(_, place): &&(&Task, Place)| {
+        let left = room.checked_sub(place.short_home().map_or(0, LiveRange::len));
+        room = left.unwrap_or(0);
+        left.is_some()
+    };
+    places.iter().take(MAX_RANGES).take_while(fits).count().max(1)
+}
+
+/// Whether no word could lead into the watched code.
+fn is_clean(stack: &[u8], watch: &Watch) -> bool {
+    !stack.as_chunks::<8>().0.iter().any(|word| watch.may_hold(u64::from_le_bytes(*word)))
+}
+
+/// The same for the registers in which an epilogue or a PLT stub may hold a return address.
+fn registers_are_clean(regs: &Regs, watch: &Watch) -> bool {
+    ![regs.rax, regs.rcx, regs.rdx, regs.r11].iter().any(|&word| watch.may_hold(word))
+}
+
 /// A place for one thread's verdict.
 pub(crate) struct Judge<'a> {
     pub(crate) process: &'a Process,
@@ -135,7 +172,22 @@ pub(crate) struct Judge<'a> {
 impl Judge<'_> {
     /// One line for each thread that is in the way; none at a safe point.
     pub(crate) fn busy(&self, tasks: &[Task], watch: &Watch) -> Vec<InTheWay> {
-        tasks.iter().filter_map(|task| self.judge(task, watch)).collect()
+        let places: Vec<(&Task, Place)> = tasks.iter().map(|task| (task, self.place(task))).collect();
+        let (mut lines, mut buffer) = (Vec::new(), Vec::new());
+        let mut rest = places.as_slice();
+        while !rest.is_empty() {
+            let (group, more) = rest.split_at(read_together(rest));
+            let stacks: Vec<LiveRange> = group.iter().filter_map(|(_, place)| place.short_home()).collect();
+            let count = self.process.mem.ranges(&stacks, &mut buffer);
+            let read = stacks.iter().take(count).map(|stack| stack.len()).sum::<u64>();
+            let mut unseen = buffer.get(..read as usize).unwrap_or_default();
+            for (task, place) in group {
+                let stack = place.short_home().and_then(|home| unseen.split_off(..home.len() as usize));
+                lines.extend(self.judge_at(task, place, stack, watch));
+            }
+            rest = more;
+        }
+        lines
     }
 
     /// Whether any of these threads waits inside the kernel: it will not leave by itself.
@@ -145,13 +197,26 @@ impl Judge<'_> {
 
     /// What is in the way of this thread's being outside.
     pub(crate) fn judge(&self, task: &Task, watch: &Watch) -> Option<InTheWay> {
-        let regs = &self.without_gate(&task.regs);
+        self.judge_at(task, &self.place(task), None, watch)
+    }
+
+    fn place(&self, task: &Task) -> Place {
+        let regs = self.without_gate(&task.regs);
+        Place { regs, home: self.home(task.tid, &regs) }
+    }
+
+    /// `stack`: the used part of its own, if that has been read.
+    fn judge_at(&self, task: &Task, place: &Place, stack: Option<&[u8]>, watch: &Watch) -> Option<InTheWay> {
+        let Place { regs, home } = place;
         let innermost = watch.find(Frame { pc: LiveAddr(regs.rip), exact: true });
         if let Some(inside) = innermost.filter(|inside| !inside.vague) {
             return Some(self.inside(task, inside, Frame { pc: LiveAddr(regs.rip), exact: true }));
         }
-        let home = self.home(task.tid, regs);
-        let clean = home.is_some_and(|stack| self.is_clean(regs, stack, watch));
+        let clean = home.is_some_and(|home| match stack {
+            Some(stack) => is_clean(stack, watch),
+            None => self.is_clean(home, watch),
+        });
+        let clean = clean && registers_are_clean(regs, watch);
         if clean && innermost.is_none() {
             return None;
         }
@@ -162,7 +227,7 @@ impl Judge<'_> {
         match (named, walk.proven) {
             (Some((watched, frame)), _) => Some(self.inside(task, watched, *frame)),
             (None, true) => None,
-            (None, false) => Some(self.line(task, &self.doubt(&walk, home)).into()),
+            (None, false) => Some(self.line(task, &self.doubt(&walk, *home)).into()),
         }
     }
 
@@ -185,20 +250,18 @@ impl Judge<'_> {
         (own && used.len() <= MAX_STACK).then_some(used)
     }
 
-    /// Whether no word of the stack could lead into the watched code.
-    fn is_clean(&self, regs: &Regs, stack: LiveRange, watch: &Watch) -> bool {
+    /// Whether no word of a stack could lead into the watched code.
+    fn is_clean(&self, stack: LiveRange, watch: &Watch) -> bool {
         let mut at = stack.start;
         while at < stack.end {
             let len = (stack.end.0 - at.0).min(CHUNK);
-            let Ok(bytes) = self.process.mem.bytes(at, len as usize) else { return false };
-            let words = bytes.chunks_exact(8).filter_map(|word| u64_at(word, 0));
-            if words.into_iter().any(|word| watch.may_hold(word)) {
+            let bytes = self.process.mem.bytes(at, len as usize);
+            if !bytes.is_ok_and(|bytes| is_clean(&bytes, watch)) {
                 return false;
             }
             at = at.plus(len);
         }
-        // A return address that an epilogue or a PLT stub holds in a register.
-        ![regs.rax, regs.rcx, regs.rdx, regs.r11].iter().any(|&word| watch.may_hold(word))
+        true
     }
 
     fn inside(&self, task: &Task, watched: &Watched, frame: Frame) -> InTheWay {

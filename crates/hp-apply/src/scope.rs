@@ -21,7 +21,7 @@ use crate::process::Process;
 use crate::relocate::{Imports, goes_through_slot};
 use crate::session::Session;
 use crate::small::Set;
-use crate::sys::{self, Mem};
+use crate::sys::{self, Mem, Seen};
 use hp_pack::{Patch, Place, RelocationKind};
 
 const AT_PHDR: u64 = 3;
@@ -123,26 +123,72 @@ pub(crate) fn symbol(session: &Session, name: Name<'_>) -> Option<Definition> {
     (found.kind == STT_FUNC).then_some(found)
 }
 
-/// The addresses of all entries of the dynamic linker's list.
-pub(crate) fn linked(process: &Process) -> Vec<LiveAddr> {
-    links(process).unwrap_or_default().into_iter().map(|(at, _)| at).collect()
+/// The dynamic linker's list of modules, and all that was read to find it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Linked {
+    /// Address and first four words of each entry (`struct link_map`).
+    list: Vec<(LiveAddr, [u8; 32])>,
+    seen: Seen,
 }
 
-/// The dynamic linker's `struct link_map` of an image; zero if it has none.
-pub(crate) fn link_map(process: &Process, image: &Image) -> LiveAddr {
-    let links = links(process).unwrap_or_default();
-    let is = |map: &[u8; 32]| u64_at(map, 16) == image.dynamic.map(|at| at.start.0);
-    links.into_iter().find(|(_, map)| is(map)).map_or(LiveAddr(0), |(at, _)| at)
+impl Linked {
+    /// Walks the list, found through the program headers that the kernel told the program of. It is empty for a static
+    /// program, and for one whose dynamic linker has not made it yet.
+    pub(crate) fn read(process: &Process) -> Linked {
+        let mut linked = Linked::default();
+        if linked.walk(process).is_none() {
+            linked.list.clear();
+        }
+        linked
+    }
+
+    fn walk(&mut self, process: &Process) -> Option<()> {
+        let mem = &process.mem;
+        let (bias, dynamic) = program_dynamic(process)?;
+        let program = Module::read(mem, bias, dynamic)?;
+        self.seen.add(program.debug_at, &program.debug.0.to_le_bytes());
+        // struct r_debug: version, then the first struct link_map: l_addr, l_name, l_ld, l_next.
+        let first = program.debug.plus(8);
+        let mut link = mem.u64(first).ok()?;
+        self.seen.add(first, &link.to_le_bytes());
+        let mut known = Set::new();
+        while link != 0 && self.list.len() < MAX_MODULES && known.insert(link) {
+            let map: [u8; 32] = mem.array(LiveAddr(link)).ok()?;
+            self.seen.add(LiveAddr(link), &map);
+            self.list.push((LiveAddr(link), map));
+            link = u64_at(&map, 24)?;
+        }
+        Some(())
+    }
+
+    /// Whether the list is the same now, in a process that stands. Where the program's headers are, and its dynamic
+    /// section, does not change.
+    pub(crate) fn is_the_same(&self, process: &Process) -> bool {
+        if self.list.is_empty() { Linked::read(process).list.is_empty() } else { self.seen.holds(&process.mem) }
+    }
+
+    /// The `struct link_map` of an image; zero if it has none.
+    pub(crate) fn link_map(&self, image: &Image) -> LiveAddr {
+        let is = |map: &[u8; 32]| u64_at(map, 16) == image.dynamic.map(|at| at.start.0);
+        self.list.iter().find(|(_, map)| is(map)).map_or(LiveAddr(0), |(at, _)| *at)
+    }
+
+    /// The modules that it names.
+    fn modules(&self, mem: &Mem) -> Vec<Module> {
+        let module = |map: &[u8; 32]| Module::read(mem, Bias(u64_at(map, 0)?), LiveAddr(u64_at(map, 16)?));
+        self.list.iter().filter_map(|(_, map)| module(map)).collect()
+    }
 }
 
 impl<'a> Scope<'a> {
     fn read(process: &'a Process, maps: &'a Maps, images: &'a [Image]) -> Scope<'a> {
         let mem = &process.mem;
-        let modules = linked_modules(process).filter(|modules| !modules.is_empty()).unwrap_or_else(|| {
+        let mut modules = Linked::read(process).modules(mem);
+        if modules.is_empty() {
             // A static program has no list; the kernel's own module is nothing that it was linked with.
             let own = images.iter().filter(|image| image.path != "[vdso]");
-            own.filter_map(|image| Module::read(mem, image.bias, image.dynamic?.start)).collect()
-        });
+            modules = own.filter_map(|image| Module::read(mem, image.bias, image.dynamic?.start)).collect();
+        }
         Scope { mem, maps, images, modules }
     }
 
@@ -195,32 +241,8 @@ impl<'a> Scope<'a> {
     }
 }
 
-/// Walks the dynamic linker's list, found through the program headers that the kernel told
-/// the program of; `None` for a static program.
-fn linked_modules(process: &Process) -> Option<Vec<Module>> {
-    let module = |map: &[u8; 32]| Module::read(&process.mem, Bias(u64_at(map, 0)?), LiveAddr(u64_at(map, 16)?));
-    Some(links(process)?.iter().filter_map(|(_, map)| module(map)).collect())
-}
-
-/// Address and first four words of each entry of the list.
-fn links(process: &Process) -> Option<Vec<(LiveAddr, [u8; 32])>> {
-    let mem = &process.mem;
-    let (bias, dynamic) = program_dynamic(process)?;
-    let program = Module::read(mem, bias, dynamic)?;
-    let mut found = Vec::new();
-    let mut seen = Set::new();
-    // struct r_debug: version, then the first struct link_map: l_addr, l_name, l_ld, l_next.
-    let mut link = mem.u64(program.debug.plus(8)).ok()?;
-    while link != 0 && found.len() < MAX_MODULES && seen.insert(link) {
-        let map: [u8; 32] = mem.array(LiveAddr(link)).ok()?;
-        found.push((LiveAddr(link), map));
-        link = u64_at(&map, 24)?;
-    }
-    Some(found)
-}
-
 fn program_dynamic(process: &Process) -> Option<(Bias, LiveAddr)> {
-    let auxv = sys::read_file(&format!("/proc/{}/auxv", process.pid)).ok()?;
+    let auxv = sys::read_piece(&format!("/proc/{}/auxv", process.pid)).ok()?;
     let get = |tag| auxv.chunks_exact(16).find(|pair| u64_at(pair, 0) == Some(tag)).and_then(|pair| u64_at(pair, 8));
     let (table, count) = (LiveAddr(get(AT_PHDR)?), get(AT_PHNUM)?.min(256));
     let headers = process.mem.bytes(table, count as usize * 56).ok()?;

@@ -55,17 +55,18 @@ impl Session {
     }
 
     fn of(process: Process) -> Result<Session, Failure> {
-        // A thread whose applier died may be unmapping a payload just now.
+        let mut maps = read_maps(&process)?;
+        let mut ledgers = ledger::find(&process.mem, &maps);
         for _ in 0..SETTLE_TRIES {
-            let ledgers = ledger::find(&process.mem, &read_maps(&process)?);
             if ledgers.iter().all(|ledger| Standing::read(&process, ledger).is_ok()) {
                 break;
             }
+            // A thread whose applier died may be unmapping a payload just now.
             sys::sleep(Duration::from_millis(1));
+            maps = read_maps(&process)?;
+            ledgers = ledger::find(&process.mem, &maps);
         }
-        let maps = read_maps(&process)?;
         let images = images(&process.mem, &maps);
-        let ledgers = ledger::find(&process.mem, &maps);
         let abandoned = ledger::abandoned(&process.mem, &maps, &ledgers);
         Ok(Session { process, maps, images, ledgers, abandoned })
     }

@@ -194,23 +194,20 @@ impl Writer<'_> {
         from: &[Leads],
         bytes: &dyn Fn(usize, &Replaced) -> [u8; SITE],
     ) -> Result<(), Failure> {
-        let start = which.start;
-        let unreadable = |error: &Errno| self.process.io_error("cannot read the patched entries", error);
-        let entries = entries(self.process, self.ledger, which).map_err(|error| unreadable(&error))?;
         let mut run = Run::default();
-        for (index, leads) in (start..).zip(entries) {
-            let Some(function) = self.ledger.functions.get(index) else { continue };
-            if let Leads::Elsewhere(_) = leads {
-                return self.put(&run).and(Err(stranger(&[&function.name])));
-            }
-            if !from.contains(&leads) {
-                continue;
-            }
+        for index in which {
+            let Some(function) = self.ledger.functions.get(index) else { break };
             if !run.reaches(function.site) {
                 self.put(&run)?;
-                run = Run::read(self.process, function.site).map_err(|error| unreadable(&error))?;
+                run = Run::read(self.process, function.site)
+                    .map_err(|error| self.process.io_error("cannot read the patched entries", &error))?;
             }
-            run.set(function.site, bytes(index, function));
+            let leads = run.at(function.site).map(|bytes| leads(self.ledger, index, function, bytes));
+            match leads.unwrap_or(Leads::Elsewhere(None)) {
+                Leads::Elsewhere(_) => return self.put(&run).and(Err(stranger(&[&function.name]))),
+                leads if from.contains(&leads) => run.set(function.site, bytes(index, function)),
+                _ => {}
+            }
         }
         self.put(&run)
     }
@@ -237,10 +234,16 @@ struct Run {
 }
 
 impl Run {
-    /// The page of a site, as it is now.
+    /// The page of a site, as it is now; without content if nothing is mapped there.
     fn read(process: &Process, site: LiveAddr) -> Result<Run, Errno> {
         let start = LiveAddr(page_floor(site.0));
-        Ok(Run { start, page: process.mem.bytes(start, PAGE as usize)?, changed: 0..0 })
+        let page = read_page(process, start)?.map_or_else(Vec::new, |page| page.to_vec());
+        Ok(Run { start, page, changed: 0..0 })
+    }
+
+    /// The bytes at a site.
+    fn at(&self, site: LiveAddr) -> Option<[u8; SITE]> {
+        array(&self.page, (site.0 - self.start.0) as usize)
     }
 
     fn reaches(&self, site: LiveAddr) -> bool {

@@ -114,6 +114,10 @@ impl<T: Ord + Copy> Set<T> {
         }
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
     /// Leaves out those for which `keep` is false.
     pub(crate) fn retain(&mut self, keep: impl FnMut(&T) -> bool) {
         self.0.retain(keep);

@@ -6,15 +6,14 @@
 use crate::addr::{LiveAddr, LiveRange};
 use crate::failure::{Failure, busy, refused};
 use crate::layout::Layout;
-use crate::ledger::{CLAIM_SIZE, claim};
+use crate::ledger::{CLAIM_SIZE, Ledger, claim};
 use crate::prelude::*;
+use crate::process;
 use crate::process::Process;
 use crate::remote::{CallError, Remote, Slot, Slots};
 use crate::seccomp::Call;
-use crate::session::read_maps;
 use crate::sys::{self, Errno, Instant, number};
 use crate::threads::{Stopped, Tracer};
-use crate::{place, process};
 use core::time::Duration;
 use linux_raw_sys::general as nr;
 
@@ -34,28 +33,29 @@ pub(crate) struct Load<'a> {
     pub(crate) ledger: &'a [u8],
 }
 
-/// Reserves a mapping near the base and fills it. `make` gives the content and the ledger
-/// for an address.
+/// Reserves a mapping near the base and fills it. `place` gives an address, and another one when somebody else was
+/// faster there; `make` the content and the ledger for it. The ledger that was written.
 pub(crate) fn load(
     tracer: &mut Tracer<'_>,
     helpers: &[i32],
     slots: &Slots,
-    base: LiveRange,
     layout: &Layout,
     deadline: Instant,
-    make: impl Fn(LiveAddr) -> Result<(Vec<u8>, Vec<u8>), Failure>,
-) -> Result<LiveAddr, Failure> {
+    place: impl Fn(u32) -> Result<LiveAddr, Failure>,
+    make: impl Fn(LiveAddr) -> Result<(Vec<u8>, Ledger), Failure>,
+) -> Result<Ledger, Failure> {
     let target = tracer.process;
     let slot = slots.any().ok_or_else(no_slot)?;
     let mut taken = 0;
     'place: loop {
-        let at = place::find(&read_maps(target)?, base, layout.size)?;
+        let at = place(taken)?;
         let (content, ledger) = make(at)?;
+        let bytes = ledger.bytes()?;
         loop {
             for &tid in helpers {
                 let Some(mut stopped) = tracer.stop_one(tid)? else { continue };
-                match load_by(&mut stopped, slot, at, &Load { layout, content: &content, ledger: &ledger }) {
-                    Ok(()) => return Ok(at),
+                match load_by(&mut stopped, slot, at, &Load { layout, content: &content, ledger: &bytes }) {
+                    Ok(()) => return Ok(ledger),
                     Err(CallError::NotNow) => {}
                     Err(CallError::Errno(Errno::EEXIST)) if taken < PLACE_TRIES => {
                         taken += 1;

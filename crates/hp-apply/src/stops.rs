@@ -5,7 +5,8 @@ use crate::addr::LiveAddr;
 use crate::bytes::millis;
 use crate::failure::{Failure, refused};
 use crate::gate::Gates;
-use crate::ledger::{Ledger, Replaced, SITE};
+use crate::ledger::{Ledger, Replaced, SITE, Seal};
+use crate::maps::Maps;
 use crate::prelude::*;
 use crate::process::Process;
 use crate::safe_point::{Judge, Watch, Watched};
@@ -55,8 +56,15 @@ struct Attempt {
     stopped: Duration,
 }
 
-/// What is done while everything stands.
-type Act<'a> = dyn FnMut(&mut Stopped<'_, '_>) -> Result<(), Failure> + 'a;
+/// A patch whose gates may be used, and what tells whether it is still there.
+#[derive(Clone, Copy)]
+pub(crate) struct Gated<'a> {
+    pub(crate) ledger: &'a Ledger,
+    pub(crate) seal: &'a Seal,
+}
+
+/// What is done while everything stands, with what is mapped then.
+type Act<'a> = dyn FnMut(&mut Stopped<'_, '_>, &Maps) -> Result<(), Failure> + 'a;
 
 /// What a stop for acting cost.
 pub(crate) struct Acted {
@@ -90,13 +98,13 @@ impl<'p> Stops<'p> {
 
     /// Stops everything and acts at the first safe point. `special`: the caller reports
     /// this stop apart from the others. `gated`: the patch whose gates may be used when
-    /// ordinary stops do not find a safe point.
+    /// ordinary stops do not find a safe point; if it is there no more, that is an error.
     pub(crate) fn at_safe_point(
         &mut self,
         watch: &Watch,
         special: bool,
-        gated: Option<&Ledger>,
-        mut act: impl FnMut(&mut Stopped<'_, '_>) -> Result<(), Failure>,
+        gated: Option<Gated<'_>>,
+        mut act: impl FnMut(&mut Stopped<'_, '_>, &Maps) -> Result<(), Failure>,
     ) -> Result<Acted, Failure> {
         self.until_safe(watch, special, gated, &mut act)
     }
@@ -119,7 +127,7 @@ impl<'p> Stops<'p> {
         &mut self,
         watch: &Watch,
         special: bool,
-        gated: Option<&Ledger>,
+        gated: Option<Gated<'_>>,
         act: &mut Act<'_>,
     ) -> Result<Acted, Failure> {
         let mut attempt = Attempt { tries: 0, too_long: 0, closed: false, idle: FIRST_IDLE, stopped: Duration::ZERO };
@@ -147,7 +155,7 @@ impl<'p> Stops<'p> {
         &mut self,
         watch: &Watch,
         special: bool,
-        gated: Option<&Ledger>,
+        gated: Option<Gated<'_>>,
         attempt: &mut Attempt,
         act: &mut Act<'_>,
     ) -> Result<Result<Acted, Vec<InTheWay>>, Failure> {
@@ -156,9 +164,12 @@ impl<'p> Stops<'p> {
             Err(NotNow(line)) => return Ok(Err(vec![line.into()])),
             Ok(stopped) => stopped,
         };
+        if let Some(gated) = gated {
+            gated.seal.check(process)?;
+        }
         let maps = read_maps(process)?;
         let judge = Judge { process, unwinder: &self.unwinder, maps: &maps, gates: &self.gates };
-        if let Some(ledger) = gated.filter(|_| attempt.closed) {
+        if let Some(Gated { ledger, .. }) = gated.filter(|_| attempt.closed) {
             Writer { process, tid: stopped.tid(), ledger }.open()?;
             attempt.closed = false;
         }
@@ -166,7 +177,7 @@ impl<'p> Stops<'p> {
         let mut busy = judge.busy(&stopped.tasks, watch);
         let hopeless = attempt.tries > PLAIN_TRIES || busy.len() >= MANY_BUSY;
         let gates = gated.filter(|_| self.may_close && hopeless && !judge.any_blocked(&stopped.tasks, watch));
-        if let Some(ledger) = gates.filter(|_| !busy.is_empty())
+        if let Some(Gated { ledger, .. }) = gates.filter(|_| !busy.is_empty())
             && judge.busy(&stopped.tasks, &site_watch(&ledger.functions)).is_empty()
         {
             Writer { process, tid: stopped.tid(), ledger }.close()?;
@@ -192,19 +203,22 @@ impl<'p> Stops<'p> {
             return Err(refused(format_args!("{}; nothing was changed", too_long(elapsed, most))));
         }
         let threads = stopped.tasks.len() as u32;
-        act(&mut stopped)?;
+        act(&mut stopped, &maps)?;
         Ok(Ok(Acted { pause_ns: stopped.release(special), threads }))
     }
 
     /// Leads the entries past the gates again. Gates that stay change nothing but speed.
-    fn open_gates(&mut self, attempt: &mut Attempt, gated: Option<&Ledger>) {
+    fn open_gates(&mut self, attempt: &mut Attempt, gated: Option<Gated<'_>>) {
         let process = self.process();
-        let Some(ledger) = gated else { return };
+        let Some(Gated { ledger, seal }) = gated else { return };
         for _ in 0..PLAIN_TRIES {
             if !attempt.closed {
                 return;
             }
             if let Ok(Ok(stopped)) = self.tracer.stop_all() {
+                if seal.check(process).is_err() {
+                    return;
+                }
                 attempt.closed = Writer { process, tid: stopped.tid(), ledger }.open().is_err();
             }
         }

@@ -30,14 +30,14 @@ mod trace;
 pub(crate) use clock::{Instant, epoch_seconds, now_ns, sleep};
 pub(crate) use cpu::cpuid;
 pub(crate) use errno::Errno;
-pub(crate) use file::{File, about, numbers_in, read_file, read_link};
+pub(crate) use file::{File, about, numbers_in, read_file, read_link, read_piece};
 #[cfg(any(feature = "applier", test))]
 pub(crate) use file::{names_in, read_file_up_to};
 #[cfg(any(feature = "applier", test))]
 pub(crate) use host::{effective_user_id, is_terminal, write_all};
 #[cfg(feature = "applier")]
 pub(crate) use host::{exit, outlive_readers};
-pub(crate) use mem::Mem;
+pub(crate) use mem::{MAX_RANGES, Mem, Seen};
 pub use signals::{HeldSignals, hold_signals, interrupted};
 pub(crate) use signals::{outlive_file_limit, sleep_unless_interrupted};
 #[cfg(not(feature = "std"))]
@@ -50,6 +50,7 @@ pub(crate) use trace::{
 
 use core::time::Duration;
 use linux_raw_sys::general as nr;
+use linux_raw_sys::prctl::PR_SET_TIMERSLACK;
 
 /// Numbers of the calls that are made in a target, or looked for in one.
 pub(crate) mod number {
@@ -84,7 +85,7 @@ pub(crate) struct Priority {
 }
 
 impl Priority {
-    /// Asks for the processor before all ordinary threads, until dropped: for letting many
+    /// Asks for the processor before all ordinary threads, until dropped: for letting several
     /// threads go. Else each of them takes the processor from us, and the last one waits for
     /// all. Not for waiting: we would keep the processor from those that we wait for.
     /// Without the right to do so nothing happens.
@@ -113,6 +114,31 @@ fn set_scheduler(policy: u32, priority: i32) {
     let arguments = [0, u64::from(policy), parameters.as_ptr() as u64, 0, 0, 0];
     // SAFETY: `parameters` is read during the call; 0 is the calling thread.
     let _ = unsafe { raw::call(nr::__NR_sched_setscheduler, arguments) };
+}
+
+/// Has this thread wake from short sleeps when they are over: the kernel adds 50 µs to each otherwise (`man 2 prctl`,
+/// `PR_SET_TIMERSLACK`), and while we wait for a thread to stop all others stand.
+pub(crate) fn wake_in_time() {
+    // SAFETY: takes plain numbers only, and concerns the calling thread.
+    let _ = unsafe { raw::call(nr::__NR_prctl, [u64::from(PR_SET_TIMERSLACK), 1, 0, 0, 0, 0]) };
+}
+
+/// Pauses between looks at whether a thread has done what it is about to do. The first are short, for mostly it has;
+/// the later ones leave the processor to those that are waited for.
+pub(crate) struct Pauses(u64);
+
+impl Pauses {
+    const FIRST_NS: u64 = 5_000;
+    const LONGEST_NS: u64 = 50_000;
+
+    pub(crate) fn new() -> Pauses {
+        Pauses(Self::FIRST_NS)
+    }
+
+    pub(crate) fn pause(&mut self) {
+        pause_ns(self.0);
+        self.0 = (self.0 * 2).min(Self::LONGEST_NS);
+    }
 }
 
 /// Gives the processor away for about this long.

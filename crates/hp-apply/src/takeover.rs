@@ -18,7 +18,7 @@ use crate::Options;
 use crate::addr::{LiveAddr, LiveRange};
 use crate::failure::{Failure, refused};
 use crate::gate::{self, GATE_SIZE};
-use crate::ledger::{Bridged, Ledger, OldRange, Replaced, SITE};
+use crate::ledger::{Bridged, Ledger, OldRange, Replaced, SITE, Seal};
 use crate::prelude::*;
 use crate::process::Process;
 use crate::safe_point::{Watch, Watched};
@@ -267,7 +267,10 @@ pub(crate) fn settle(session: &Session, options: &Options) -> Result<(), Failure
     let process = &session.process;
     let mut stops = Stops::new(process, Unwinder::new(&process.mem, &session.images, &session.ledgers), options);
     for Pending { ledger, view, older } in pending {
-        stops.at_safe_point(&Watch::default(), false, None, |stopped| {
+        let seals: Vec<Seal> =
+            core::iter::once(ledger).chain(older.iter().copied()).map(Seal::of).collect::<Result<_, _>>()?;
+        stops.at_safe_point(&Watch::default(), false, None, |stopped, _| {
+            seals.iter().try_for_each(|seal| seal.check(process))?;
             let tid = stopped.tid();
             let writer = Writer { process, tid, ledger: &view };
             if !Standing::read(process, ledger)?.active {

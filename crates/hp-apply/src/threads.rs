@@ -1,9 +1,9 @@
 //! Stopping and releasing the tasks of a target.
 //!
 //! All threads are first seized, which does not disturb them, and only then interrupted,
-//! so the stop is no longer than it must be. When all known threads stand, the list is
-//! read again: a thread that was being born while its maker ran is found then, and a
-//! standing thread makes no more of them.
+//! so the stop is no longer than it must be. When all known threads stand, the process says
+//! how many it has. If that is more, the list is read again: a thread that was being born
+//! while its maker ran is found then, and a standing thread makes no more of them.
 //!
 //! A stop by `PTRACE_INTERRUPT` is invisible to the parent and leaves group stops and
 //! pending signals as they are: a signal that was about to be delivered is delivered at
@@ -18,7 +18,7 @@ use crate::failure::{Failure, unusable};
 use crate::prelude::*;
 use crate::process::{self, Process};
 use crate::small::Set;
-use crate::sys::{self, Errno, Priority, Regs, StopKind, Wait};
+use crate::sys::{self, Errno, Pauses, Priority, Regs, StopKind, Wait};
 use core::time::Duration;
 
 /// Longest wait for threads to stop.
@@ -99,7 +99,7 @@ impl<'p> Tracer<'p> {
         self.bury();
         let mut known = Set::new();
         let mut fresh = self.seize_new(&mut known)?;
-        loop {
+        while self.process.thread_count() != Some(known.len()) {
             let more = self.seize_new(&mut known)?;
             if more.is_empty() {
                 break;
@@ -113,6 +113,10 @@ impl<'p> Tracer<'p> {
             }
             if let Err(late) = stopped.stop(&fresh)? {
                 return Ok(Err(late));
+            }
+            // Nobody is left who could make another.
+            if stopped.tracer.process.thread_count() == Some(stopped.tasks.len()) {
+                return Ok(Ok(stopped));
             }
             fresh = stopped.tracer.seize_new(&mut known)?;
         }
@@ -177,7 +181,7 @@ impl<'p> Tracer<'p> {
     }
 
     /// Waits until an interrupted thread stands.
-    fn wait(&mut self, tid: i32, deadline_ns: u64) -> Result<Stop, Failure> {
+    fn wait(&mut self, tid: i32, deadline_ns: u64, pauses: &mut Pauses) -> Result<Stop, Failure> {
         let mut tries = 0u32;
         loop {
             match sys::wait(tid, tid == self.process.pid)
@@ -196,7 +200,7 @@ impl<'p> Tracer<'p> {
                 }
             }
             if tries > 2 {
-                sys::pause_ns(10_000);
+                pauses.pause();
             }
         }
     }
@@ -249,9 +253,9 @@ impl Stopped<'_, '_> {
         }
         // Every thread is collected even when one is late: one that stands must be released.
         let deadline_ns = sys::now_ns() + STOP_LIMIT.as_nanos() as u64;
-        let mut late = None;
+        let (mut late, mut pauses) = (None, Pauses::new());
         for tid in waiting {
-            match self.tracer.wait(tid, deadline_ns)? {
+            match self.tracer.wait(tid, deadline_ns, &mut pauses)? {
                 Stop::Stopped(task) => self.tasks.push(*task),
                 Stop::Gone => {}
                 Stop::Late => late = late.or(Some(tid)),
@@ -330,7 +334,7 @@ impl Stopped<'_, '_> {
             self.tracer.running.insert(task.tid);
             running.push(task.tid);
         }
-        let mut progress_ns = sys::now_ns();
+        let (mut progress_ns, mut pauses) = (sys::now_ns(), Pauses::new());
         while !running.is_empty() {
             let now_ns = sys::now_ns();
             if now_ns > deadline_ns || now_ns - progress_ns > idle.as_nanos() as u64 {
@@ -343,7 +347,7 @@ impl Stopped<'_, '_> {
                 }
             }
             match running.len() == before {
-                true => sys::pause_ns(5_000),
+                true => pauses.pause(),
                 false => progress_ns = sys::now_ns(),
             }
         }
@@ -392,7 +396,7 @@ impl Stopped<'_, '_> {
         if self.tasks.is_empty() {
             return 0;
         }
-        let _priority = Priority::raise();
+        let _priority = (self.tasks.len() > 1).then(Priority::raise);
         for task in self.tasks.drain(..) {
             // An error means that the thread was killed meanwhile: nothing is left to release.
             if sys::detach(task.tid, task.signal).is_err() {

@@ -49,15 +49,15 @@ impl<'l> Holders<'l> {
     }
 
     /// Takes the finders out of all slots and chains. Everything stands, and nobody is in the payload.
-    pub(crate) fn take_out(&self, process: &Process, tid: i32) -> Result<(), Failure> {
+    pub(crate) fn take_out(&self, process: &Process, maps: &Maps, tid: i32) -> Result<(), Failure> {
         if self.ledger.finders.is_empty() {
             return Ok(());
         }
-        let (mem, maps) = (&process.mem, read_maps(process)?);
-        if There::of(&maps, &ledger::find(mem, &maps)) != self.there {
-            return Holders::of(mem, &maps, self.ledger).write(process, &maps, tid);
+        let mem = &process.mem;
+        if There::of(maps, &ledger::find(mem, maps)) != self.there {
+            return Holders::of(mem, maps, self.ledger).write(process, maps, tid);
         }
-        self.write(process, &maps, tid)
+        self.write(process, maps, tid)
     }
 
     fn write(&self, process: &Process, maps: &Maps, tid: i32) -> Result<(), Failure> {

@@ -60,6 +60,9 @@ fn read(clock: u32) -> Duration {
 
 /// Gives the processor away for about this long, or until a signal comes.
 pub(crate) fn sleep(time: Duration) {
+    if time.is_zero() {
+        return;
+    }
     let time = [i64::try_from(time.as_secs()).unwrap_or(i64::MAX), i64::from(time.subsec_nanos())];
     // SAFETY: `time` has the layout of a timespec; a null pointer asks for no remainder.
     let _ = unsafe { raw::call(__NR_nanosleep, [time.as_ptr() as u64, 0, 0, 0, 0, 0]) };

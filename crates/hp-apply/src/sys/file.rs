@@ -157,10 +157,27 @@ pub(crate) fn read_file(path: &str) -> Result<Vec<u8>, Errno> {
     File::open(path)?.read_all(CHUNK, usize::MAX).map(Option::unwrap_or_default)
 }
 
+/// The whole of a file of `/proc` that the kernel writes in one piece (`stat`, `status`, `auxv`, not `maps`): a read that
+/// did not fill its buffer was the last one.
+pub(crate) fn read_piece(path: &str) -> Result<Vec<u8>, Errno> {
+    let file = File::open(path)?;
+    let mut bytes = vec![0u8; CHUNK];
+    let got = file.read(&mut bytes)?;
+    bytes.truncate(got);
+    if got == CHUNK {
+        bytes.extend(file.read_all(CHUNK, usize::MAX)?.unwrap_or_default());
+    }
+    Ok(bytes)
+}
+
 /// The whole of a file; `None` if it is longer than allowed.
 #[cfg(any(feature = "applier", test))]
 pub(crate) fn read_file_up_to(path: &[u8], most: usize) -> Result<Option<Vec<u8>>, Errno> {
-    File::open(path)?.read_all(64 * CHUNK, most)
+    // A pipe that nobody has opened for writing is not waited for, but one that somebody has is read to its end.
+    let file = open(path, nr::O_RDONLY | nr::O_NONBLOCK)?;
+    // SAFETY: takes plain numbers only.
+    unsafe { raw::call(nr::__NR_fcntl, [file.fd(), u64::from(nr::F_SETFL), 0, 0, 0, 0]) }?;
+    file.read_all(64 * CHUNK, most)
 }
 
 /// The names in a directory but `.` and `..`, in no order.

@@ -1,18 +1,23 @@
 //! The memory of a target, through `/proc/PID/mem`.
 
-use super::{Errno, File, poke};
-use crate::addr::{LiveAddr, page_floor};
+use super::{Errno, File, poke, raw};
+use crate::addr::{LiveAddr, LiveRange, page_floor};
 use crate::prelude::*;
 use crate::small::Map;
 use core::cell::RefCell;
+use linux_raw_sys::general as nr;
 
 const PAGE: usize = 4096;
 /// Longest range whose pages are kept when it is read as a whole.
 const MAX_KEPT: usize = 4 << 20;
 
+/// Most ranges that are read in one call (`UIO_MAXIOV`).
+pub(crate) const MAX_RANGES: usize = 1024;
+
 /// Bound to the address space that the process had when it was opened: after an exec every
 /// access fails instead of reaching the new program.
 pub(crate) struct Mem {
+    pid: i32,
     file: File,
     kept: RefCell<Kept>,
 }
@@ -26,12 +31,12 @@ struct Kept {
 
 impl Mem {
     pub(crate) fn open(pid: i32) -> Result<Mem, Errno> {
-        Ok(Mem { file: File::open_to_write(&format!("/proc/{pid}/mem"))?, kept: RefCell::default() })
+        Ok(Mem { pid, file: File::open_to_write(&format!("/proc/{pid}/mem"))?, kept: RefCell::default() })
     }
 
     /// For looking only.
     pub(crate) fn open_read(pid: i32) -> Result<Mem, Errno> {
-        Ok(Mem { file: File::open(format!("/proc/{pid}/mem"))?, kept: RefCell::default() })
+        Ok(Mem { pid, file: File::open(format!("/proc/{pid}/mem"))?, kept: RefCell::default() })
     }
 
     /// Reads as much as is there; 0 where nothing is mapped any more.
@@ -53,6 +58,31 @@ impl Mem {
         let mut buffer = [0; N];
         self.read(at, &mut buffer)?;
         Ok(buffer)
+    }
+
+    /// Reads several ranges in one call into the front of a buffer, one behind the other: how many of the first ones came
+    /// whole. The others, all of them where the kernel does not allow the call, are to be read one by one. At most
+    /// [`MAX_RANGES`].
+    ///
+    /// Only while every thread of the process stands: the call knows the process by its number.
+    pub(crate) fn ranges(&self, ranges: &[LiveRange], buffer: &mut Vec<u8>) -> usize {
+        let total = ranges.iter().map(|range| range.len() as usize).sum();
+        if buffer.len() < total {
+            buffer.resize(total, 0);
+        }
+        // struct iovec: address and length.
+        let local = [buffer.as_mut_ptr() as u64, total as u64];
+        let remote: Vec<[u64; 2]> = ranges.iter().map(|range| [range.start.0, range.len()]).collect();
+        let (here, there) = (local.as_ptr() as u64, remote.as_ptr() as u64);
+        let arguments = [self.pid as u64, here, 1, there, remote.len() as u64, 0];
+        // SAFETY: `local` names the front of a writable buffer; the other addresses are the target's.
+        let mut got = unsafe { raw::call(nr::__NR_process_vm_readv, arguments) }.unwrap_or(0);
+        let is_whole = |range: &&LiveRange| {
+            let left = got.checked_sub(range.len());
+            got = left.unwrap_or(0);
+            left.is_some()
+        };
+        ranges.iter().take_while(is_whole).count()
     }
 
     pub(crate) fn u64(&self, at: LiveAddr) -> Result<u64, Errno> {
@@ -137,5 +167,79 @@ impl Mem {
             done += count;
         }
         Ok(())
+    }
+}
+
+/// Memory that something was concluded from.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Seen {
+    ranges: Vec<LiveRange>,
+    bytes: Vec<Vec<u8>>,
+}
+
+impl Seen {
+    pub(crate) fn add(&mut self, at: LiveAddr, bytes: &[u8]) {
+        self.ranges.push(at.range(bytes.len() as u64));
+        self.bytes.push(bytes.to_vec());
+    }
+
+    /// Whether it is all the same now. Every thread of the process stands.
+    pub(crate) fn holds(&self, mem: &Mem) -> bool {
+        self.ranges.chunks(MAX_RANGES).zip(self.bytes.chunks(MAX_RANGES)).all(|(ranges, before)| {
+            let mut now = Vec::new();
+            let count = mem.ranges(ranges, &mut now);
+            let mut now = now.as_slice();
+            let (read, others) = before.split_at(count);
+            let is_same = |before: &Vec<u8>| {
+                let (bytes, rest) = now.split_at_checked(before.len()).unwrap_or_default();
+                now = rest;
+                bytes == before
+            };
+            let is_same_alone = |(range, before): (&LiveRange, &Vec<u8>)| {
+                mem.bytes(range.start, range.len() as usize).as_ref() == Ok(before)
+            };
+            read.iter().all(is_same) && ranges.iter().skip(count).zip(others).all(is_same_alone)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(bytes: &[u8]) -> LiveRange {
+        LiveAddr(bytes.as_ptr() as u64).range(bytes.len() as u64)
+    }
+
+    #[test]
+    fn ranges_come_in_their_order_up_to_the_first_that_cannot_be_read() {
+        let mem = Mem::open_read(std::process::id() as i32).unwrap();
+        let (one, two) = (vec![1u8; 5000], vec![2u8; 3]);
+        let nowhere = LiveAddr(16).range(8);
+        let mut buffer = vec![9u8; 5007];
+        assert_eq!(mem.ranges(&[at(&two), at(&one), at(&two)], &mut buffer), 3);
+        assert_eq!(buffer, [&two[..], &one, &two, &[9]].concat());
+        let mut buffer = Vec::new();
+        assert_eq!(mem.ranges(&[at(&one), nowhere, at(&two)], &mut buffer), 1);
+        assert_eq!(buffer.get(..5000), Some(one.as_slice()));
+        assert_eq!((mem.ranges(&[nowhere], &mut buffer), mem.ranges(&[], &mut buffer)), (0, 0));
+    }
+
+    #[test]
+    fn what_was_seen_holds_until_a_byte_of_it_changes() {
+        let mem = Mem::open_read(std::process::id() as i32).unwrap();
+        let mut bytes = vec![7u8; 4 * MAX_RANGES];
+        let mut seen = Seen::default();
+        for part in bytes.chunks(3) {
+            seen.add(at(part).start, part);
+        }
+        assert!(seen.holds(&mem));
+        for place in [0, 3 * MAX_RANGES - 1, 3 * MAX_RANGES, 4 * MAX_RANGES - 1] {
+            bytes[place] = 8;
+            assert!(!seen.holds(&mem), "byte {place}");
+            bytes[place] = 7;
+        }
+        seen.add(LiveAddr(16), &[0]);
+        assert!(!seen.holds(&mem));
     }
 }
