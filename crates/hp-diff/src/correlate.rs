@@ -29,6 +29,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use crate::build::Build;
 use crate::copies::Copies;
 use crate::entity::{FunctionId, Map, ObjectId};
+use crate::judge::Agreed;
 use crate::layout::Variable;
 use crate::rust;
 use names::Names;
@@ -50,6 +51,8 @@ pub(crate) struct Correlation {
     pub owners: (FxHashMap<ObjectId, String>, FxHashMap<ObjectId, String>),
     /// What the votes have found out about the code of each old function and its partner.
     pub settled: Vec<Settled>,
+    /// Addresses that lead to the same.
+    pub agreed: Agreed,
 }
 
 /// What is known of the code of a pair when all votes have been counted.
@@ -73,6 +76,7 @@ pub(crate) fn correlate(old: &Build<'_>, new: &Build<'_>, variables: (&[Variable
         copies: Copies::default(),
         owners: (owners(&old.map, variables.0), owners(&new.map, variables.1)),
         settled: vec![Settled::Open; old.map.functions.len()],
+        agreed: Agreed::default(),
     };
     let mut names = Names::new(old, new);
     names.join(&mut pairs);

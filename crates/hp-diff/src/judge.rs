@@ -7,14 +7,16 @@
 //! compared by what they lead to.
 //!
 //! Here: where references lead. [`code`] compares functions, [`content`] data, [`around`] what code may mean beside the place that
-//! its address leads to, [`rust`] what only Rust has, [`startup`] what compilers bring along.
+//! its address leads to, [`rust`] what only Rust has, [`startup`] what compilers bring along. [`agreed`] keeps what is the same.
 
+mod agreed;
 mod around;
 mod code;
 mod content;
 mod rust;
 mod startup;
 
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustc_hash::FxHashSet;
@@ -29,6 +31,7 @@ use crate::entity::{FunctionId, ObjectId, Target};
 use crate::image::Word;
 use crate::usage::{is_number, uses};
 
+pub(crate) use agreed::Agreed;
 pub(crate) use code::Difference;
 
 /// What a pair of references is.
@@ -69,12 +72,27 @@ pub(crate) struct Judge<'j, 'a> {
     changed: FxHashSet<ObjectId>,
     /// Some verdict depended on which these are.
     asked_changed: AtomicBool,
+    /// What is known to be the same wherever it is asked about.
+    agreed: &'j Agreed,
+    /// More of that is kept; then one thread asks alone.
+    keeps: bool,
+    /// Some verdict depended on the functions that the sites are in.
+    local: AtomicBool,
 }
 
 impl<'j, 'a> Judge<'j, 'a> {
     pub(crate) fn new(old: &'j Build<'a>, new: &'j Build<'a>, pairs: &'j Correlation) -> Judge<'j, 'a> {
-        let (changed, asked_changed) = (FxHashSet::default(), AtomicBool::new(false));
-        Judge { old, new, pairs: View::of(pairs), copies: &pairs.copies, changed, asked_changed }
+        Judge {
+            old,
+            new,
+            pairs: View::of(pairs),
+            copies: &pairs.copies,
+            changed: FxHashSet::default(),
+            asked_changed: AtomicBool::new(false),
+            agreed: &pairs.agreed,
+            keeps: false,
+            local: AtomicBool::new(false),
+        }
     }
 
     /// Takes these for equal.
@@ -86,6 +104,12 @@ impl<'j, 'a> Judge<'j, 'a> {
     /// Sees the correlation through `pairs`, which notes what is asked.
     pub(crate) fn seeing(mut self, pairs: View<'j>) -> Self {
         self.pairs = pairs;
+        self
+    }
+
+    /// Keeps for all others what it finds to be the same. To be asked by one thread alone.
+    pub(crate) fn keeping(mut self) -> Self {
+        self.keeps = true;
         self
     }
 
@@ -126,18 +150,40 @@ impl<'j, 'a> Judge<'j, 'a> {
         if let (Some(x), Some(y)) = (self.old.table(pair.0, a.target), self.new.table(pair.1, b.target)) {
             return self.tables(pair, x, y).into();
         }
+        let lead = self.or_agreed(self.question(pair, a, b), || self.lead(pair, a, b));
+        let verdict = match lead {
+            ControlFlow::Break(verdict) => return verdict,
+            ControlFlow::Continue(verdict) => verdict,
+        };
+        let step = || before::step(self.old, pair.0);
+        match verdict {
+            Verdict::Same if a.usage == Use::Address && !self.alike_before(a.target, b.target, step()) => {
+                self.before(pair, a, b).unwrap_or(verdict)
+            }
+            Verdict::Different if a.usage == Use::Address && step() > 0 && self.are_ends(pair, a, b) => {
+                self.before(pair, a, b).unwrap_or(verdict)
+            }
+            _ => verdict,
+        }
+    }
+
+    /// The same, what lies before the addresses put aside: a verdict that stands, or one that this may change.
+    fn lead(&self, pair: (FunctionId, FunctionId), a: &Site, b: &Site) -> ControlFlow<Verdict, Verdict> {
         let mut verdict = self.addresses(Some(pair), (a.target, b.target), a.usage);
+        if verdict != Verdict::Same {
+            self.note_local();
+        }
         if verdict != Verdict::Same && self.is_startup_code(pair.0) {
             if a.usage == Use::Address {
                 verdict = self.same_linker_symbol(pair.0, a, b).into();
             }
             if verdict == Verdict::Different && self.same_weak_import(a, b) {
-                return Verdict::Same;
+                return ControlFlow::Break(Verdict::Same);
             }
         }
         let number = is_number(self.old, pair.0, a) && is_number(self.new, pair.1, b);
         if number {
-            return (a.target == b.target).into();
+            return ControlFlow::Break((a.target == b.target).into());
         }
         let same = verdict == Verdict::Different
             && match a.usage {
@@ -152,19 +198,7 @@ impl<'j, 'a> Judge<'j, 'a> {
                 _ => false,
             };
         let verdict = if same { Verdict::Same } else { verdict };
-        if let Some(verdict) = self.ahead(pair, a, b, verdict) {
-            return verdict;
-        }
-        let step = || before::step(self.old, pair.0);
-        match verdict {
-            Verdict::Same if a.usage == Use::Address && !self.alike_before(a.target, b.target, step()) => {
-                self.before(pair, a, b).unwrap_or(verdict)
-            }
-            Verdict::Different if a.usage == Use::Address && step() > 0 && self.are_ends(pair, a, b) => {
-                self.before(pair, a, b).unwrap_or(verdict)
-            }
-            _ => verdict,
-        }
+        self.ahead(pair, a, b, verdict).map_or(ControlFlow::Continue(verdict), ControlFlow::Break)
     }
 
     /// True for a branch within the body that goes equally far: most sites are such, and nothing has to be
@@ -198,6 +232,7 @@ impl<'j, 'a> Judge<'j, 'a> {
         match (x, y) {
             (Target::Function(f, i, m), Target::Function(g, j, n)) => {
                 if (i, m) != (j, n) || within == Some((f, g)) {
+                    self.note_local();
                     return ((i, m) == (j, n)).into();
                 }
                 match self.pairs.functions.relation(f, g) {
@@ -217,6 +252,7 @@ impl<'j, 'a> Judge<'j, 'a> {
             // An unresolved weak symbol.
             (Target::Unknown, Target::Unknown) if a == 0 && b == 0 => Verdict::Same,
             (Target::Unknown, Target::Unknown) => {
+                self.note_local();
                 let ends = || usage == Use::Address && within.is_some_and(|pair| self.ends_of_constants(pair, a, b));
                 (self.data_in_code(within, (a, b), usage) || ends()).into()
             }
@@ -246,6 +282,7 @@ impl<'j, 'a> Judge<'j, 'a> {
                 |o: ObjectId, p: ObjectId| within.is_some_and(|(f, g)| uses(self.old, f, o) && uses(self.new, g, p));
             let shared = |o: &(ObjectId, i64), p: &(ObjectId, i64)| paired(*o, *p) && used(o.0, p.0);
             let before = self.old.map.candidates(a);
+            self.note_local();
             if before.iter().any(|o| meanings.iter().any(|p| shared(o, p))) {
                 return Verdict::Same;
             }

@@ -149,6 +149,10 @@ impl Asked {
         self.questions.lock().unwrap_or_else(std::sync::PoisonError::into_inner).extend_from_slice(questions);
     }
 
+    fn len(&self) -> usize {
+        self.questions.lock().unwrap_or_else(std::sync::PoisonError::into_inner).len()
+    }
+
     /// What was asked, each question once.
     pub(super) fn into_questions(self) -> Vec<Question> {
         let mut all = self.questions.into_inner().unwrap_or_default();
@@ -188,6 +192,11 @@ impl<'p> View<'p> {
     pub(crate) fn of(pairs: &'p Correlation) -> View<'p> {
         let plain = |pairs| PairsView { pairs, asked: None };
         View { functions: plain(&pairs.functions), objects: plain(&pairs.objects) }
+    }
+
+    /// How many questions have been noted so far.
+    pub(crate) fn questions(&self) -> usize {
+        self.functions.asked.map_or(0, |(asked, ..)| asked.len())
     }
 
     /// A view whose open questions are noted in `asked`.

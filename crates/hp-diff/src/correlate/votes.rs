@@ -137,7 +137,7 @@ struct Vote {
 
 fn vote((old, new): (&Build<'_>, &Build<'_>), pairs: &Correlation, numbering: Numbering, voter: u32) -> Vote {
     let asked = Asked::new(numbering);
-    let judge = Judge::new(old, new, pairs).seeing(View::noted(pairs, &asked));
+    let judge = Judge::new(old, new, pairs).seeing(View::noted(pairs, &asked)).keeping();
     let mut votes = Vec::new();
     let objects = numbering.starts[2];
     let mut settled = Settled::Open;

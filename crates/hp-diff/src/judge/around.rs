@@ -39,6 +39,7 @@ impl<'j, 'a> Judge<'j, 'a> {
         if alike && verdict == Verdict::Same || tables {
             return None;
         }
+        self.note_local();
         match (ahead::meant_by(self.old, pair.0, a)?, ahead::meant_by(self.new, pair.1, b)?) {
             (Meant::Here, Meant::Here) => None,
             (Meant::There(s), Meant::There(t)) if s - a.target == t - b.target => {
