@@ -167,7 +167,7 @@ pub(crate) fn is_odd(build: &Build<'_>, function: FunctionId, site: &Site) -> bo
 /// Where the constants begin that code refers to by addresses before them, so far as it is certain which.
 pub(crate) fn starts(build: &Build<'_>) -> Vec<u64> {
     let of_function = |id: FunctionId| {
-        let sites = build.code[id].ranges.iter().flat_map(|code| code.sites.leaving());
+        let sites = build.code[id].ranges.iter().flat_map(|code| code.sites.addresses());
         let sites: Vec<Site> = sites.filter(|site| is_odd(build, id, site)).collect();
         if sites.is_empty() {
             return Vec::new();

@@ -61,8 +61,8 @@ pub(crate) fn starts(image: &Image<'_>, function: &Function<'_>, codes: &[Code])
         return Vec::new();
     }
     let sites = codes.iter().zip(&function.ranges).flat_map(|(code, range)| {
-        let addresses = code.sites.leaving().filter(|site| site.usage == Use::Address);
-        addresses
+        code.sites
+            .addresses()
             .filter_map(|s| Some((range.address + u64::from(s.instruction), s.target, text_start(image, s.target)?)))
     });
     let sites: Vec<(u64, u64, u64)> = sites.collect();

@@ -1,6 +1,10 @@
 //! A build, ready to be compared: its image, its entities and its decoded code.
 
 mod fragments;
+mod models;
+
+use std::ops::Range;
+use std::sync::Arc;
 
 use rayon::prelude::*;
 
@@ -14,6 +18,7 @@ use crate::leftovers::{Contents, Leftovers};
 use crate::lsda;
 use crate::plain_names;
 use crate::templates;
+use models::Models;
 
 /// The decoded code of one function.
 #[derive(Debug, Default)]
@@ -35,7 +40,7 @@ pub(crate) struct Build<'a> {
     pub landing: lsda::Tables,
     pub leftovers: Leftovers,
     pub contents: Contents,
-    pub followed: Followed,
+    pub followed: Arc<Followed>,
     /// Addresses of all jump tables, ordered.
     tables: Vec<u64>,
 }
@@ -43,22 +48,41 @@ pub(crate) struct Build<'a> {
 impl<'a> Build<'a> {
     /// Decodes every function of `image`. In position-dependent code, `absolute` is the
     /// range of numbers that may be addresses.
-    pub(crate) fn new(image: Image<'a>, absolute: Option<std::ops::Range<u64>>) -> Build<'a> {
-        let mut map = Map::new(&image);
-        plain_names::mark(&mut map.functions, &image.debug);
-        let decoded: Vec<Vec<Code>> = map
-            .functions
-            .par_iter()
-            .map_init(arch::DecodeRoom::default, |room, f| {
-                f.ranges.iter().map(|r| decoded(&image, r, absolute.as_ref(), room)).collect()
-            })
-            .collect();
+    pub(crate) fn new(image: Image<'a>, absolute: Option<Range<u64>>) -> Build<'a> {
+        let map = mapped(&image);
+        let (decoded, _) = decoded(&image, &map, absolute.as_ref(), None);
+        let mut build = Build::of(image, map, decoded);
+        build.find_starts();
+        build
+    }
+
+    /// Two builds that are to be compared. Most of their code is alike, and what that does is found out once.
+    pub(crate) fn both(old: Image<'a>, new: Image<'a>, absolute: Option<Range<u64>>) -> (Build<'a>, Build<'a>) {
+        let (map, other) = rayon::join(|| mapped(&old), || mapped(&new));
+        let (code, _) = decoded(&old, &map, absolute.as_ref(), None);
+        let linked = absolute.is_none() && old.fields.is_none() && new.fields.is_none();
+        let models = linked.then(|| Models::new(&map, &code));
+        let (others, like) = decoded(&new, &other, absolute.as_ref(), models.as_ref());
+        drop(models);
+        let (mut old, mut new) = rayon::join(|| Build::of(old, map, code), || Build::of(new, other, others));
+        old.find_starts();
+        new.followed = Arc::new(Followed::like(models::alike(&old, &new, like)));
+        new.find_starts();
+        (old, new)
+    }
+
+    fn find_starts(&mut self) {
+        let starts = ahead::starts(self);
+        self.map.add_references(starts);
+    }
+
+    fn of(image: Image<'a>, mut map: Map<'a>, decoded: Vec<Vec<Code>>) -> Build<'a> {
         let decoded = fragments::attach(&mut map, &image, decoded);
-        let leaving = decoded.par_iter().flat_map_iter(|ranges| ranges.iter().flat_map(|c| c.sites.leaving()));
+        let leaving = decoded.par_iter().flatten().flat_map_iter(|code| code.sites.leaving_targets());
         let calculated =
             decoded.par_iter().zip(&map.functions).flat_map_iter(|(ranges, f)| before::starts(&image, f, ranges));
         let calculated: Vec<u64> = calculated.collect();
-        map.set_references(&image, leaving.map(|s| s.target).chain(calculated));
+        map.set_references(&image, leaving.chain(calculated));
         let found: Vec<(FunctionCode, Vec<u64>)> = decoded
             .into_par_iter()
             .zip(&map.functions)
@@ -84,11 +108,8 @@ impl<'a> Build<'a> {
         let landing = lsda::tables(&image);
         let mut tables: Vec<u64> = code.iter().flat_map(|c| &c.tables).map(|t| t.address).collect();
         tables.sort_unstable();
-        let (leftovers, contents, followed) = (Leftovers::default(), Contents::default(), Followed::default());
-        let mut build = Build { image, map, code, landing, leftovers, contents, followed, tables };
-        let starts = ahead::starts(&build);
-        build.map.add_references(starts);
-        build
+        let (leftovers, contents, followed) = (Leftovers::default(), Contents::default(), Arc::default());
+        Build { image, map, code, landing, leftovers, contents, followed, tables }
     }
 
     /// True if a jump table of some function lies at `address`.
@@ -102,11 +123,42 @@ impl<'a> Build<'a> {
     }
 }
 
-/// Decodes one range; where relocations say which absolute fields are addresses, they do.
+/// The entities of an image, so far as they are known without its code.
+fn mapped<'a>(image: &Image<'a>) -> Map<'a> {
+    let mut map = Map::new(image);
+    plain_names::mark(&mut map.functions, &image.debug);
+    map
+}
+
+/// The code of each function. Of what is like one of `models` nothing is decoded: there, starts of ranges and of
+/// those that they are like.
 fn decoded(
     image: &Image<'_>,
+    map: &Map<'_>,
+    absolute: Option<&Range<u64>>,
+    models: Option<&Models<'_, '_>>,
+) -> (Vec<Vec<Code>>, Vec<(u64, u64)>) {
+    /// Functions that one thread takes, one after the other.
+    const TOGETHER: usize = 128;
+    let parts = map.functions.par_chunks(TOGETHER).enumerate();
+    let parts = parts.map_init(arch::DecodeRoom::default, |room, (part, functions)| {
+        let mut seeker = models.map(|models| models.from(part * TOGETHER));
+        let mut code = |range: &CodeRange<'_>| {
+            let known = seeker.as_mut().and_then(|seeker| seeker.like(range));
+            known.unwrap_or_else(|| decoded_range(image, range, absolute, room))
+        };
+        let decoded: Vec<Vec<Code>> = functions.iter().map(|f| f.ranges.iter().map(&mut code).collect()).collect();
+        (decoded, seeker.map(|seeker| seeker.found).unwrap_or_default())
+    });
+    let (decoded, found): (Vec<_>, Vec<_>) = parts.collect::<Vec<_>>().into_iter().unzip();
+    (decoded.into_iter().flatten().collect(), found.into_iter().flatten().collect())
+}
+
+/// Decodes one range; where relocations say which absolute fields are addresses, they do.
+fn decoded_range(
+    image: &Image<'_>,
     range: &CodeRange<'_>,
-    absolute: Option<&std::ops::Range<u64>>,
+    absolute: Option<&Range<u64>>,
     room: &mut arch::DecodeRoom,
 ) -> Code {
     let Some(fields) = image.fields else { return arch::decode(range.address, range.bytes, absolute, room) };

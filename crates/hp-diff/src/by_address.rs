@@ -4,7 +4,7 @@
 //! lookup reads two neighbours in the table and searches between them. What follows one another in memory is
 //! packed evenly enough for that; where it is not, the search within a step is still a binary one.
 
-use std::ops::{Bound, RangeBounds};
+use std::ops::{Bound, Range, RangeBounds};
 
 /// Ordered addresses.
 #[derive(Debug, Default)]
@@ -68,6 +68,10 @@ impl Starts {
 pub(crate) struct Spans {
     starts: Starts,
     ends: Vec<u64>,
+    /// The largest one, which most addresses lie in.
+    largest: Range<u64>,
+    /// All of them lie in it.
+    all: Range<u64>,
 }
 
 impl Spans {
@@ -82,12 +86,54 @@ impl Spans {
             }
             touches
         });
-        let (starts, ends) = ranges.into_iter().unzip();
-        Spans { starts: Starts::new(starts), ends }
+        let largest = ranges.iter().max_by_key(|(start, end)| end - start).map_or(0..0, |(start, end)| *start..*end);
+        let (starts, ends): (Vec<u64>, Vec<u64>) = ranges.into_iter().unzip();
+        let all = starts.first().copied().unwrap_or(0)..ends.last().copied().unwrap_or(0);
+        Spans { starts: Starts::new(starts), ends, largest, all }
     }
 
     pub(crate) fn contains(&self, address: u64) -> bool {
-        self.starts.up_to(address).checked_sub(1).is_some_and(|i| address < self.ends[i])
+        let elsewhere = || self.starts.up_to(address).checked_sub(1).is_some_and(|i| address < self.ends[i]);
+        self.largest.contains(&address) || self.all.contains(&address) && elsewhere()
+    }
+}
+
+/// A set of addresses in a span, for which there is a bit each.
+pub(crate) struct Marks {
+    span: Range<u64>,
+    bits: Vec<u64>,
+}
+
+impl Marks {
+    pub(crate) fn new(span: Range<u64>) -> Marks {
+        let size = span.end.saturating_sub(span.start) as usize;
+        Marks { span, bits: vec![0; size.div_ceil(64)] }
+    }
+
+    /// False if the address is outside of the span.
+    pub(crate) fn insert(&mut self, address: u64) -> bool {
+        let inside = self.span.contains(&address);
+        if inside {
+            let bit = address - self.span.start;
+            self.bits[(bit / 64) as usize] |= 1 << (bit % 64);
+        }
+        inside
+    }
+
+    /// True if any address of a range is in the set.
+    pub(crate) fn any(&self, range: Range<u64>) -> bool {
+        let (start, end) = (range.start.max(self.span.start), range.end.min(self.span.end));
+        if start >= end {
+            return false;
+        }
+        let (first, last) = (start - self.span.start, end - 1 - self.span.start);
+        let words = &self.bits[(first / 64) as usize..=(last / 64) as usize];
+        let (low, high) = (u64::MAX << (first % 64), u64::MAX >> (63 - last % 64));
+        match words {
+            [one] => one & low & high != 0,
+            [one, middle @ .., other] => one & low != 0 || other & high != 0 || middle.iter().any(|word| *word != 0),
+            [] => false,
+        }
     }
 }
 
@@ -156,7 +202,7 @@ impl<V> ByAddress<V> {
 
 #[cfg(test)]
 mod tests {
-    use super::{ByAddress, Spans, Starts};
+    use super::{ByAddress, Marks, Spans, Starts};
     use std::collections::BTreeMap;
 
     #[test]
@@ -181,6 +227,25 @@ mod tests {
             assert_eq!(spans.contains(address), inside, "{address}");
         }
         assert!(!Spans::new(Vec::new()).contains(0));
+    }
+
+    #[test]
+    fn marks_are_those_of_a_set() {
+        let mut marks = Marks::new(1000..1300);
+        for address in [0, 999, 1300] {
+            assert!(!marks.insert(address), "{address}");
+        }
+        let set = [1000, 1001, 1063, 1064, 1200, 1299];
+        for address in set {
+            assert!(marks.insert(address), "{address}");
+        }
+        for start in 990..1310 {
+            for end in start..1310 {
+                let expected = set.iter().any(|address| (start..end).contains(address));
+                assert_eq!(marks.any(start..end), expected, "{start}..{end}");
+            }
+        }
+        assert!(!Marks::new(0..0).any(0..10));
     }
 
     #[test]

@@ -20,7 +20,33 @@ const LARGE: u64 = 1 << 14;
 pub(crate) struct Followed {
     parts: [Mutex<Part>; PARTS],
     large: Mutex<Option<Last>>,
+    /// Code of another build that does the same with its addresses.
+    alike: Option<Alike>,
 }
+
+/// Functions that are like some of another build.
+#[derive(Debug)]
+pub(crate) struct Alike {
+    /// What is known there.
+    pub followed: Arc<Followed>,
+    /// By function: that of the other build.
+    pub functions: Vec<Option<u32>>,
+    /// Starts of ranges and of those that they are like; ordered.
+    pub starts: Vec<(u64, u64)>,
+}
+
+impl Alike {
+    /// The other function, and the address there that is like one here.
+    fn place(&self, map: &Map<'_>, function: FunctionId, address: u64) -> Option<(FunctionId, u64)> {
+        let other = (*self.functions.get(function)?)? as FunctionId;
+        let range = map.functions[function].ranges.iter().find(|r| (r.address..r.end()).contains(&address))?;
+        let at = self.starts.binary_search_by_key(&range.address, |start| start.0).ok()?;
+        Some((other, self.starts[at].1 + (address - range.address)))
+    }
+}
+
+/// What is asked about: the address of the instruction that makes the address in question, and its function.
+type Made = (u64, u32);
 
 /// A function that was asked about.
 type Last = (FunctionId, Arc<Decoded>);
@@ -29,16 +55,42 @@ type Last = (FunctionId, Arc<Decoded>);
 struct Part {
     /// The last function that is not a large one.
     decoded: Option<Last>,
-    reach: FxHashMap<(u64, u32), Reach>,
-    touched: FxHashMap<(u64, u32), Touched>,
-    bounded: FxHashMap<(u64, u32), Option<(i64, i64)>>,
+    reach: FxHashMap<Made, Reach>,
+    touched: FxHashMap<Made, Touched>,
+    bounded: FxHashMap<Made, Option<(i64, i64)>>,
 }
 
 impl Followed {
+    /// Asks first what is known of code that is alike.
+    pub(crate) fn like(alike: Alike) -> Followed {
+        Followed { alike: Some(alike), ..Followed::default() }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn how_many_alike(&self) -> usize {
+        self.alike.iter().flat_map(|alike| &alike.functions).flatten().count()
+    }
+
+    /// An answer of this build, or of code that is alike.
+    fn known<A>(
+        &self,
+        map: &Map<'_>,
+        function: FunctionId,
+        made: u64,
+        get: impl Fn(&Part, Made) -> Option<A>,
+    ) -> Option<A> {
+        let here = get(&self.part(function), (made, function as u32));
+        here.or_else(|| {
+            let alike = self.alike.as_ref()?;
+            let (other, made) = alike.place(map, function, made)?;
+            get(&alike.followed.part(other), (made, other as u32))
+        })
+    }
+
     /// Where a function reaches from the address that the instruction at `made` makes.
     pub(crate) fn reach(&self, map: &Map<'_>, function: FunctionId, made: u64) -> Reach {
-        if let Some(known) = self.part(function).reach.get(&(made, function as u32)) {
-            return *known;
+        if let Some(known) = self.known(map, function, made, |part, made| part.reach.get(&made).copied()) {
+            return known;
         }
         let found = arch::reach(&self.decoded(map, function), &[made]).into_iter().next().unwrap_or_default();
         self.part(function).reach.insert((made, function as u32), found);
@@ -47,10 +99,8 @@ impl Followed {
 
     /// What a function does with the addresses that the instructions at `made` make.
     pub(crate) fn touched(&self, map: &Map<'_>, function: FunctionId, made: &[u64]) -> Vec<Touched> {
-        let part = self.part(function);
-        let known: Option<Vec<Touched>> =
-            made.iter().map(|at| part.touched.get(&(*at, function as u32)).copied()).collect();
-        drop(part);
+        let known = |at: &u64| self.known(map, function, *at, |part, made| part.touched.get(&made).copied());
+        let known: Option<Vec<Touched>> = made.iter().map(known).collect();
         if let Some(known) = known {
             return known;
         }
@@ -61,8 +111,8 @@ impl Followed {
 
     /// How much a function can read by way of the address that the instruction at `made` makes; see [`arch::bounded`].
     pub(crate) fn bounded(&self, map: &Map<'_>, function: FunctionId, made: u64) -> Option<(i64, i64)> {
-        if let Some(known) = self.part(function).bounded.get(&(made, function as u32)) {
-            return *known;
+        if let Some(known) = self.known(map, function, made, |part, made| part.bounded.get(&made).copied()) {
+            return known;
         }
         let found = arch::bounded(&self.decoded(map, function), made);
         self.part(function).bounded.insert((made, function as u32), found);

@@ -260,7 +260,7 @@ pub fn diff(old: &Path, new: &Path, options: &Options) -> Result<Report, Error> 
         a.start.min(b.start)..a.end.max(b.end)
     });
     options.progress.tell(Stage::Decode);
-    let (old, new) = rayon::join(|| Build::new(old_image, numbers.clone()), || Build::new(new_image, numbers.clone()));
+    let (old, new) = Build::both(old_image, new_image, numbers);
     let variables = (&variables.0[..], &variables.1[..]);
     options.progress.tell(Stage::Pair);
     let pairs = correlate(&old, &new, variables);

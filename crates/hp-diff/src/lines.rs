@@ -290,10 +290,13 @@ impl<'s, 'a> Side<'s, 'a> {
         arguments: impl Iterator<Item = &'c Argument>,
     ) -> Side<'s, 'a> {
         let targets: FxHashSet<u64> = arguments.filter(|a| !a.is_named()).map(|a| a.call.target).collect();
+        let near =
+            targets.iter().min().map_or(0..=0, |first| *first..=targets.iter().max().map_or(*first, |last| *last));
         let mut wanted: FxHashSet<FunctionId> = functions.collect();
         let mut calls: FxHashMap<_, Vec<(u64, u32)>> = FxHashMap::default();
         for (id, code) in build.code.iter().enumerate() {
-            let calling = |c: &arch::Code| c.sites.targets().any(|target| targets.contains(&target));
+            // Nearly everything leads to neither of the few.
+            let calling = |c: &arch::Code| c.sites.targets().any(|t| near.contains(&t) && targets.contains(&t));
             if targets.is_empty() || !code.ranges.iter().any(calling) {
                 continue;
             }

@@ -5,17 +5,19 @@
 //! is known in one folder for each architecture. There is one so far; a second one
 //! turns these re-exports into a trait.
 
+mod alike;
 mod sites;
 mod x86_64;
 
+pub(crate) use alike::alike;
 pub(crate) use sites::Sites;
 
 pub(crate) use x86_64::{
     CallArgument, DecodeRoom, Decoded, Field, JumpTableContext, Jumps, Reach, Touched, add_known, bounded, branch,
     call_arguments, calls_without, changed_registers, compares_address, copied, counted, decode, differing_arguments,
-    displaced, field, first_difference, instructions, is_call, is_indexed, kept_addresses, memory_numbers, numbers,
-    padding, plt_stubs, reach, returns, shape, stays_inside, switches_stacks, tables, text, texts, through_slot, thunk,
-    touched, unpadded, width,
+    displaced, field, first_difference, instructions, is_call, is_indexed, is_plain_call, kept_addresses,
+    memory_numbers, numbers, padding, plt_stubs, reach, returns, shape, stays_inside, switches_stacks, tables, text,
+    texts, through_slot, thunk, touched, unpadded, width,
 };
 
 /// How a field in an instruction encodes its target.

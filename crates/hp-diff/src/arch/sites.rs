@@ -1,6 +1,9 @@
 //! The sites of a range of code, packed: there are about as many as a third of its instructions, so they are most of what
 //! a decoded build takes in memory.
 
+use std::sync::Arc;
+
+use super::alike::first_differing;
 use super::{Encoding, Site, Use};
 
 /// Bits of [`Packed::facts`], from the lowest: offset of the field in the instruction (4), length of the instruction (4), width of
@@ -15,6 +18,8 @@ const ACCESS: u32 = 17;
 
 /// [`Use::Branch`], packed; [`Encoding::PcRelative`] is 0, too.
 const BRANCH: u32 = 0;
+/// [`Use::Address`].
+const ADDRESS: u32 = 1;
 
 #[derive(Clone, Copy, Debug)]
 struct Packed {
@@ -28,6 +33,21 @@ impl Packed {
     /// Offset of the field in the range.
     fn field(self) -> u32 {
         self.instruction + (self.facts & FIELD)
+    }
+
+    /// Width of the field in bytes.
+    fn width(self) -> usize {
+        (self.facts >> WIDTH & 0xf) as usize
+    }
+
+    /// The same with another target, in a range that begins at `start`; `far` gets it if it is too far away.
+    fn leading(self, start: u64, target: u64, far: &mut Vec<u64>) -> Packed {
+        let distance = i32::try_from(target.wrapping_sub(start) as i64);
+        if distance.is_err() {
+            far.push(target);
+        }
+        let facts = self.facts & !FAR | if distance.is_err() { FAR } else { 0 };
+        Packed { facts, target: distance.unwrap_or_else(|_| far.len() as i32 - 1), ..self }
     }
 }
 
@@ -52,7 +72,8 @@ pub(crate) enum Relation {
 /// Sites, ordered by offset.
 #[derive(Debug, Default)]
 pub(crate) struct Sites {
-    packed: Box<[Packed]>,
+    /// Code that is the same byte for byte in two builds has them in common.
+    packed: Arc<[Packed]>,
     /// Start of the range.
     start: u64,
     /// Size of the range in bytes.
@@ -67,6 +88,47 @@ impl Sites {
         let mut far = Vec::new();
         let packed = sites.iter().map(|site| pack(start, site, &mut far)).collect();
         Sites { packed, start, size, far: far.into() }
+    }
+
+    /// The sites of a range of code that is like this one, whose bytes these are: its start and its bytes, as many. `None` if they differ
+    /// in more than fields that hold distances. No field here holds anything else.
+    pub(crate) fn moved(&self, bytes: &[u8], (start, there): (u64, &[u8])) -> Option<Sites> {
+        let size = self.size;
+        let elsewhere = |target: u64| target.wrapping_sub(self.start).wrapping_add(start);
+        let mut differs = first_differing(bytes, there, 0);
+        if differs == bytes.len() {
+            let far = self.far.iter().map(|target| elsewhere(*target)).collect();
+            return Some(Sites { packed: self.packed.clone(), start, size, far });
+        }
+        let mut far = Vec::new();
+        let mut packed = Vec::with_capacity(self.packed.len());
+        for site in self.packed.iter() {
+            let field = site.field() as usize;
+            let end = field + site.width();
+            let mut target = elsewhere(self.target(*site));
+            if differs < field {
+                return None;
+            }
+            if differs < end {
+                let behind = site.instruction + (site.facts >> LENGTH & 0xf);
+                let leads = |from: u64, bytes: &[u8]| {
+                    let distance = match *bytes.get(field..end)? {
+                        [distance] => i64::from(distance as i8),
+                        [a, b, c, d] => i64::from(i32::from_le_bytes([a, b, c, d])),
+                        _ => return None,
+                    };
+                    Some(from.wrapping_add(u64::from(behind)).wrapping_add_signed(distance))
+                };
+                // It may be no distance after all.
+                if leads(self.start, bytes) != Some(self.target(*site)) {
+                    return None;
+                }
+                target = leads(start, there)?;
+                differs = first_differing(bytes, there, end);
+            }
+            packed.push(site.leading(start, target, &mut far));
+        }
+        (differs == bytes.len()).then(|| Sites { packed: packed.into(), start, size, far: far.into() })
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -88,15 +150,29 @@ impl Sites {
 
     /// Those that do not lead into the range itself.
     pub(crate) fn leaving(&self) -> impl Iterator<Item = Site> {
-        let leaves = |p: &&Packed| p.facts & FAR != 0 || !usize::try_from(p.target).is_ok_and(|n| n < self.size);
-        self.packed.iter().filter(leaves).map(|packed| self.unpack(*packed))
+        self.packed.iter().filter(|p| self.leaves(p)).map(|packed| self.unpack(*packed))
+    }
+
+    /// Where those lead.
+    pub(crate) fn leaving_targets(&self) -> impl Iterator<Item = u64> {
+        self.packed.iter().filter(|p| self.leaves(p)).map(|packed| self.target(*packed))
+    }
+
+    /// Those of them that take an address.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = Site> {
+        let takes = |p: &&Packed| p.facts & 3 << USE == ADDRESS << USE && self.leaves(p);
+        self.packed.iter().filter(takes).map(|packed| self.unpack(*packed))
+    }
+
+    fn leaves(&self, packed: &Packed) -> bool {
+        packed.facts & FAR != 0 || !usize::try_from(packed.target).is_ok_and(|n| n < self.size)
     }
 
     /// Pairs of sites of two ranges, in order, with what can be said without unpacking them. With `steps`
     /// branches within both ranges are the same if they go equally far.
     pub(crate) fn beside<'s>(&'s self, other: &'s Sites, steps: bool) -> impl Iterator<Item = Beside> {
         let steps = if steps { self.size.min(other.size) } else { 0 };
-        self.packed.iter().zip(&other.packed).map(move |(p, q)| {
+        self.packed.iter().zip(other.packed.iter()).map(move |(p, q)| {
             let shape = |p: &Packed| (p.instruction, p.facts & !FAR);
             let is_step = p.facts == q.facts
                 && p.facts & (FAR | 3 << ENCODING | 3 << USE) == 0
@@ -104,7 +180,7 @@ impl Sites {
                 && usize::try_from(p.target).is_ok_and(|n| n < steps);
             Beside {
                 field: p.field() as usize,
-                width: (p.facts >> WIDTH & 0xf) as usize,
+                width: p.width(),
                 relation: match shape(p) == shape(q) {
                     false => Relation::OtherShape,
                     true if is_step => Relation::Step,
@@ -112,6 +188,22 @@ impl Sites {
                 },
             }
         })
+    }
+
+    /// If two ranges are the same byte for byte, and that is known: pairs of their sites, in order. With `steps` without
+    /// branches within the ranges.
+    pub(crate) fn shared<'s>(&'s self, other: &'s Sites, steps: bool) -> Option<impl Iterator<Item = (Site, Site)>> {
+        let steps = if steps { self.size } else { 0 };
+        let judged = move |p: &&Packed| {
+            p.facts & (FAR | 3 << ENCODING | 3 << USE) != 0 || !usize::try_from(p.target).is_ok_and(|n| n < steps)
+        };
+        let sites = self.packed.iter().filter(judged).map(|p| (self.unpack(*p), other.unpack(*p)));
+        self.are_of_same_bytes(other).then_some(sites)
+    }
+
+    /// True if it is known that two ranges are the same byte for byte. Lists that are empty may be one without a reason.
+    pub(crate) fn are_of_same_bytes(&self, other: &Sites) -> bool {
+        !self.packed.is_empty() && Arc::ptr_eq(&self.packed, &other.packed)
     }
 
     /// The site whose field has the byte at this offset.
@@ -136,7 +228,7 @@ impl Sites {
             },
             usage: match facts >> USE & 3 {
                 BRANCH => Use::Branch,
-                1 => Use::Address,
+                ADDRESS => Use::Address,
                 _ => Use::Access(facts >> ACCESS),
             },
             target: self.target(packed),
@@ -160,22 +252,17 @@ fn pack(start: u64, site: &Site, far: &mut Vec<u64>) -> Packed {
     };
     let (usage, access) = match site.usage {
         Use::Branch => (BRANCH, 0),
-        Use::Address => (1, 0),
+        Use::Address => (ADDRESS, 0),
         // No instruction names more than 512 bytes.
         Use::Access(bytes) => (2, bytes),
     };
-    let distance = i32::try_from(site.target.wrapping_sub(start) as i64);
-    if distance.is_err() {
-        far.push(site.target);
-    }
     let facts = (site.offset - site.instruction)
         | (site.end - site.instruction) << LENGTH
         | u32::from(site.width) << WIDTH
         | encoding << ENCODING
         | usage << USE
-        | if distance.is_err() { FAR } else { 0 }
         | access << ACCESS;
-    Packed { instruction: site.instruction, facts, target: distance.unwrap_or_else(|_| far.len() as i32 - 1) }
+    Packed { instruction: site.instruction, facts, target: 0 }.leading(start, site.target, far)
 }
 
 /// Goes over sites in order.

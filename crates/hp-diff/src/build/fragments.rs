@@ -9,6 +9,7 @@
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::arch::{self, Branch, Code, Site, Use};
+use crate::by_address::Marks;
 use crate::entity::{FunctionId, Map, cold_parent};
 use crate::image::{Evidence, Image, Word};
 
@@ -117,9 +118,17 @@ fn parents(map: &Map<'_>, image: &Image<'_>, code: &[Vec<Code>]) -> FxHashMap<Fu
 fn entrances(map: &Map<'_>, image: &Image<'_>, code: &[Vec<Code>]) -> Vec<Entrances> {
     let nothing = Entrances { users: Who::Nobody, bound: Who::Nobody, escapes: false };
     let mut found = vec![nothing; map.functions.len()];
+    let mut called = Marks::new(map.code_span());
     for (f, ranges) in code.iter().enumerate() {
-        for (range, code) in map.functions[f].ranges.iter().zip(ranges) {
+        let function = &map.functions[f];
+        let is_own = |target: u64| function.ranges.iter().any(|r| (r.address..r.end()).contains(&target));
+        for (range, code) in function.ranges.iter().zip(ranges) {
             let mut note = |site: Site| {
+                // Of whom a call leads to it is asked at the end, for there are so many.
+                let calls = !function.overlaps && arch::is_plain_call(range.bytes, &site);
+                if calls && (is_own(site.target) || called.insert(site.target)) {
+                    return;
+                }
                 let Some((g, _, offset)) = map.function_at(site.target).filter(|(g, _, _)| *g != f) else { return };
                 match arch::branch(range.bytes, &site) {
                     Branch::Call | Branch::None => found[g].escapes = true,
@@ -132,11 +141,14 @@ fn entrances(map: &Map<'_>, image: &Image<'_>, code: &[Vec<Code>]) -> Vec<Entran
                 }
                 found[g].users.add(f);
             };
-            match map.functions[f].overlaps {
+            match function.overlaps {
                 true => code.sites.iter().for_each(&mut note),
                 false => code.sites.leaving().for_each(&mut note),
             }
         }
+    }
+    for (g, part) in map.code_parts() {
+        found[g].escapes |= called.any(part);
     }
     for word in image.words.values() {
         if let Word::Address(a) | Word::Resolver(a) = word

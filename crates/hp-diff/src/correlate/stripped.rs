@@ -41,7 +41,8 @@ pub(super) fn join_by_content(
     if !old.map.is_stripped() && !new.map.is_stripped() {
         return Contents::default();
     }
-    let (before, now) = (contents(old), contents(new));
+    let before = contents(old, |f| pairs.functions.new_of(f).is_none());
+    let now = contents(new, |g| pairs.functions.old_of(g).is_none());
     for smallest in [TELLING, 0] {
         let large = |build: &Build<'_>, all: &[(FunctionId, u128)]| -> Vec<(u128, FunctionId)> {
             let wanted = all.iter().filter(|(f, _)| build.map.functions[*f].size() >= smallest);
@@ -172,9 +173,10 @@ pub(super) fn set_alike(old: &Build<'_>, new: &Build<'_>, pairs: &mut Correlatio
     pairs.alike = alike;
 }
 
-fn contents(build: &Build<'_>) -> Vec<(FunctionId, u128)> {
+/// The contents of what has no name and is still alone.
+fn contents(build: &Build<'_>, is_alone: impl Fn(FunctionId) -> bool + Sync) -> Vec<Content> {
     let functions = (0..build.map.functions.len()).into_par_iter();
-    let unnamed = functions.filter(|f| !build.map.functions[*f].evidence.has_name());
+    let unnamed = functions.filter(|f| !build.map.functions[*f].evidence.has_name() && is_alone(*f));
     unnamed.map_init(Vec::new, |text, f| (f, content(build, f, &|_| None, text))).collect()
 }
 

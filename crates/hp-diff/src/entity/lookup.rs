@@ -1,5 +1,7 @@
 //! Where addresses lead.
 
+use std::ops::Range;
+
 use super::{FunctionId, Map, ObjectId, Target};
 use crate::arch::{Site, Use};
 use crate::image::{Image, Word, is_constant_section};
@@ -46,6 +48,18 @@ impl<'a> Map<'a> {
         let bytes = image.bytes(address, end - address)?;
         let used = bytes.iter().rposition(|b| ![0, 0x90, 0xcc].contains(b)).map_or(0, |last| last + 1);
         Some(&bytes[..used])
+    }
+
+    /// From the first address of code to the last.
+    pub(crate) fn code_span(&self) -> Range<u64> {
+        let start = self.code_index.first().map_or(0, |entry| entry.0);
+        start..self.code_index.iter().map(|entry| entry.1).max().unwrap_or(start)
+    }
+
+    /// For which addresses [`Map::function_at`] gives which function.
+    pub(crate) fn code_parts(&self) -> impl Iterator<Item = (FunctionId, Range<u64>)> {
+        let next = self.code_index.iter().skip(1).map(|entry| entry.0).chain([u64::MAX]);
+        self.code_index.iter().zip(next).map(|(entry, next)| (entry.2, entry.0..entry.1.min(next)))
     }
 
     /// All ranges of code, ordered: start and end.

@@ -77,6 +77,9 @@ fn gap(section: &object::read::elf::ElfSection64<'_, '_, Endianness>, start: u64
     let from = (start - section.address()) as usize;
     let bytes = section.data().ok()?.get(from..from + (end - start) as usize)?;
     let lead = arch::padding(bytes);
+    if lead == bytes.len() {
+        return None;
+    }
     let size = arch::unpadded(&bytes[lead..]) as u64;
     if bytes[lead..].iter().all(|b| *b == 0) {
         return None;

@@ -11,6 +11,7 @@ use super::derived::steps_back;
 use super::jump_table::Window;
 use super::registers::has_memory;
 use super::switches::may_take;
+use crate::arch::alike::first_differing;
 use crate::arch::sites::{Beside, Relation};
 use crate::arch::{Branch, Code, Encoding, Site, Sites, Use};
 
@@ -146,22 +147,30 @@ pub(crate) fn first_difference(
     steps: bool,
     mut same: impl FnMut(&Site, &Site) -> bool,
 ) -> Option<u32> {
+    if let Some(mut sites) = old.1.sites.shared(&new.1.sites, steps) {
+        return sites.find(|(x, y)| !same(x, y)).map(|(x, _)| x.instruction);
+    }
     let (a, b) = (old.0, new.0);
-    let raw = |from: usize| {
-        let differing = a.iter().zip(b).skip(from).position(|(x, y)| x != y);
-        Some(differing.map_or(a.len().min(b.len()), |n| n + from) as u32)
-    };
     let mut at = 0;
+    // The first byte from `at` on that differs; beyond a field that is looked for anew.
+    let mut differs = first_differing(a, b, at);
     for Beside { field, width, relation } in old.1.sites.beside(&new.1.sites, steps) {
-        if matches!(relation, Relation::OtherShape) || a.get(at..field) != b.get(at..field) {
-            return raw(at);
+        if differs < at {
+            differs = first_differing(a, b, at);
+        }
+        if matches!(relation, Relation::OtherShape) || differs < field {
+            return Some(differs as u32);
         }
         match relation {
             Relation::Sites(x, y) if !same(&x, &y) => return Some(x.instruction),
             _ => at = field + width,
         }
     }
-    if old.1.sites.len() == new.1.sites.len() && a.get(at..) == b.get(at..) { None } else { raw(at) }
+    if differs < at {
+        differs = first_differing(a, b, at);
+    }
+    let equal = old.1.sites.len() == new.1.sites.len() && a.len() == b.len() && differs >= a.len();
+    (!equal).then_some(differs as u32)
 }
 
 fn is_near_branch(instruction: &Instruction) -> bool {
@@ -228,8 +237,7 @@ pub(crate) fn branch(bytes: &[u8], site: &Site) -> Branch {
     if site.usage != Use::Branch {
         return Branch::None;
     }
-    // The last byte before the field is the opcode's.
-    if let (4, Some(0xe8)) = (site.width, (site.offset as usize).checked_sub(1).and_then(|at| bytes.get(at))) {
+    if is_plain_call(bytes, site) {
         return Branch::Call;
     }
     let mut decoder = Decoder::new(64, &bytes[site.instruction as usize..], DecoderOptions::NONE);
@@ -240,18 +248,52 @@ pub(crate) fn branch(bytes: &[u8], site: &Site) -> Branch {
     }
 }
 
+/// True if the instruction of `site` is a call of an address.
+pub(crate) fn is_plain_call(bytes: &[u8], site: &Site) -> bool {
+    // The last byte before the field is the opcode's.
+    let opcode = (site.offset as usize).checked_sub(1).and_then(|at| bytes.get(at));
+    site.usage == Use::Branch && site.width == 4 && opcode == Some(&0xe8)
+}
+
 /// Length of the run of no-operations and traps at the start of `bytes`.
 pub(crate) fn padding(bytes: &[u8]) -> usize {
-    let mut decoder = Decoder::new(64, bytes, DecoderOptions::NONE);
-    let mut end = 0;
+    let start = usual_padding(bytes);
+    let mut decoder = Decoder::new(64, &bytes[start..], DecoderOptions::NONE);
+    let mut end = start;
     while decoder.can_decode() {
         let instruction = decoder.decode();
         if !matches!(instruction.mnemonic(), iced_x86::Mnemonic::Nop | iced_x86::Mnemonic::Int3) {
             break;
         }
-        end = decoder.position();
+        end = start + decoder.position();
     }
     end
+}
+
+/// The part of it that is made of what compilers and assemblers write: the no-operations that the Intel SDM recommends (volume 2, "NOP"),
+/// with prefixes in front of them, and `INT3`.
+fn usual_padding(bytes: &[u8]) -> usize {
+    let mut end = 0;
+    loop {
+        let rest = &bytes[end..];
+        let prefixes = rest.iter().take_while(|b| **b == 0x66).count();
+        let segment = usize::from(rest.get(prefixes) == Some(&0x2e));
+        let length = match &rest[prefixes + segment..] {
+            [0x90 | 0xcc, ..] if prefixes + segment == 0 => 1,
+            [0x90, ..] if segment == 0 => 1,
+            [0x0f, 0x1f, 0x00, ..] => 3,
+            [0x0f, 0x1f, 0x40, _, ..] => 4,
+            [0x0f, 0x1f, 0x44, _, _, ..] => 5,
+            [0x0f, 0x1f, 0x80, _, _, _, _, ..] => 7,
+            [0x0f, 0x1f, 0x84, _, _, _, _, _, ..] => 8,
+            _ => return end,
+        };
+        // No instruction has more than 15 bytes.
+        if prefixes + segment + length > 15 {
+            return end;
+        }
+        end += prefixes + segment + length;
+    }
 }
 
 /// Length of code of unknown size without the padding at its end.
@@ -268,4 +310,40 @@ pub(crate) fn unpadded(bytes: &[u8]) -> usize {
         }
     }
     end
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn usual_padding_is_padding() {
+        let forms: [&[u8]; 7] = [
+            &[0x90],
+            &[0xcc],
+            &[0x0f, 0x1f, 0x00],
+            &[0x0f, 0x1f, 0x40, 0x80],
+            &[0x0f, 0x1f, 0x44, 0x25, 0xff],
+            &[0x0f, 0x1f, 0x80, 1, 2, 3, 0xff],
+            &[0x0f, 0x1f, 0x84, 0xff, 4, 3, 2, 1],
+        ];
+        let mut usual = 0;
+        for form in forms {
+            for prefixes in 0..16 {
+                for segment in [&[][..], &[0x2e], &[0x3e]] {
+                    for end in 0..=form.len() {
+                        let code = [&vec![0x66; prefixes], segment, &form[..end]].concat();
+                        let mut decoder = Decoder::new(64, &code, DecoderOptions::NONE);
+                        let all: Vec<Instruction> = decoder.iter().collect();
+                        let is_padding = |i: &&Instruction| matches!(i.mnemonic(), Mnemonic::Nop | Mnemonic::Int3);
+                        let expected: usize = all.iter().take_while(is_padding).map(Instruction::len).sum();
+                        assert_eq!(padding(&code), expected, "{code:02x?}");
+                        assert!(usual_padding(&code) <= expected, "{code:02x?}");
+                        usual += usual_padding(&code);
+                    }
+                }
+            }
+        }
+        assert!(usual > 1000, "{usual}");
+    }
 }

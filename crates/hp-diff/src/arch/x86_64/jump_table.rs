@@ -124,6 +124,15 @@ impl Jumps {
         window.jumps
     }
 
+    /// The same of code that lies so much further on.
+    pub(crate) fn moved(&self, by: u64) -> Jumps {
+        let shapes = self.shapes.iter().map(|shape| match *shape {
+            Shape::Relative(jump) => Shape::Relative(jump.wrapping_add(by)),
+            Shape::Absolute(jump, table) => Shape::Absolute(jump.wrapping_add(by), table),
+        });
+        Jumps { shapes: shapes.collect(), boundaries: self.boundaries.clone() }
+    }
+
     fn is_boundary(&self, offset: u64) -> bool {
         let word = usize::try_from(offset / 64).ok().and_then(|i| self.boundaries.get(i));
         word.is_some_and(|word| word >> (offset % 64) & 1 == 1)

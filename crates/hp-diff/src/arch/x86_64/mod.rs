@@ -27,7 +27,7 @@ pub(crate) use arguments::{CallArgument, call_arguments};
 pub(crate) use bounded::bounded;
 pub(crate) use copied::copied;
 pub(crate) use counted::counted;
-pub(crate) use decode::{DecodeRoom, branch, decode, first_difference, instructions, padding, unpadded};
+pub(crate) use decode::{DecodeRoom, branch, decode, first_difference, instructions, is_plain_call, padding, unpadded};
 pub(crate) use derived::{Reach, reach};
 pub(crate) use displaced::displaced;
 pub(crate) use identity::compares_address;
