@@ -54,7 +54,7 @@ pub(crate) fn run(args: &ApplyArgs) -> anyhow::Result<Exit> {
     let options = Options { relaxed: args.relaxed, ..args.how.options() };
     let signals = hp_apply::hold_signals();
     carry_out(args, &jobs, &options, &signals, &mut reporter, gone);
-    let exit = reporter.finish();
+    let exit = reporter.finish_under(&signals);
     signals.end();
     exit
 }

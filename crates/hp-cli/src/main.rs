@@ -39,7 +39,10 @@ use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let Cli { talk, verb } = Cli::parse();
+    let Cli { talk, verb } = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(said) => return say_usage(&said),
+    };
     text::talk(talk);
     let json = verb.json();
     let result = match verb {
@@ -61,6 +64,18 @@ fn main() -> ExitCode {
         Verb::Man(args) => shell::man(&args).map(ExitCode::from),
     };
     result.unwrap_or_else(|error| failed(&error, json))
+}
+
+/// Prints what was asked for (`--help`, `--version`), or what is wrong with the words of the command.
+fn say_usage(said: &clap::Error) -> ExitCode {
+    let asked = !said.use_stderr();
+    let printed = said.print().and_then(|()| std::io::stdout().flush());
+    if let Err(error) = printed
+        && asked
+    {
+        return failed(&text::unwritten(error).into(), false);
+    }
+    if asked { Exit::Done.into() } else { Exit::Unusable.into() }
 }
 
 /// Prints the error; a reader that went away is none.

@@ -38,10 +38,18 @@ impl PatchFile {
     }
 }
 
-/// The whole file.
+/// The whole file. A pipe is read to its end, but not waited for if nobody has opened it for writing.
 pub(crate) fn read_bytes(path: &Path) -> std::io::Result<Vec<u8>> {
+    use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+    let no_waiting = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+    let file = std::fs::OpenOptions::new().read(true).custom_flags(no_waiting).open(path)?;
+    rustix::fs::fcntl_setfl(&file, rustix::fs::OFlags::empty())?;
+    let is_pipe = file.metadata()?.file_type().is_fifo();
     let mut bytes = Vec::new();
-    std::fs::File::open(path)?.take(MAX_SIZE + 1).read_to_end(&mut bytes)?;
+    file.take(MAX_SIZE + 1).read_to_end(&mut bytes)?;
+    if bytes.is_empty() && is_pipe {
+        return Err(std::io::Error::other("it is a pipe, and nobody has written into it"));
+    }
     if bytes.len() as u64 > MAX_SIZE {
         return Err(std::io::Error::other("it is larger than 1 GiB; is it a patch?"));
     }

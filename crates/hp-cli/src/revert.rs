@@ -73,7 +73,7 @@ pub(crate) fn run(args: &RevertArgs) -> anyhow::Result<Exit> {
         let patch = subject.name.or(subject.id).map_or("a patch".into(), |name| clean(&name));
         reporter.nothing(&format!("no process has {patch}{}", unseen()));
     }
-    let exit = reporter.finish();
+    let exit = reporter.finish_under(&signals);
     signals.end();
     exit
 }

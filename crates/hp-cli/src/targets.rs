@@ -6,7 +6,7 @@
 use crate::args::TargetArgs;
 use crate::exit::Exit;
 use crate::text::{BAD, BOLD, DIM, GOOD, clean, count, io_reason, pause, print_json};
-use hp_apply::{Done, Error, Measured, Outcome};
+use hp_apply::{Done, Error, HeldSignals, Measured, Outcome};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -117,11 +117,22 @@ impl Reporter {
     }
 
     /// Prints the JSON, if asked for, and gives the exit code.
-    pub(crate) fn finish(mut self) -> anyhow::Result<Exit> {
+    pub(crate) fn finish(self) -> anyhow::Result<Exit> {
+        self.finish_by(None)
+    }
+
+    /// The same for a command that may be about to end by a signal: then the JSON has the exit code that a shell makes
+    /// of that.
+    pub(crate) fn finish_under(self, signals: &HeldSignals) -> anyhow::Result<Exit> {
+        self.finish_by(signals.ends_by())
+    }
+
+    fn finish_by(mut self, signal: Option<u32>) -> anyhow::Result<Exit> {
         let exit = Exit::of_all(self.exits.iter().copied());
         if self.json {
             let entries = std::mem::take(&mut self.entries);
-            self.written(print_json(&json!({ "exit": exit.code(), "targets": entries, "notes": self.notes })));
+            let code = signal.map_or(u32::from(exit.code()), |signal| 128 + signal);
+            self.written(print_json(&json!({ "exit": code, "targets": entries, "notes": self.notes })));
         }
         if let Some(why) = self.unwritten {
             let _ = writeln!(anstream::stderr(), "hp: {why}");

@@ -63,7 +63,8 @@ impl<W: Write> Write for Out<W> {
     }
 }
 
-fn unwritten(error: io::Error) -> io::Error {
+/// An error of standard output says so, but for a reader that went away.
+pub(crate) fn unwritten(error: io::Error) -> io::Error {
     match error.kind() {
         io::ErrorKind::BrokenPipe | io::ErrorKind::Interrupted => error,
         kind => io::Error::new(kind, format!("cannot write to standard output: {}", io_reason(&error))),

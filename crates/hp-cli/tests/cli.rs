@@ -228,6 +228,20 @@ fn inputs_that_are_no_files() {
     assert_eq!(absent.err.matches("no such file").count(), 1);
 }
 
+/// A pipe is read to its end, but not waited for.
+#[test]
+fn patches_from_pipes() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = folder.path().join("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    hp(&["inspect", path(&pipe)]).exits(2).says(&["it is a pipe, and nobody has written into it"]);
+    hp(&["apply", path(&pipe), "--all"]).exits(2).says(&["it is a pipe, and nobody has written into it"]);
+    let (file, _folder) = patch();
+    let script = r#"(sleep 0.3; cat "$1") | "$0" inspect /dev/stdin"#;
+    let read = Command::new("sh").args(["-c", script, env!("CARGO_BIN_EXE_hp"), &file]).output().unwrap();
+    assert!(read.status.success(), "{}", String::from_utf8_lossy(&read.stderr));
+}
+
 /// One bad patch among several: nothing is applied, the good ones neither.
 #[test]
 fn all_patches_are_read_before_the_first_is_applied() {
@@ -309,9 +323,16 @@ fn what_cannot_be_written_is_said() {
         let output = output.unwrap();
         (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
     };
-    for arguments in
-        [&["inspect", &patch][..], &["inspect", &patch, "--json"], &["verify", &patch], &["explain"], &["man"]]
-    {
+    for arguments in [
+        &["inspect", &patch][..],
+        &["inspect", &patch, "--json"],
+        &["verify", &patch],
+        &["explain"],
+        &["man"],
+        &["--help"],
+        &["apply", "--help"],
+        &["--version"],
+    ] {
         let (code, said) = to_full(arguments);
         assert_eq!(code, Some(2), "{arguments:?}");
         assert_eq!(said, "hp: cannot write to standard output: no space left on device\n", "{arguments:?}");

@@ -238,3 +238,59 @@ fn a_signal_that_is_ignored_changes_nothing() {
     apply(&pair.patch, target.pid()).exits(0);
     assert_eq!(target.ask(), NEW);
 }
+
+/// The JSON has the exit code that a shell makes of the signal.
+#[test]
+fn the_json_of_an_interrupted_command_says_so() {
+    let busy = Busy::new();
+    for (what, number) in [("apply", libc::SIGINT), ("revert", libc::SIGTERM)] {
+        let mut target = busy.start();
+        let pid = target.process.pid();
+        if what == "revert" {
+            apply(&busy.patch, pid).exits(0);
+        }
+        target.ask("enter");
+        let words = [what, &text(&busy.patch), "--json", "--pid", &pid.to_string(), "--timeout", "60s"];
+        let began = std::time::Instant::now();
+        let output = interrupt(HP, &words, number, || began.elapsed() > Duration::from_millis(500));
+        assert_eq!(output.status.signal(), Some(number), "{output:?}");
+        let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(answer["exit"], 128 + number, "{answer}");
+    }
+}
+
+/// `hp watch` is ended while it waits for a safe point.
+#[test]
+fn a_watch_leaves_nothing_half_done() {
+    let busy = Busy::new();
+    let mut target = busy.start();
+    let pid = target.process.pid();
+    assert_eq!(target.ask("enter"), "1");
+    let before = mappings(pid);
+    let words = ["watch", &text(busy.folder.path()), "--timeout", "60s"];
+    let output = interrupt(HP, &words, libc::SIGTERM, || status(pid).code == 0);
+    assert_eq!(output.status.signal(), Some(libc::SIGTERM), "{output:?}");
+    status(pid).exits(3);
+    assert_eq!(mappings(pid), before);
+    assert_eq!((target.ask("1"), target.ask("done")), ("1".into(), "1".into()));
+}
+
+/// All or none, and what a patch had replaced does not come back: the small applier says so, too.
+#[test]
+fn a_replaced_patch_that_is_gone_is_named() {
+    let (pair, busy) = (Pair::make(), Busy::new());
+    for program in [HP, APPLIER] {
+        let (mut idle, mut target) = (pair.start(), busy.start());
+        let pids = [idle.pid(), target.process.pid()];
+        let newer = pair.folder.path().join("newer.hpatch");
+        let new = pair.folder.path().join("new");
+        run(Command::new(HP).arg("diff").args([&pair.old, &new]).args(["--counter", "7", "-o"]).arg(&newer)).exits(0);
+        apply(&pair.patch, pids[0]).exits(0);
+        assert_eq!((idle.ask().as_str(), target.ask("enter").as_str()), (NEW, "1"));
+        let words = ["apply", &text(&newer), &text(&busy.patch), "--all", "--timeout", "60s"];
+        let output = interrupt(program, &words, libc::SIGTERM, || status(pids[1]).code == 0);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains("is gone too; apply it again"), "{program}: {said}");
+        assert_eq!(idle.ask(), OLD);
+    }
+}

@@ -15,6 +15,11 @@ fn main() -> ExitCode {
     let tools = || lacks("gcc").or_else(|| lacks("gdb"));
     let trials = vec![
         trial("gdb_names_the_frames", tools(), gdb_names_the_frames),
+        trial(
+            "a_script_that_cannot_be_written_leaves_nothing",
+            lacks("gcc"),
+            a_script_that_cannot_be_written_leaves_nothing,
+        ),
         trial("a_core_dump_too", tools(), a_core_dump_too),
         trial("the_map_says_where_new_code_lies", lacks("gcc"), the_map_says_where_new_code_lies),
         trial("perf_names_the_new_code", lacks("gcc").or_else(|| lacks("perf")), perf_names_the_new_code),
@@ -133,6 +138,16 @@ fn assert_lines(text: &str) {
     for line in [line("pause()"), line("stay_here(busy)")] {
         assert!(text.contains(&format!("wait.c:{line}")), "line {line}: {text}");
     }
+}
+
+/// The script cannot be written: the object file that it would have named is not left behind.
+fn a_script_that_cannot_be_written_leaves_nothing() {
+    let patched = Patched::start(&[]);
+    let script = patched.path("folder.gdb");
+    fs::create_dir(&script).unwrap();
+    let before = fs::read_dir(script.parent().unwrap()).unwrap().count();
+    hp(["symbols", "--pid", &patched.pid(), "--gdb", &script.display().to_string()]).exits(2);
+    assert_eq!(fs::read_dir(script.parent().unwrap()).unwrap().count(), before);
 }
 
 fn gdb_names_the_frames() {

@@ -128,6 +128,11 @@ fn the_worst_exit_code_counts_and_the_other_patches_are_made() {
     assert_eq!(patches(&out), ["good.hpatch"]);
     assert_eq!(trees.diff(&[&to[..], &["--allow", "HP0402"]].concat()).status.code(), Some(0));
     assert_eq!(patches(&out), ["good.hpatch", "no-types.hpatch"]);
+    // A folder is where the patch should be.
+    fs::remove_file(out.join("good.hpatch")).unwrap();
+    fs::create_dir(out.join("good.hpatch")).unwrap();
+    let answer = trees.diff(&to);
+    assert_eq!((answer.status.code(), &results(&answer)[0]), (Some(2), &row("good", "unwritten", 2)));
 
     for (side, length) in [("old", 1000), ("new", 1001)] {
         let whole = fs::read(trees.path("old/good")).unwrap();

@@ -2,7 +2,7 @@
 //! were changed are changed back: all or none, unless `--each` takes each for itself.
 
 use super::report::{Report, Subject, Verb};
-use super::{Args, Exit, INTERRUPTED, PatchFile, lives, no_process_of, unseen};
+use super::{Args, Exit, INTERRUPTED, PatchFile, clean, lives, no_process_of, unseen};
 use crate::bytes::hex;
 use crate::failure::Failure;
 use crate::prelude::*;
@@ -74,7 +74,7 @@ fn carry_out(jobs: &[Job<'_>], options: &Options, (together, signals): (bool, &H
         }
         report.add(Verb::Apply, &job.subject, &outcome);
         match outcome.result {
-            Ok(Done::Applied(_)) => applied.push(job),
+            Ok(Done::Applied(measured)) => applied.push((job, measured.replaced)),
             Err(_) if together => return take_back(&applied, options, signals, report),
             _ => {}
         }
@@ -102,14 +102,23 @@ fn rehearsed(jobs: &[Job<'_>], options: &Options, report: &mut Report) -> bool {
     fine
 }
 
-/// Reverts what was applied, the last first.
-fn take_back(applied: &[&Job<'_>], options: &Options, signals: &HeldSignals, report: &mut Report) {
+/// Reverts what was applied, the last first. Patches whose place it had taken do not come back: their memory is gone.
+fn take_back(applied: &[(&Job<'_>, Vec<String>)], options: &Options, signals: &HeldSignals, report: &mut Report) {
     signals.hold_on();
-    for job in applied.iter().rev() {
+    for (job, replaced) in applied.iter().rev() {
         let outcome = crate::revert(job.pid, Some(&job.file.id), options);
         // One that has ended has nothing left to take back.
         if outcome.result.is_ok() || lives(job.pid) {
             report.taken_back(&job.subject, &outcome);
+        }
+        // Those that this command has brought itself were to go anyway.
+        let ours = |id: &&String| !applied.iter().any(|(other, _)| other.pid == job.pid && other.file.id == **id);
+        let lost: Vec<&str> = replaced.iter().filter(ours).map(String::as_str).collect();
+        if outcome.result.is_ok() && !lost.is_empty() {
+            let (pid, ids) = (job.pid, clean(lost.join(", ").as_bytes()));
+            report.error(&format!(
+                "process {pid} runs the base's functions now: {ids}, which the patch had replaced, is gone too; apply it again"
+            ));
         }
     }
 }

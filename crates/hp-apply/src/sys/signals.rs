@@ -23,6 +23,7 @@ static GIVEN_UP: AtomicBool = AtomicBool::new(false);
 #[derive(Debug)]
 pub struct HeldSignals {
     before: u64,
+    held: u64,
 }
 
 /// Holds back the signals that would end this command: all of hang-up, interrupt, quit and termination that it does not
@@ -34,7 +35,7 @@ pub fn hold_signals() -> HeldSignals {
     let set = held.fold(0, |set, signal| set | bit(*signal));
     mask(nr::SIG_BLOCK, set);
     HELD.store(set, Ordering::Relaxed);
-    HeldSignals { before }
+    HeldSignals { before, held: set }
 }
 
 /// Whether a signal that is held back has come. Who asks and is told so gives up what is left of its work.
@@ -59,9 +60,21 @@ impl HeldSignals {
     /// was done changes nothing any more.
     pub fn end(self) {
         if GIVEN_UP.load(Ordering::Relaxed) || !has_come() {
-            self.hold_on();
-            mask(nr::SIG_SETMASK, self.before);
+            self.let_come();
         }
+    }
+
+    /// The signal by which [`end`](Self::end) will end this command, if it will.
+    pub fn ends_by(&self) -> Option<u32> {
+        let come = pending() & self.held;
+        (GIVEN_UP.load(Ordering::Relaxed) && come != 0).then(|| come.trailing_zeros() + 1)
+    }
+
+    /// A part of the work is at its end, and none of the rest is to be taken back: a signal that has come ends the command
+    /// here, whether something was given up or not.
+    pub fn let_come(self) {
+        self.hold_on();
+        mask(nr::SIG_SETMASK, self.before);
     }
 
     /// Has a command of ours start without signals held back.

@@ -26,6 +26,8 @@ enum Outcome {
     SameFile,
     Compared(Box<Report>, Exit, Option<super::Written>),
     Failed(String),
+    /// There is a patch, and it cannot be put where it belongs.
+    Unwritten(String),
 }
 
 impl Outcome {
@@ -33,7 +35,7 @@ impl Outcome {
         match self {
             Outcome::OnlyOld | Outcome::OnlyNew | Outcome::SameFile => Exit::Nothing,
             Outcome::Compared(_, exit, _) => *exit,
-            Outcome::Failed(_) => Exit::Unusable,
+            Outcome::Failed(_) | Outcome::Unwritten(_) => Exit::Unusable,
         }
     }
 
@@ -190,7 +192,7 @@ fn compare(args: &DiffArgs, path: &Path, options: &Options) -> Outcome {
     };
     match written {
         Ok(written) => Outcome::Compared(Box::new(report), exit, written),
-        Err(e) => Outcome::Failed(format!("{e:#}")),
+        Err(e) => Outcome::Unwritten(format!("{e:#}")),
     }
 }
 
@@ -229,7 +231,9 @@ fn row((path, outcome): &(&Path, &Outcome)) -> Value {
             value["result"] = result.into();
             value
         }
-        Outcome::Failed(why) => object!({ "path": shown(path), "result": result, "exit": 2, "error": why }),
+        Outcome::Failed(why) | Outcome::Unwritten(why) => {
+            object!({ "path": shown(path), "result": result, "exit": Exit::Unusable.code(), "error": why })
+        }
         _ => object!({ "path": shown(path), "result": result, "exit": Exit::Nothing.code() }),
     }
 }
@@ -244,13 +248,14 @@ fn word(outcome: &Outcome) -> (&'static str, anstyle::Style) {
         Outcome::Compared(_, Exit::Nothing, _) => ("identical", DIM),
         Outcome::Compared(..) => ("refused", BAD),
         Outcome::Failed(_) => ("unreadable", BAD),
+        Outcome::Unwritten(_) => ("unwritten", BAD),
     }
 }
 
 /// What is said even if nothing else is.
 fn print_errors(files: &[(&Path, &Outcome)]) {
     for (path, outcome) in files {
-        if let Outcome::Failed(why) = outcome {
+        if let Outcome::Failed(why) | Outcome::Unwritten(why) = outcome {
             let _ = writeln!(anstream::stderr(), "hp: {}: {}", shown(path), clean(why));
         }
     }
@@ -285,7 +290,7 @@ fn print(files: &[(&Path, &Outcome)], written: bool) -> io::Result<()> {
                     None => {}
                 }
             }
-            Outcome::Failed(why) => write!(err, "  {}", clean(why))?,
+            Outcome::Failed(why) | Outcome::Unwritten(why) => write!(err, "  {}", clean(why))?,
             _ => {}
         }
         writeln!(err)?;

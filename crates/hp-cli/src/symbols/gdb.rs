@@ -13,11 +13,21 @@ use std::fmt::Write;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-/// Writes the script, and beside it the object files that it needs.
+/// Writes the script, and beside it the object files that it needs: all of them or none.
 pub(super) fn write(codes: &[Code], script: &Path, builds: &[BuildFile]) -> anyhow::Result<()> {
+    let mut new = Vec::new();
+    let written = write_all(codes, script, builds, &mut new);
+    if written.is_err() {
+        new.iter().for_each(|path| drop(std::fs::remove_file(path)));
+    }
+    written
+}
+
+/// `new`: files that were not there before.
+fn write_all(codes: &[Code], script: &Path, builds: &[BuildFile], new: &mut Vec<PathBuf>) -> anyhow::Result<()> {
     let mut text = String::from("# Symbols of patched code. In gdb: source THIS-FILE\nset confirm off\n");
     for code in codes {
-        let object = write_object(code, script, builds)?;
+        let object = write_object(code, script, builds, new)?;
         let loaded = &code.loaded;
         // The file name is quoted as gdb reads it.
         let name = object.display().to_string().replace('\\', "\\\\").replace('"', "\\\"");
@@ -43,11 +53,15 @@ fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
 }
 
 /// `SCRIPT.ID.o`: the symbols, unwind rows and lines of one patch.
-fn write_object(code: &Code, script: &Path, builds: &[BuildFile]) -> anyhow::Result<PathBuf> {
+fn write_object(code: &Code, script: &Path, builds: &[BuildFile], new: &mut Vec<PathBuf>) -> anyhow::Result<PathBuf> {
     let mut name: OsString = script.as_os_str().to_owned();
     name.push(format!(".{}.o", code.loaded.id));
     let path = PathBuf::from(name);
-    put(&path, &object_file(code, builds)?)?;
+    let content = object_file(code, builds)?;
+    if std::fs::symlink_metadata(&path).is_err() {
+        new.push(path.clone());
+    }
+    put(&path, &content)?;
     absolute(&path)
 }
 

@@ -143,7 +143,10 @@ impl Watch {
             if settled.contains(&file.id) || !builds.contains(&file.patch.base.build_id) {
                 continue;
             }
+            // Who ends the watch now does not leave half an apply.
+            let signals = hp_apply::hold_signals();
             let outcome = hp_apply::apply(pid, &file.bytes, &self.options);
+            signals.let_come();
             any |= matches!(outcome.result, Ok(Done::Applied(_)));
             let wait = match &outcome.result {
                 Ok(_) => false,
