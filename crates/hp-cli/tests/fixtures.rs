@@ -6,7 +6,8 @@
 //! cannot ask for something that a restart would not give.
 //!
 //! `HP_FIXTURES=oracle` checks the programs alone and `HP_FIXTURES=diff` stops before the live
-//! process; `HP_FIXTURES_KEEP=1` leaves the builds and patches for a look. See `docs/FIXTURES.md`.
+//! process; `HP_FIXTURES_KEEP=1` leaves the builds and patches for a look; `HP_FIXTURES_AS='clang -fuse-ld=lld'`
+//! builds all of them another way. See `docs/FIXTURES.md`.
 //!
 //! Not for timing: nothing here fails because a machine is slow, short of a hang.
 

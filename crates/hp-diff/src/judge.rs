@@ -27,7 +27,7 @@ use crate::before;
 use crate::build::Build;
 use crate::copies::Copies;
 use crate::correlate::{Correlation, Relation, View};
-use crate::entity::{FunctionId, ObjectId, Target};
+use crate::entity::{FunctionId, Map, ObjectId, Target};
 use crate::image::Word;
 use crate::usage::{is_number, uses};
 
@@ -276,14 +276,17 @@ impl<'j, 'a> Judge<'j, 'a> {
         }
         if usage == Use::Address && self.pairs.objects.new_of(x.0) != Some(y.0) {
             // `&a[64]` and `&b[0]` may be one number: a meaning that both share is the meaning, if the function uses
-            // that object otherwise too. Else the objects behind it changed places, and it means another one now.
+            // that object otherwise too. Else the objects behind it changed places, and it means another one now. So it may
+            // where others with a name begin: compilers lay out objects in the order in which they are used.
+            let begins = |map: &Map<'_>, o: (ObjectId, i64)| o.1 == 0 && !map.objects[o.0].unnamed;
+            let begin = begins(&self.old.map, x) && begins(&self.new.map, y);
             let meanings = self.new.map.candidates(b);
             let used =
                 |o: ObjectId, p: ObjectId| within.is_some_and(|(f, g)| uses(self.old, f, o) && uses(self.new, g, p));
             let shared = |o: &(ObjectId, i64), p: &(ObjectId, i64)| paired(*o, *p) && used(o.0, p.0);
             let before = self.old.map.candidates(a);
             self.note_local();
-            if before.iter().any(|o| meanings.iter().any(|p| shared(o, p))) {
+            if !begin && before.iter().any(|o| meanings.iter().any(|p| shared(o, p))) {
                 return Verdict::Same;
             }
             // So it is with objects without a symbol, once they are a pair.

@@ -489,10 +489,23 @@ impl<'g, 'a> Ground<'g, 'a> {
             }
         }
         let Some(other) = other else { return first };
+        // Compilers lay out objects in the order in which code uses them. So where an object begins, another one may end by
+        // chance, and in the base too.
+        let begins = readings[0].1 == 0 && (within.patch || self.old.object_at(a).is_some_and(|there| there.1 == 0));
+        let in_both = |r: &(usize, i64)| {
+            let of_new = within.new.is_some_and(|f| f.uses(self.new.objects[r.0].address, self.new.objects[r.0].end()));
+            let of_old = |o: usize| {
+                let object = &self.old.objects[o];
+                within.old.is_some_and(|f| f.uses(object.address, object.end()))
+            };
+            of_new && self.pairs.objects.old_of(r.0).is_some_and(of_old)
+        };
+        let is_inside = |r: &(usize, i64)| r.1 < self.new.objects[r.0].size as i64;
         // What the old function of the same name means, at the same offset.
         let meant = |r: &&(usize, i64)| {
             let place = self.mapped(**r);
-            within.old.is_some_and(|f| place.is_some_and(|p| f.targets.contains(&(p, Use::Address))))
+            (is_inside(r) || !begins && in_both(r))
+                && within.old.is_some_and(|f| place.is_some_and(|p| f.targets.contains(&(p, Use::Address))))
         };
         let mut common = readings.iter().filter(|r| r.1 >= 0).filter(meant);
         if let (Some(only), None) = (common.next(), common.next()) {
@@ -507,6 +520,7 @@ impl<'g, 'a> Ground<'g, 'a> {
             return first;
         }
         if let Some(r) = readings[1..].iter().find(|r| self.mapped(**r) == Some(a))
+            && !begins
             && within.new.is_some()
             && uses(r.0)
             && (!within.patch || !uses(readings[0].0))

@@ -64,7 +64,31 @@ struct Directive<'a> {
     key: &'a str,
     /// Applies only to builds with this word, and wins over one without.
     selector: Option<&'a str>,
-    value: &'a str,
+    value: String,
+}
+
+/// How all cases are to be built instead, from `HP_FIXTURES_AS`: a compiler and more flags, such as `clang -fuse-ld=lld`, or flags alone.
+pub(crate) fn recast() -> Option<String> {
+    std::env::var("HP_FIXTURES_AS").ok().filter(|recast| !recast.is_empty())
+}
+
+/// A command line of gcc or clang as `recast` has it: the compiler of the same language from the other family, if its first word is
+/// one, and more flags at the end.
+fn as_built_with(build: &str, recast: &str) -> String {
+    let (compiler, flags) = build.split_once(' ').unwrap_or((build, ""));
+    if recast.is_empty() || !matches!(compiler, "gcc" | "g++" | "clang" | "clang++") {
+        return build.to_owned();
+    }
+    let (family, more) = match recast.split_once(' ').unwrap_or((recast, "")) {
+        (family @ ("gcc" | "clang"), more) => (Some(family), more),
+        _ => (None, recast),
+    };
+    let compiler = match (family, compiler.ends_with("++")) {
+        (Some("gcc"), true) => "g++",
+        (Some("clang"), true) => "clang++",
+        (family, _) => family.unwrap_or(compiler),
+    };
+    format!("{compiler} {flags} {more}").trim_end().to_owned()
 }
 
 /// All cases of one source file, one for each build line.
@@ -77,10 +101,16 @@ pub(crate) fn parse(source: &Path, text: &str) -> Result<Vec<Case>, String> {
     if !text.starts_with("//! ") {
         return Err(format!("{}:1: the first line must say what the situation is: //! ...", source.display()));
     }
-    let mut builds: Vec<&str> = directives.iter().filter(|d| d.key == "build").map(|d| d.value).collect();
-    if builds.is_empty() {
-        builds.push("gcc -O2 -g");
+    let recast = recast().unwrap_or_default();
+    for directive in directives.iter_mut().filter(|d| d.key == "build" || d.key == "lib") {
+        directive.value = as_built_with(&directive.value, &recast);
     }
+    let mut builds: Vec<&str> = directives.iter().filter(|d| d.key == "build").map(|d| d.value.as_str()).collect();
+    let default = as_built_with("gcc -O2 -g", &recast);
+    if builds.is_empty() {
+        builds.push(&default);
+    }
+    builds.dedup();
     let several = builds.len() > 1;
     builds
         .iter()
@@ -97,7 +127,7 @@ fn directive(body: &str) -> Result<Directive<'_>, String> {
     if !KEYS.contains(&key) {
         return Err(format!("no directive `{key}`; there are: {}", KEYS.join(", ")));
     }
-    Ok(Directive { key, selector, value: value.trim() })
+    Ok(Directive { key, selector, value: value.trim().to_owned() })
 }
 
 fn case(source: &Path, build: &str, several: bool, directives: &[Directive]) -> Result<Case, String> {
@@ -109,7 +139,7 @@ fn case(source: &Path, build: &str, several: bool, directives: &[Directive]) -> 
                 .filter(|d| d.key == key)
                 .filter(|d| d.selector.is_some_and(|word| build_words.iter().any(|w| w == word)) == chosen)
                 .filter(|d| chosen || d.selector.is_none())
-                .map(|d| d.value)
+                .map(|d| d.value.as_str())
                 .collect::<Vec<_>>()
         };
         let selected = pick(true);

@@ -137,9 +137,19 @@ impl Payload<'_, '_> {
             let sites = old.code[f].ranges.iter().flat_map(|c| &c.sites).filter(|s| s.usage == Use::Address);
             sites.flat_map(|s| old.map.candidates(s.target)).collect()
         });
-        let mut common = meanings
-            .iter()
-            .filter(|m| self.pairs.objects.old_of(m.0).is_some_and(|o| meant_before.contains(&(o, m.1))));
+        // An end or a place before a start may be meant by chance: where another object begins in the new build, and where the
+        // function does not use the object otherwise.
+        let begins = chosen.1 == 0 && !new.map.objects[chosen.0].unnamed;
+        let is_sure = |(p, offset): (ObjectId, i64), o: ObjectId| {
+            let inside = u64::try_from(offset).is_ok_and(|offset| offset < new.map.objects[p].size);
+            let used = || within.is_some_and(|g| uses(new, g, p)) && old_self.is_some_and(|f| uses(old, f, o));
+            inside || !begins && used()
+        };
+        let is_common = |m: &&(ObjectId, i64)| {
+            let before = self.pairs.objects.old_of(m.0);
+            before.is_some_and(|o| meant_before.contains(&(o, m.1)) && is_sure(**m, o))
+        };
+        let mut common = meanings.iter().filter(is_common);
         if let (Some(only), None) = (common.next(), common.next()) {
             return Ok(*only);
         }
