@@ -181,9 +181,14 @@ impl<'j, 'a> Judge<'j, 'a> {
                 return ControlFlow::Break(Verdict::Same);
             }
         }
-        let number = is_number(self.old, pair.0, a) && is_number(self.new, pair.1, b);
-        if number {
-            return ControlFlow::Break((a.target == b.target).into());
+        match (is_number(self.old, pair.0, a), is_number(self.new, pair.1, b)) {
+            (true, true) => return ControlFlow::Break((a.target == b.target).into()),
+            // An address would be another one now.
+            (true, false) | (false, true) if a.target == b.target => {
+                self.note_local();
+                return ControlFlow::Break(Verdict::Same);
+            }
+            _ => {}
         }
         let same = verdict == Verdict::Different
             && match a.usage {

@@ -119,9 +119,12 @@ pub(crate) fn step(address: u64, bytes: &[u8], absolute: bool) -> Option<Step> {
         let target = instruction.memory_displacement64();
         fields.push(Field { at, width, relative: false, usage, target });
     }
+    // Nobody does these with 32 bits of an address.
+    use Mnemonic::{And, Cmp, Imul, Or, Test, Xor};
+    let number = matches!(instruction.mnemonic(), And | Or | Xor | Test | Cmp | Imul);
     if let Some((at, width)) = immediate.filter(|_| absolute) {
         let target = (0..instruction.op_count()).find_map(|i| match instruction.op_kind(i) {
-            OpKind::Immediate32 => Some(u64::from(instruction.immediate32())),
+            OpKind::Immediate32 => (!number).then(|| u64::from(instruction.immediate32())),
             OpKind::Immediate32to64 => Some(instruction.immediate32to64() as u64),
             OpKind::Immediate64 => Some(instruction.immediate64()),
             _ => None,

@@ -719,7 +719,8 @@ impl<'g, 'a> Ground<'g, 'a> {
             return if old.target == new.target { Ok(Kind::Number) } else { Doubt::no("another number") };
         }
         self.same(old.target, new.target, new.usage, within).or_else(|doubt| {
-            let number = is_number(self.old, within.old, old.target) && is_number(self.new, within.new, new.target);
+            // Of two equal values, one of which is no address, neither is: an address would be another one in the other build.
+            let number = is_number(self.old, within.old, old.target) || is_number(self.new, within.new, new.target);
             if number && old.target == new.target { Ok(Kind::Number) } else { Err(doubt) }
         })
     }

@@ -361,7 +361,7 @@ fn symbols<'a>(elf: &ElfFile64<'a, Endianness>, full: bool) -> object::Result<Ve
     let endian = elf.endian();
     let table = if full { elf.elf_symbol_table() } else { elf.elf_dynamic_symbol_table() };
     let (mut found, mut file) = (Vec::new(), "");
-    for (_, symbol) in table.enumerate() {
+    for (index, symbol) in table.enumerate() {
         let name = std::str::from_utf8(table.symbol_name(endian, symbol)?).unwrap_or_default();
         let kind = match symbol.st_type() {
             elf::STT_FILE => {
@@ -375,7 +375,11 @@ fn symbols<'a>(elf: &ElfFile64<'a, Endianness>, full: bool) -> object::Result<Ve
             _ => SymbolType::Other,
         };
         let section = symbol.st_shndx(endian);
-        if section == elf::SHN_UNDEF || section == elf::SHN_ABS || name.is_empty() {
+        // Symbols of sections that are not loaded have no addresses.
+        let at = table.symbol_section(endian, symbol, index)?;
+        let header = at.and_then(|at| elf.elf_section_table().section(at).ok());
+        let apart = header.is_some_and(|header| !header.sh_flags(endian).contains(elf::SHF_ALLOC));
+        if section == elf::SHN_UNDEF || section == elf::SHN_ABS || name.is_empty() || apart {
             continue;
         }
         let local = symbol.st_bind() == elf::STB_LOCAL;

@@ -283,6 +283,14 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
         within: Within<'_>,
     ) -> Answer {
         let relocated = self.relocated.contains(&(SectionKind::Text, offset + new.at as u64));
+        // The old version has this value, which is no address there: an address would be another one now.
+        let was_number = || {
+            let has = |f: &&Family| f.targets.iter().any(|t| *t == (new.target, Use::Address));
+            within.old.filter(has).is_some_and(|f| is_number(self.ground.old, Some(f), new.target))
+        };
+        if !new.relative && relocated && was_number() {
+            return Doubt::no("a number, which the patch takes for an address");
+        }
         if !new.relative && !relocated {
             let value = mine[0].1.target;
             if value != new.target {
@@ -290,6 +298,7 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
             }
             if !self.ground.new.image.contains(value) && !self.ground.old.image.contains(value)
                 || is_number(self.ground.new, within.new, value)
+                || was_number()
             {
                 return Ok(Kind::Number);
             }

@@ -3,6 +3,7 @@
 //! A stripped image has its symbols elsewhere: in a separate debug file, which has a
 //! whole `.symtab`; or in `.gnu_debugdata`, which has those functions that `.dynsym` has not.
 
+use object::read::elf::SectionHeader;
 use object::read::elf::{ElfFile64, Sym};
 use object::{Endianness, Object, ObjectSymbol, SectionIndex, SymbolKind, elf};
 
@@ -72,6 +73,9 @@ fn read<'a, 'f, 's>(
     evidence: Evidence,
 ) -> object::Result<Vec<Symbol<'a>>> {
     let endian = elf.endian();
+    // LTO of gcc leaves symbols of sections that are not loaded: their values are no addresses.
+    let sections = elf.elf_section_table();
+    let is_loaded = |i: SectionIndex| sections.section(i).map_or(true, |s| s.sh_flags(endian).contains(elf::SHF_ALLOC));
     let mut symbols = Vec::new();
     let mut file = "";
     for symbol in table {
@@ -85,7 +89,7 @@ fn read<'a, 'f, 's>(
         // A global symbol that the linker made local belongs to no file, wherever it is in the table.
         let hidden = matches!(raw.st_visibility(), elf::STV_HIDDEN | elf::STV_INTERNAL);
         let Some(SectionIndex(section @ 1..)) = symbol.section_index() else { continue };
-        if raw.st_type() == elf::STT_SECTION {
+        if raw.st_type() == elf::STT_SECTION || !is_loaded(SectionIndex(section)) {
             continue;
         }
         let kind = match raw.st_type() {

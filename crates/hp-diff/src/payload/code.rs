@@ -127,7 +127,7 @@ impl Payload<'_, '_> {
     pub(super) fn is_address(&mut self, id: FunctionId, site: &Site, at: u64) -> bool {
         let new = self.new;
         let name = new.map.functions[id].qualified_name();
-        if is_number(new, id, site) {
+        if is_number(new, id, site) || self.was_number(id, site.target) {
             return false;
         }
         let is_start = match new.map.resolve(&new.image, site) {
@@ -156,6 +156,15 @@ impl Payload<'_, '_> {
             self.finding(Code::ImmediateUnclear, &name, format!("{:#x} at {at:#x} of the new build", site.target));
         }
         is_start
+    }
+
+    /// The old version of the function has this value, which is no address there: an address would be another one now.
+    fn was_number(&self, id: FunctionId, value: u64) -> bool {
+        let old = self.old;
+        self.pairs.functions.old_of(id).is_some_and(|f| {
+            let mut sites = old.code[f].ranges.iter().flat_map(|code| &code.sites);
+            sites.any(|site| site.target == value && is_number(old, f, &site))
+        })
     }
 
     pub(super) fn bind(&mut self, id: FunctionId, site: &Site) -> Result<Bind, Problem> {

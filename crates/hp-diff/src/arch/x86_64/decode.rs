@@ -223,6 +223,7 @@ fn absolute_sites(
     }
     for operand in 0..instruction.op_count() {
         let (encoding, target) = match instruction.op_kind(operand) {
+            OpKind::Immediate32 if takes_number(instruction) => continue,
             OpKind::Immediate32 => (Encoding::Absolute32, u64::from(instruction.immediate32())),
             OpKind::Immediate32to64 => (Encoding::Absolute32Signed, instruction.immediate32to64() as u64),
             OpKind::Immediate64 => (Encoding::Absolute64, instruction.immediate64()),
@@ -230,6 +231,12 @@ fn absolute_sites(
         };
         push(offsets.immediate_offset(), offsets.immediate_size(), encoding, Use::Address, target);
     }
+}
+
+/// True for what nobody does with the lower half of an address: it asks for flags such as `O_TMPFILE`, or the like.
+fn takes_number(instruction: &Instruction) -> bool {
+    use iced_x86::Mnemonic::{And, Cmp, Imul, Or, Test, Xor};
+    matches!(instruction.mnemonic(), And | Or | Xor | Test | Cmp | Imul)
 }
 
 /// How the instruction of `site` in the range `bytes` transfers control.
