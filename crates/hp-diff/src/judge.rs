@@ -214,8 +214,8 @@ impl<'j, 'a> Judge<'j, 'a> {
         (a.usage, a.encoding) == (Use::Branch, Encoding::PcRelative)
             && (b.usage, b.encoding) == (a.usage, a.encoding)
             && !(f.overlaps || g.overlaps)
-            && (x.address..x.end()).contains(&a.target)
-            && (y.address..y.end()).contains(&b.target)
+            && ((x.address..x.end()).contains(&a.target) || self.old.map.is_open_end(x, a.target))
+            && ((y.address..y.end()).contains(&b.target) || self.new.map.is_open_end(y, b.target))
             && a.target - x.address == b.target - y.address
     }
 

@@ -34,7 +34,7 @@ use crate::arch::{Site, Touched, Use};
 use crate::build::Build;
 use crate::compare::Changes;
 use crate::correlate::Correlation;
-use crate::entity::{FunctionId, ObjectId, Target};
+use crate::entity::{CodeRange, FunctionId, Map, ObjectId, Target};
 use crate::finding::{Code, Finding};
 use crate::image::Word;
 use crate::slots::Slots;
@@ -250,7 +250,9 @@ pub(crate) struct Problem(pub(crate) Code, pub(crate) String);
 /// Size of `jmp rel32`.
 const ISLAND: u64 = 5;
 
-/// A branch inside its own range keeps its distance when the range is copied.
-fn stays_inside(site: &Site, start: u64, end: u64) -> bool {
-    site.usage == Use::Branch && (start..end).contains(&site.target)
+/// A branch inside its own range keeps its distance when the range is copied. So does one to its end, where nothing is: clang
+/// without optimisation goes there from what cannot be reached.
+fn stays_inside(map: &Map<'_>, site: &Site, range: &CodeRange<'_>) -> bool {
+    let inside = (range.address..range.end()).contains(&site.target) || map.is_open_end(range, site.target);
+    site.usage == Use::Branch && inside
 }

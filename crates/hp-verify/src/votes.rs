@@ -15,7 +15,7 @@ use crate::bounded;
 use crate::code::Use;
 use crate::counted;
 use crate::derived::{Back, Derived};
-use crate::entities::{Family, Side};
+use crate::entities::{Family, Range, Side};
 use crate::ground::{Doubt, Ground, Within};
 use crate::image::Word;
 use crate::pairs::{OneToOne, numbered};
@@ -108,7 +108,12 @@ impl Ground<'_, '_> {
                 }
             }
             for (old, new) in s.fields.iter().zip(&t.fields) {
-                let own = (x.address..x.end()).contains(&old.target) && (y.address..y.end()).contains(&new.target);
+                // The end, where nothing begins, is where clang goes from what cannot be reached.
+                let inside = |side: &Side<'_>, range: &Range<'_>, at: u64| {
+                    let ends = || at == range.end() && side.range_at(at).is_none();
+                    (range.address..range.end()).contains(&at) || ends()
+                };
+                let own = inside(self.old, x, old.target) && inside(self.new, y, new.target);
                 let short = new.usage == Use::Branch && own && old.target - x.address == new.target - y.address;
                 if short {
                     continue;
@@ -359,7 +364,7 @@ fn fingerprint(side: &Side<'_>, entry: usize) -> [u8; 32] {
 }
 
 /// What a place says of itself, wherever it lies.
-fn content_of(side: &Side<'_>, own: &crate::entities::Range<'_>, target: u64, usage: Use) -> Vec<u8> {
+fn content_of(side: &Side<'_>, own: &Range<'_>, target: u64, usage: Use) -> Vec<u8> {
     if (own.address..own.end()).contains(&target) {
         return (target - own.address).to_le_bytes().to_vec();
     }

@@ -388,6 +388,12 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
     fn same_code(&mut self, offset: i64, n: u64, usage: Use) -> Answer {
         let new = self.ground.new;
         let Some((range, inside)) = new.range_at(n) else {
+            // The end of the same code, where nothing begins.
+            let twin = offset.checked_sub(1).and_then(|last| self.twin_at(u64::try_from(last).ok()?));
+            let own = twin.map(|(start, twin)| (start, &new.ranges[twin.range]));
+            if own.is_some_and(|(start, own)| own.end() == n && start + own.bytes.len() as u64 == offset as u64) {
+                return Ok(Kind::Label);
+            }
             return Doubt::no(format!("leads to code of the patch, {n:#x} of the new build is none"));
         };
         let name = new.ranges[range].name();

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{FunctionId, Map, ObjectId, Target};
+use super::{CodeRange, FunctionId, Map, ObjectId, Target};
 use crate::arch::{Site, Use};
 use crate::image::{Image, Word, is_constant_section};
 
@@ -32,6 +32,11 @@ impl<'a> Map<'a> {
         let i = self.code_starts.up_to(address);
         let (start, end, id, range) = *self.code_index[..i].last()?;
         (address < end).then_some((id, range, address - start))
+    }
+
+    /// True for the end of a range of code, where no other begins.
+    pub(crate) fn is_open_end(&self, range: &CodeRange<'_>, address: u64) -> bool {
+        address == range.end() && self.function_at(address).is_none()
     }
 
     /// Start of the first function range at or after `address`.

@@ -23,7 +23,7 @@ impl Payload<'_, '_> {
             let align: u64 = 1 << range.address.trailing_zeros().clamp(4, 6);
             let mut bytes = range.bytes.to_vec();
             for site in &new.code[id].ranges[i].sites {
-                if !stays_inside(&site, range.address, range.end()) {
+                if !stays_inside(&new.map, &site, range) {
                     let field = site.offset as usize..(site.offset + u32::from(site.width)) as usize;
                     if site.encoding == Encoding::PcRelative {
                         bytes[field].fill(0);
@@ -31,7 +31,7 @@ impl Payload<'_, '_> {
                 }
             }
             let size = bytes.len() as u64;
-            let islands = islands(&new.code[id].ranges[i].sites, range);
+            let islands = islands(&new.map, &new.code[id].ranges[i].sites, range);
             let before = islands.iter().filter(|s| s.target < range.address).count() as u64;
             let behind = islands.len() as u64 - before;
             let lead = (before * ISLAND).next_multiple_of(align);
@@ -74,7 +74,7 @@ impl Payload<'_, '_> {
                 );
             }
             for site in &code.ranges[i].sites {
-                if !stays_inside(&site, range.address, range.end()) && site.width > 1 {
+                if !stays_inside(&new.map, &site, range) && site.width > 1 {
                     self.relocate_site(id, i, symbols[i], &site);
                 }
             }

@@ -5,7 +5,7 @@ use hp_pack::{Relocation, RelocationKind, SectionKind, SymbolKind};
 
 use super::{ISLAND, Payload, Problem, stays_inside};
 use crate::arch::{Site, Sites};
-use crate::entity::{CodeRange, FunctionId, Target};
+use crate::entity::{CodeRange, FunctionId, Map, Target};
 use crate::finding::Code;
 
 impl Payload<'_, '_> {
@@ -68,6 +68,6 @@ impl Payload<'_, '_> {
 }
 
 /// The short branches of a range that leave it.
-pub(super) fn islands(sites: &Sites, range: &CodeRange<'_>) -> Vec<Site> {
-    sites.iter().filter(|s| s.width == 1 && !stays_inside(s, range.address, range.end())).collect()
+pub(super) fn islands(map: &Map<'_>, sites: &Sites, range: &CodeRange<'_>) -> Vec<Site> {
+    sites.iter().filter(|s| s.width == 1 && !stays_inside(map, s, range)).collect()
 }
