@@ -43,9 +43,12 @@ impl Payload<'_, '_> {
 
     /// True for a number beside a register that holds an index: then the address is in the number.
     pub(super) fn is_indexed_by_number(&mut self, id: FunctionId, site: &Site) -> bool {
-        let range = range_of(self.new, id, site);
-        let offset = |range: &CodeRange<'_>| arch::field(range.bytes, site.instruction, site.offset) == Field::Offset;
-        range.is_some_and(offset) && self.touched(id, site).offset.is_some()
+        let field = |range: &CodeRange<'_>| arch::field(range.bytes, site.instruction, site.offset);
+        match range_of(self.new, id, site).map(field) {
+            Some(Field::Displacement) => true,
+            Some(Field::Offset) => self.touched(id, site).offset.is_some(),
+            _ => false,
+        }
     }
 
     /// What a function does with the address that a site makes. The first question answers it for all its sites.

@@ -159,7 +159,9 @@ pub(crate) fn field(bytes: &[u8], offset: u32, field: u32) -> Field {
     if !places.has_displacement() || places.displacement_offset() as u32 != field - offset {
         return Field::Immediate;
     }
-    if instruction.memory_base() == Register::None { Field::Displacement } else { Field::Offset }
+    // A register that is also the index is no address either: `(%rax,%rax,2)` is three times a number.
+    let base = instruction.memory_base();
+    if base == Register::None || base == instruction.memory_index() { Field::Displacement } else { Field::Offset }
 }
 
 #[cfg(test)]
@@ -210,6 +212,9 @@ mod tests {
         // movl $0x404010,0x404000(,%rdi,4); mov 0x404000(%rdi),%eax
         let store = [0xc7, 4, 0xbd, 0, 0x40, 0x40, 0, 0x10, 0x40, 0x40, 0];
         assert_eq!((field(&store, 0, 3), field(&store, 0, 7)), (Field::Displacement, Field::Immediate));
+        // mov 0x2006a7(%rax,%rax,2),%al; mov 0x2006a7(%rax,%rcx,2),%al
+        assert_eq!(field(&[0x8a, 0x84, 0x40, 0xa7, 6, 0x20, 0], 0, 3), Field::Displacement);
+        assert_eq!(field(&[0x8a, 0x84, 0x48, 0xa7, 6, 0x20, 0], 0, 3), Field::Offset);
         assert_eq!(field(&[0x8b, 0x87, 0, 0x40, 0x40, 0], 0, 2), Field::Offset);
     }
 }
