@@ -353,4 +353,16 @@ mod tests {
         }
         assert!(usual > 1000, "{usual}");
     }
+
+    #[test]
+    fn what_takes_bits_or_compares_half_a_word_makes_no_address() {
+        // and eax,imm32; test edi,imm32; cmp eax,imm32; cmp rax,imm32
+        let sites = |code: &[u8]| {
+            decode(0x1000, code, Some(&(0x40_0000..0x40_1000)), &mut DecodeRoom::default()).sites.iter().count()
+        };
+        assert_eq!(sites(&[0x25, 0, 0, 0x40, 0]), 0);
+        assert_eq!(sites(&[0xf7, 0xc7, 0, 0, 0x40, 0]), 0);
+        assert_eq!(sites(&[0x3d, 0, 0, 0x40, 0]), 0);
+        assert_eq!(sites(&[0x48, 0x3d, 0, 0, 0x40, 0]), 1);
+    }
 }
