@@ -285,7 +285,7 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
         let relocated = self.relocated.contains(&(SectionKind::Text, offset + new.at as u64));
         // The old version has this value, which is no address there: an address would be another one now.
         let was_number = || {
-            let has = |f: &&Family| f.targets.iter().any(|t| *t == (new.target, Use::Address));
+            let has = |f: &&Family| f.targets.contains(&(new.target, Use::Address));
             within.old.filter(has).is_some_and(|f| is_number(self.ground.old, Some(f), new.target))
         };
         if !new.relative && relocated && was_number() {
