@@ -119,6 +119,11 @@ impl Followed {
         found
     }
 
+    /// Whether a function only compares the address that the instruction at `made` makes; see [`arch::is_limit`].
+    pub(crate) fn is_limit(&self, map: &Map<'_>, function: FunctionId, made: u64) -> bool {
+        arch::is_limit(&self.decoded(map, function), made)
+    }
+
     fn decoded(&self, map: &Map<'_>, function: FunctionId) -> Arc<Decoded> {
         let is_large = map.functions[function].size() >= LARGE;
         let known = |last: &Option<Last>| last.as_ref().filter(|last| last.0 == function).map(|last| last.1.clone());

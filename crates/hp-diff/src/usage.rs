@@ -11,6 +11,16 @@ pub(crate) fn uses(build: &Build<'_>, function: FunctionId, object: ObjectId) ->
     sites.any(|s| (object.address..object.end()).contains(&s.target))
 }
 
+/// True if `function` only compares an address that it makes, as loops do with the end of what they go over.
+pub(crate) fn is_limit(build: &Build<'_>, function: FunctionId, address: u64) -> bool {
+    let sites = build.code[function].ranges.iter().flat_map(|code| &code.sites);
+    let mut sites = sites.filter(|site| (site.target, site.usage) == (address, Use::Address));
+    sites.all(|site| {
+        let range = range_of(build, function, &site);
+        range.is_some_and(|r| build.followed.is_limit(&build.map, function, r.address + u64::from(site.instruction)))
+    })
+}
+
 /// True if `function` calculates with the address that its site makes.
 pub(crate) fn is_indexed(build: &Build<'_>, function: FunctionId, site: &Site) -> bool {
     range_of(build, function, site).is_some_and(|range| arch::is_indexed(range.bytes, site.instruction, site.offset))

@@ -185,6 +185,45 @@ int main(int argc, char **argv) {
 }
 "#;
 
+/// The function uses a table, and another object begins where that ends: in each build another one. Where it only compares the
+/// address, the end is meant, and nothing changed.
+#[test]
+fn another_object_behind_a_table_is_no_end_of_the_table() {
+    let room = tempfile::tempdir().unwrap();
+    let whole = |order: &str, used: &str| {
+        format!(
+            "#include <stdio.h>
+            #include <stdlib.h>
+            #define APART __attribute__((noipa)) static
+            struct kind {{ char name[32]; }};
+            static long sizes[4] = {{7, 11, 13, 17}};
+            {order}
+            APART struct kind *same(struct kind *k) {{ return k; }}
+            APART struct kind *kind(int n) {{ sizes[n]++; return same({used}); }}
+            APART long all(void) {{ long n = 0; for (long *p = sizes; p != sizes + 4; p++) {{ n += *p; asm volatile(\"\" : \"+r\"(p)); }} return n; }}
+            APART void fill(char *one, char *two) {{ one[0] = 'c'; two[0] = 's'; puts(one); puts(two); }}
+            int main(int c, char **v) {{ fill(circle.name, square.name); printf(\"%s %ld\\n\", kind(c % 4)->name, all()); }}"
+        )
+    };
+    let (circle, square) = ("static struct kind circle = {\"c\"};", "static struct kind square = {\"s\"};");
+    for flags in ["-O2 -fno-toplevel-reorder", "-O2 -fno-toplevel-reorder -no-pie -fno-pie"] {
+        let build = |side: &str, order: String, used| {
+            compile(room.path(), &format!("{side}-{}", flags.replace(' ', "")), &whole(&order, used), flags)
+        };
+        let old = build("old", format!("{circle} {square}"), "&circle");
+        let new = build("new", format!("{square} {circle}"), "&square");
+        let named = |report: &Report| {
+            let changed = report.changes.iter().filter(|c| c.kind == ChangeKind::Changed);
+            changed.map(|c| c.name.clone()).collect::<Vec<_>>()
+        };
+        let whole = diff(&old, &new);
+        assert_eq!(named(&whole), ["kind"], "{flags}");
+        let at = whole.changes.iter().find(|c| c.name == "kind").map(|c| c.old_address);
+        let bare = diff(&stripped(&old), &stripped(&new));
+        assert!(at.is_some_and(|at| changed(&bare).contains(&at)), "{flags}: {:?}", bare.changes);
+    }
+}
+
 #[test]
 fn edits_are_found_without_symbols() {
     let room = tempfile::tempdir().unwrap();

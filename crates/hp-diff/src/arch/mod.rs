@@ -15,7 +15,7 @@ pub(crate) use sites::Sites;
 pub(crate) use x86_64::{
     CallArgument, DecodeRoom, Decoded, Field, JumpTableContext, Jumps, Reach, Touched, add_known, bounded, branch,
     call_arguments, calls_without, changed_registers, compares_address, copied, counted, decode, differing_arguments,
-    displaced, field, first_difference, instructions, is_call, is_indexed, is_plain_call, kept_addresses,
+    displaced, field, first_difference, instructions, is_call, is_indexed, is_limit, is_plain_call, kept_addresses,
     memory_numbers, numbers, padding, plt_stubs, reach, returns, shape, stays_inside, switches_stacks, tables, text,
     texts, through_slot, thunk, touched, unpadded, width,
 };
