@@ -119,7 +119,7 @@ impl Followed {
         found
     }
 
-    /// Whether a function only compares the address that the instruction at `made` makes; see [`arch::is_limit`].
+    /// Whether loops end with the address that the instruction at `made` makes; see [`arch::is_limit`].
     pub(crate) fn is_limit(&self, map: &Map<'_>, function: FunctionId, made: u64) -> bool {
         arch::is_limit(&self.decoded(map, function), made)
     }

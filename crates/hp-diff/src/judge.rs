@@ -27,7 +27,7 @@ use crate::before;
 use crate::build::Build;
 use crate::copies::Copies;
 use crate::correlate::{Correlation, Relation, View};
-use crate::entity::{FunctionId, Map, ObjectId, Target};
+use crate::entity::{FunctionId, ObjectId, Target};
 use crate::image::Word;
 use crate::usage::{is_limit, is_number, uses};
 
@@ -282,13 +282,10 @@ impl<'j, 'a> Judge<'j, 'a> {
         if usage == Use::Address && self.pairs.objects.new_of(x.0) != Some(y.0) {
             // `&a[64]` and `&b[0]` may be one number: a meaning that both share is the meaning, if the function uses
             // that object otherwise too. Else the objects behind it changed places, and it means another one now. So it may
-            // where others begin: compilers lay out objects in the order in which they are used. Of those without a name
-            // nobody knows whether they begin there, but code that compares the address alone means an end.
-            let named = |map: &Map<'_>, o: ObjectId| !map.objects[o].unnamed;
-            let begin = x.1 == 0
-                && y.1 == 0
-                && (named(&self.old.map, x.0) && named(&self.new.map, y.0)
-                    || !within.is_some_and(|(f, g)| is_limit(self.old, f, a) && is_limit(self.new, g, b)));
+            // where others begin: compilers lay out objects in the order in which they are used. Only what a loop ends with
+            // is an end in any case.
+            let is_end = |(f, g): (FunctionId, FunctionId)| is_limit(self.old, f, a) && is_limit(self.new, g, b);
+            let begin = x.1 == 0 && y.1 == 0 && !within.is_some_and(is_end);
             let meanings = self.new.map.candidates(b);
             let used =
                 |o: ObjectId, p: ObjectId| within.is_some_and(|(f, g)| uses(self.old, f, o) && uses(self.new, g, p));

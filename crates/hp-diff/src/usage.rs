@@ -11,7 +11,7 @@ pub(crate) fn uses(build: &Build<'_>, function: FunctionId, object: ObjectId) ->
     sites.any(|s| (object.address..object.end()).contains(&s.target))
 }
 
-/// True if `function` only compares an address that it makes, as loops do with the end of what they go over.
+/// True if an address that `function` makes is the end of what loops go over, and nothing else.
 pub(crate) fn is_limit(build: &Build<'_>, function: FunctionId, address: u64) -> bool {
     let sites = build.code[function].ranges.iter().flat_map(|code| &code.sites);
     let mut sites = sites.filter(|site| (site.target, site.usage) == (address, Use::Address));

@@ -11,6 +11,7 @@ use crate::alike;
 use crate::code::{Field, Use};
 use crate::entities::{DataObject, Family, Side};
 use crate::image::{Image, SymbolType, Word};
+use crate::loops;
 use crate::pairs::{Pairs, numbered, quiet};
 use crate::report::Kind;
 use crate::rust;
@@ -491,7 +492,10 @@ impl<'g, 'a> Ground<'g, 'a> {
         let Some(other) = other else { return first };
         // Compilers lay out objects in the order in which code uses them. So where an object begins, another one may end by
         // chance, and in the base too.
-        let begins = readings[0].1 == 0 && (within.patch || self.old.object_at(a).is_some_and(|there| there.1 == 0));
+        let starts = readings[0].1 == 0 && (within.patch || self.old.object_at(a).is_some_and(|there| there.1 == 0));
+        let in_new = || within.new.is_some_and(|f| loops::end_with(self.new, f, n));
+        let in_old = || within.patch || within.old.is_some_and(|f| loops::end_with(self.old, f, a));
+        let begins = starts && !(in_new() && in_old());
         let in_both = |r: &(usize, i64)| {
             let of_new = within.new.is_some_and(|f| f.uses(self.new.objects[r.0].address, self.new.objects[r.0].end()));
             let of_old = |o: usize| {

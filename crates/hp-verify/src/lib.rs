@@ -50,6 +50,7 @@ mod ground;
 mod image;
 mod landing;
 mod language;
+mod loops;
 mod moved;
 mod near;
 mod overlay;

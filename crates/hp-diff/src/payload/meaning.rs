@@ -137,10 +137,9 @@ impl Payload<'_, '_> {
             let sites = old.code[f].ranges.iter().flat_map(|c| &c.sites).filter(|s| s.usage == Use::Address);
             sites.flat_map(|s| old.map.candidates(s.target)).collect()
         });
-        // An end or a place before a start may be meant by chance: where another object begins in the new build (of one without
-        // a name it is not known whether it does), and where the function does not use the object otherwise.
-        let is_end = || within.is_some_and(|g| is_limit(new, g, address));
-        let begins = chosen.1 == 0 && !(new.map.objects[chosen.0].unnamed && is_end());
+        // An end or a place before a start may be meant by chance: where another object begins in the new build, if no loop
+        // ends with it, and where the function does not use the object otherwise.
+        let begins = chosen.1 == 0 && !within.is_some_and(|g| is_limit(new, g, address));
         let is_sure = |(p, offset): (ObjectId, i64), o: ObjectId| {
             let inside = u64::try_from(offset).is_ok_and(|offset| offset < new.map.objects[p].size);
             let used = || within.is_some_and(|g| uses(new, g, p)) && old_self.is_some_and(|f| uses(old, f, o));

@@ -1,94 +1,108 @@
-//! Does code only compare an address that it makes, as a loop does with the end of what it goes over?
+//! Is an address that code makes the end of what a loop goes over?
+//!
+//! A loop over a table compares a pointer that steps through it with the table's end. Who asks whether a pointer leads to a certain
+//! object compares, too, but a pointer that does not step. Compilers do not know that the end of one object is the start of
+//! another, so an instruction makes the one or the other and never both.
 
-use iced_x86::{FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
+use iced_x86::{FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register};
 
 use super::derived::{Held, Holder, follow};
-use super::registers::has_memory;
 use super::ways::Decoded;
 
-/// True if all that becomes of the address that the instruction at `made` makes is that it is compared with others, or that
-/// something before it is read or written.
+/// Instructions between a step and the comparison, and between that and the jump which rests on it.
+const NEAR: usize = 8;
+
+/// True if a pointer that steps is compared with the address that the instruction at `made` makes.
 pub(crate) fn is_limit(code: &Decoded, made: u64) -> bool {
     let Some(first) = code.at(made) else { return false };
-    let instruction = &code.instructions[first];
-    if instruction.mnemonic() == Mnemonic::Cmp {
-        return !has_memory(instruction);
+    if code.instructions[first].mnemonic() == Mnemonic::Cmp {
+        return ends_loop(code, first, 0);
     }
-    let (mut compared, mut other) = (false, false);
-    let (mut factory, mut info) = (InstructionInfoFactory::new(), InstructionInfoFactory::new());
-    follow(code, first, &mut factory, &mut |n, held| {
-        let Held { holder: Holder::Register(register), offset, .. } = held else { return };
+    let mut found = false;
+    follow(code, first, &mut InstructionInfoFactory::new(), &mut |n, held| {
+        let Held { holder: Holder::Register(register), offset: 0, .. } = held else { return };
         let instruction = &code.instructions[n];
-        let leaves = code.behind(n).next().is_none();
-        other |= is_handed_on(instruction, register, leaves);
-        if !reads(instruction, register, &mut info) {
-            return;
-        }
-        match instruction.mnemonic() {
-            _ if is_in_address(instruction, register) => other |= !is_before(instruction, register, offset),
-            Mnemonic::Cmp | Mnemonic::Sub => compared = true,
-            // Where it is from then on has been followed.
-            Mnemonic::Mov if instruction.op0_kind() == OpKind::Register => {}
-            Mnemonic::Mov => other |= instruction.memory_base() != Register::RSP,
-            _ if instruction.condition_code() != iced_x86::ConditionCode::None => {}
-            _ => other = true,
+        let is = |operand: u32| {
+            instruction.op_kind(operand) == OpKind::Register
+                && instruction.op_register(operand).full_register() == register
+        };
+        if !found && instruction.mnemonic() == Mnemonic::Cmp && (is(0) || is(1)) {
+            found = ends_loop(code, n, u32::from(is(0)));
         }
     });
-    compared && !other
+    found
 }
 
-/// Another function may get what a register holds: as an argument, or as the result (psABI for AMD64, figure 3.4).
-fn is_handed_on(instruction: &Instruction, register: Register, leaves: bool) -> bool {
-    use Register::{R8, R9, RAX, RCX, RDI, RDX, RSI};
-    let is_argument = matches!(register, RDI | RSI | RDX | RCX | R8 | R9);
-    match instruction.flow_control() {
-        FlowControl::Call | FlowControl::IndirectCall | FlowControl::IndirectBranch => is_argument,
-        FlowControl::Return => matches!(register, RAX | RDX),
-        _ => leaves && is_argument,
+/// The comparison decides on a jump, and to what its `operand` is something was added: right before, or where the jump goes back to.
+fn ends_loop(code: &Decoded, comparison: usize, operand: u32) -> bool {
+    let compares = &code.instructions[comparison];
+    let mut behind = code.instructions.iter().skip(comparison + 1).take(NEAR);
+    let jump = behind.find(|i| i.flow_control() != FlowControl::Next);
+    let Some(jump) = jump.filter(|i| i.flow_control() == FlowControl::ConditionalBranch) else { return false };
+    let back = Some(jump.near_branch_target()).filter(|to| *to <= compares.ip()).and_then(|to| code.at(to));
+    let start = back.unwrap_or(comparison).min(comparison.saturating_sub(NEAR));
+    let Some(pointer) = place(compares, operand) else { return false };
+    let before = code.instructions.get(start..comparison).unwrap_or_default();
+    before.iter().any(|i| steps(i, pointer))
+}
+
+/// What a register or a word of the frame is called.
+fn place(instruction: &Instruction, operand: u32) -> Option<(Register, u64)> {
+    match instruction.op_kind(operand) {
+        OpKind::Register => Some((instruction.op_register(operand).full_register(), 0)),
+        OpKind::Memory if matches!(instruction.memory_base(), Register::RBP | Register::RSP) => {
+            let plain = instruction.memory_index() == Register::None;
+            plain.then(|| (instruction.memory_base(), instruction.memory_displacement64()))
+        }
+        _ => None,
     }
 }
 
-fn reads(instruction: &Instruction, register: Register, factory: &mut InstructionInfoFactory) -> bool {
-    let used = factory.info(instruction).used_registers().iter();
-    used.filter(|used| used.register().full_register() == register)
-        .any(|used| !matches!(used.access(), OpAccess::None | OpAccess::Write | OpAccess::CondWrite))
-}
-
-fn is_in_address(instruction: &Instruction, register: Register) -> bool {
-    let is = |part: Register| part != Register::None && part.full_register() == register;
-    has_memory(instruction) && (is(instruction.memory_base()) || is(instruction.memory_index()))
-}
-
-/// What the operand in memory means lies before the address: a loop that goes backwards.
-fn is_before(instruction: &Instruction, register: Register, offset: i64) -> bool {
-    let base = instruction.memory_base().full_register() == register;
-    let at = offset.saturating_add(instruction.memory_displacement64() as i64);
-    base && instruction.memory_index() == Register::None && at < 0
+/// A number is added to it.
+fn steps(instruction: &Instruction, pointer: (Register, u64)) -> bool {
+    match instruction.mnemonic() {
+        Mnemonic::Add | Mnemonic::Sub => {
+            let number = !matches!(instruction.op1_kind(), OpKind::Register | OpKind::Memory);
+            number && place(instruction, 0) == Some(pointer)
+        }
+        Mnemonic::Inc | Mnemonic::Dec => place(instruction, 0) == Some(pointer),
+        Mnemonic::Lea => {
+            let plain = instruction.memory_index() == Register::None;
+            plain && place(instruction, 0) == Some(pointer) && instruction.memory_base() == pointer.0
+        }
+        _ => false,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// lea 0(%rip),%rcx; then this; ret
     fn of(code: &[u8]) -> bool {
-        is_limit(&Decoded::new([(0x1000, code)].into_iter()), 0x1000)
+        let code = [&[0x48, 0x8d, 0x0d, 0, 0, 0, 0][..], code, &[0xc3]].concat();
+        is_limit(&Decoded::new([(0x1000, code.as_slice())].into_iter()), 0x1000)
     }
 
     #[test]
-    fn an_end_is_compared_and_what_is_meant_is_handed_on() {
-        let lea = [0x48, 0x8d, 0x15, 0, 0, 0, 0];
-        // lea 0(%rip),%rcx; add $8,%rax; cmp %rcx,%rax; jne back to the add; ret. In %rdx it may be a result.
-        let into_rcx = [0x48, 0x8d, 0x0d, 0, 0, 0, 0];
-        assert!(of(&[&into_rcx[..], &[0x48, 0x83, 0xc0, 8, 0x48, 0x39, 0xc8, 0x75, 0xf7, 0xc3]].concat()));
-        assert!(!of(&[&lea[..], &[0x48, 0x83, 0xc0, 8, 0x48, 0x39, 0xd0, 0x75, 0xf7, 0xc3]].concat()));
-        // The same and then a call, which may get it.
-        assert!(!of(&[&lea[..], &[0x48, 0x39, 0xd0, 0xe8, 0, 0, 0, 0, 0xc3]].concat()));
-        // lea 0(%rip),%rdx; mov (%rdx),%rax; cmp %rdx,%rax; mov 0,%edx; ret. And -8(%rdx) instead.
-        assert!(!of(&[&lea[..], &[0x48, 0x8b, 2, 0x48, 0x39, 0xd0, 0xba, 0, 0, 0, 0, 0xc3]].concat()));
-        assert!(of(&[&lea[..], &[0x48, 0x8b, 0x42, 0xf8, 0x48, 0x39, 0xd0, 0xba, 0, 0, 0, 0, 0xc3]].concat()));
-        // lea 0(%rip),%rdx; mov %rdx,(%rdi); cmp %rdx,%rax; mov 0,%edx; ret
-        assert!(!of(&[&lea[..], &[0x48, 0x89, 0x17, 0x48, 0x39, 0xd0, 0xba, 0, 0, 0, 0, 0xc3]].concat()));
-        // cmp $imm,%rax
-        assert!(of(&[0x48, 0x3d, 0, 0, 0x40, 0, 0xc3]));
+    fn an_end_is_what_a_pointer_that_steps_is_compared_with() {
+        // add $8,%rax; cmp %rcx,%rax; jne back to the add. The other way round. With lea 8(%rax),%rax.
+        assert!(of(&[0x48, 0x83, 0xc0, 8, 0x48, 0x39, 0xc8, 0x75, 0xf7]));
+        assert!(of(&[0x48, 0x83, 0xc0, 8, 0x48, 0x39, 0xc1, 0x75, 0xf7]));
+        assert!(of(&[0x48, 0x8d, 0x40, 8, 0x48, 0x39, 0xc8, 0x75, 0xf7]));
+        // The pointer is on the stack: addq $8,-8(%rbp); cmp %rcx,-8(%rbp); jne back
+        assert!(of(&[0x48, 0x83, 0x45, 0xf8, 8, 0x48, 0x39, 0x4d, 0xf8, 0x75, 0xf5]));
+        // The loop goes on behind the comparison: add $8,%rax; cmp %rcx,%rax; je 2 on; jmp back
+        assert!(of(&[0x48, 0x83, 0xc0, 8, 0x48, 0x39, 0xc8, 0x74, 2, 0xeb, 0xf5]));
+    }
+
+    #[test]
+    fn an_object_is_what_other_pointers_are_compared_with_or_what_is_used() {
+        // cmp %rcx,%rax; jne +0. mov (%rax),%rax; cmp %rcx,%rax; jne back: a list. add %rdx,%rax; cmp %rcx,%rax; jne back
+        assert!(!of(&[0x48, 0x39, 0xc8, 0x75, 0]));
+        assert!(!of(&[0x48, 0x8b, 0, 0x48, 0x39, 0xc8, 0x75, 0xf8]));
+        assert!(!of(&[0x48, 0x01, 0xd0, 0x48, 0x39, 0xc8, 0x75, 0xf8]));
+        // call; mov (%rcx),%rsi
+        assert!(!of(&[0xe8, 0, 0, 0, 0]) && !of(&[0x48, 0x8b, 0x31]));
     }
 }
