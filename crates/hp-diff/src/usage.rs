@@ -14,11 +14,12 @@ pub(crate) fn uses(build: &Build<'_>, function: FunctionId, object: ObjectId) ->
 /// True if an address that `function` makes is the end of what loops go over, and nothing else.
 pub(crate) fn is_limit(build: &Build<'_>, function: FunctionId, address: u64) -> bool {
     let sites = build.code[function].ranges.iter().flat_map(|code| &code.sites);
-    let mut sites = sites.filter(|site| (site.target, site.usage) == (address, Use::Address));
-    sites.all(|site| {
+    let mut sites = sites.filter(|site| (site.target, site.usage) == (address, Use::Address)).peekable();
+    let is_end = |site: Site| {
         let range = range_of(build, function, &site);
         range.is_some_and(|r| build.followed.is_limit(&build.map, function, r.address + u64::from(site.instruction)))
-    })
+    };
+    sites.peek().is_some() && sites.all(is_end)
 }
 
 /// True if `function` calculates with the address that its site makes.
