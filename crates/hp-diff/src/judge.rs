@@ -214,8 +214,8 @@ impl<'j, 'a> Judge<'j, 'a> {
         (a.usage, a.encoding) == (Use::Branch, Encoding::PcRelative)
             && (b.usage, b.encoding) == (a.usage, a.encoding)
             && !(f.overlaps || g.overlaps)
-            && ((x.address..x.end()).contains(&a.target) || self.old.map.is_open_end(x, a.target))
-            && ((y.address..y.end()).contains(&b.target) || self.new.map.is_open_end(y, b.target))
+            && self.old.map.stays_inside(x, a.target)
+            && self.new.map.stays_inside(y, b.target)
             && a.target - x.address == b.target - y.address
     }
 
@@ -285,14 +285,14 @@ impl<'j, 'a> Judge<'j, 'a> {
             // where others begin: compilers lay out objects in the order in which they are used. Only what a loop ends with
             // is an end in any case.
             let is_end = |(f, g): (FunctionId, FunctionId)| is_limit(self.old, f, a) && is_limit(self.new, g, b);
-            let begin = x.1 == 0 && y.1 == 0 && !within.is_some_and(is_end);
+            let begin = || x.1 == 0 && y.1 == 0 && !within.is_some_and(is_end);
             let meanings = self.new.map.candidates(b);
             let used =
                 |o: ObjectId, p: ObjectId| within.is_some_and(|(f, g)| uses(self.old, f, o) && uses(self.new, g, p));
             let shared = |o: &(ObjectId, i64), p: &(ObjectId, i64)| paired(*o, *p) && used(o.0, p.0);
             let before = self.old.map.candidates(a);
             self.note_local();
-            if !begin && before.iter().any(|o| meanings.iter().any(|p| shared(o, p))) {
+            if before.iter().any(|o| meanings.iter().any(|p| shared(o, p))) && !begin() {
                 return Verdict::Same;
             }
             // So it is with objects without a symbol, once they are a pair.

@@ -250,9 +250,7 @@ pub(crate) struct Problem(pub(crate) Code, pub(crate) String);
 /// Size of `jmp rel32`.
 const ISLAND: u64 = 5;
 
-/// A branch inside its own range keeps its distance when the range is copied. So does one to its end, where nothing is: clang
-/// without optimisation goes there from what cannot be reached.
+/// A branch inside its own range keeps its distance when the range is copied.
 fn stays_inside(map: &Map<'_>, site: &Site, range: &CodeRange<'_>) -> bool {
-    let inside = (range.address..range.end()).contains(&site.target) || map.is_open_end(range, site.target);
-    site.usage == Use::Branch && inside
+    site.usage == Use::Branch && map.stays_inside(range, site.target)
 }

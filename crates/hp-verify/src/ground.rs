@@ -495,7 +495,7 @@ impl<'g, 'a> Ground<'g, 'a> {
         let starts = readings[0].1 == 0 && (within.patch || self.old.object_at(a).is_some_and(|there| there.1 == 0));
         let in_new = || within.new.is_some_and(|f| loops::end_with(self.new, f, n));
         let in_old = || within.patch || within.old.is_some_and(|f| loops::end_with(self.old, f, a));
-        let begins = starts && !(in_new() && in_old());
+        let begins = || starts && !(in_new() && in_old());
         let in_both = |r: &(usize, i64)| {
             let of_new = within.new.is_some_and(|f| f.uses(self.new.objects[r.0].address, self.new.objects[r.0].end()));
             let of_old = |o: usize| {
@@ -508,8 +508,8 @@ impl<'g, 'a> Ground<'g, 'a> {
         // What the old function of the same name means, at the same offset.
         let meant = |r: &&(usize, i64)| {
             let place = self.mapped(**r);
-            (is_inside(r) || !begins && in_both(r))
-                && within.old.is_some_and(|f| place.is_some_and(|p| f.targets.contains(&(p, Use::Address))))
+            within.old.is_some_and(|f| place.is_some_and(|p| f.targets.contains(&(p, Use::Address))))
+                && (is_inside(r) || in_both(r) && !begins())
         };
         let mut common = readings.iter().filter(|r| r.1 >= 0).filter(meant);
         if let (Some(only), None) = (common.next(), common.next()) {
@@ -524,10 +524,10 @@ impl<'g, 'a> Ground<'g, 'a> {
             return first;
         }
         if let Some(r) = readings[1..].iter().find(|r| self.mapped(**r) == Some(a))
-            && !begins
             && within.new.is_some()
             && uses(r.0)
             && (!within.patch || !uses(readings[0].0))
+            && !begins()
         {
             return self.same_reading(a, *r);
         }

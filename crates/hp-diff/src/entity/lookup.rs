@@ -34,9 +34,10 @@ impl<'a> Map<'a> {
         (address < end).then_some((id, range, address - start))
     }
 
-    /// True for the end of a range of code, where no other begins.
-    pub(crate) fn is_open_end(&self, range: &CodeRange<'_>, address: u64) -> bool {
-        address == range.end() && self.function_at(address).is_none()
+    /// True for a place in a range of code, and for its end, if no other begins there: clang without optimisation goes there from
+    /// what cannot be reached.
+    pub(crate) fn stays_inside(&self, range: &CodeRange<'_>, address: u64) -> bool {
+        (range.address..range.end()).contains(&address) || address == range.end() && self.function_at(address).is_none()
     }
 
     /// Start of the first function range at or after `address`.

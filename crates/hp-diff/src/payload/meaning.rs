@@ -139,11 +139,11 @@ impl Payload<'_, '_> {
         });
         // An end or a place before a start may be meant by chance: where another object begins in the new build, if no loop
         // ends with it, and where the function does not use the object otherwise.
-        let begins = chosen.1 == 0 && !within.is_some_and(|g| is_limit(new, g, address));
+        let begins = || chosen.1 == 0 && !within.is_some_and(|g| is_limit(new, g, address));
         let is_sure = |(p, offset): (ObjectId, i64), o: ObjectId| {
             let inside = u64::try_from(offset).is_ok_and(|offset| offset < new.map.objects[p].size);
             let used = || within.is_some_and(|g| uses(new, g, p)) && old_self.is_some_and(|f| uses(old, f, o));
-            inside || !begins && used()
+            inside || used() && !begins()
         };
         let is_common = |m: &&(ObjectId, i64)| {
             let before = self.pairs.objects.old_of(m.0);
