@@ -346,11 +346,11 @@ impl Side<'_> {
         (start + self.letters(start) as u64 > place).then_some(start)
     }
 
-    /// True if an address is no usual start of a constant, and constants begin shortly behind it.
-    pub(crate) fn is_odd(&self, address: u64) -> bool {
+    /// True if an address is no usual start of a constant, so that code which makes it may mean one that begins behind it.
+    pub(crate) fn may_be_odd(&self, address: u64) -> bool {
         let section = self.image.section_at(address).filter(|s| !s.code);
         let data = section.is_none_or(|s| s.is_constant() && self.object_at(address).is_none());
-        data && self.range_at(address).is_none() && self.letters(address) == 0 && self.ahead(address).is_some()
+        data && self.range_at(address).is_none() && self.letters(address) == 0
     }
 
     /// Letters of a text that begins there, and does not only go on.

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use crate::code::Use;
 use crate::entities::{Family, Side};
-use crate::landing;
+use crate::landing::Landings;
 
 /// The first function of the class of each of these.
 pub(crate) fn classes(side: &Side<'_>, copies: &FxHashSet<usize>) -> FxHashMap<usize, usize> {
@@ -20,9 +20,9 @@ pub(crate) fn classes(side: &Side<'_>, copies: &FxHashSet<usize>) -> FxHashMap<u
     }
     let mut order: Vec<usize> = copies.iter().copied().collect();
     order.sort_unstable();
-    let tables = landing::of_build(&side.image);
-    let families: FxHashMap<usize, Family> = order.par_iter().map(|g| (*g, Family::of(side, *g))).collect();
-    let mut class = grouped(&order, |g| own_code(side, g, &tables).ok_or(g));
+    let tables = Landings::of_build(side);
+    let families: FxHashMap<usize, Family<'_>> = order.par_iter().map(|g| (*g, Family::of(side, *g))).collect();
+    let mut class = grouped(&order, |g| own_code(side, g, tables).ok_or(g));
     loop {
         let finer = grouped(&order, |g| (class[&g], leads(side, g, &families[&g], &class)));
         if finer == class {
@@ -38,21 +38,21 @@ fn grouped<K: Hash + Eq>(order: &[usize], key: impl Fn(usize) -> K) -> FxHashMap
 }
 
 /// A function's bytes without the fields that lead somewhere, and what it does when an exception passes; `None` if that names types.
-pub(crate) fn own_code(side: &Side<'_>, g: usize, tables: &landing::Tables<u64, u64>) -> Option<(Vec<u8>, String)> {
+pub(crate) fn own_code(side: &Side<'_>, g: usize, tables: Landings<'_>) -> Option<(Vec<u8>, String)> {
     let range = &side.ranges[g];
     let mut bytes = range.bytes.to_vec();
     for (at, step) in side.steps(g) {
         step.fields.iter().for_each(|field| bytes[at + field.at..at + field.at + field.width].fill(0));
     }
-    let cleanups = match tables.get(&range.address) {
+    let cleanups = match tables.get(range.address) {
         None => None,
-        Some(table) => Some(table.as_ref().ok()?.of_cleanups(range.address)?),
+        Some(table) => Some(table.ok()?.of_cleanups(range.address)?),
     };
     Some((bytes, format!("{cleanups:?}")))
 }
 
 /// Where each of its fields leads.
-fn leads(side: &Side<'_>, g: usize, family: &Family, class: &FxHashMap<usize, usize>) -> [u8; 32] {
+fn leads(side: &Side<'_>, g: usize, family: &Family<'_>, class: &FxHashMap<usize, usize>) -> [u8; 32] {
     let range = &side.ranges[g];
     let mut hash = Sha256::new();
     for field in side.steps(g).flat_map(|(_, step)| step.fields) {
@@ -65,7 +65,7 @@ fn leads(side: &Side<'_>, g: usize, family: &Family, class: &FxHashMap<usize, us
                 None => (2, [other as u64, inside], &[][..]),
             },
             // The labels of a jump table are the function's own.
-            None => match constant(side, target, field.usage).filter(|_| family.table(side, target).is_none()) {
+            None => match constant(side, target, field.usage).filter(|_| family.table(target).is_none()) {
                 Some(bytes) => (3, [bytes.len() as u64, 0], bytes),
                 None => (4, [target, 0], &[][..]),
             },
@@ -121,12 +121,12 @@ mod tests {
         assert!(built.expect("gcc can be run").success());
         let file = std::fs::read(&library).expect("it was built");
         let image = Image::read(&Build { image: &file, debug: None, mini: None }, "new").expect("it can be read");
-        let side = Side::new(image);
+        let side = Side::new(image, &Default::default());
         let copies: Vec<usize> =
             (0..side.ranges.len()).filter(|i| ["one", "two"].contains(&side.ranges[*i].name())).collect();
         let labels = |g: usize| {
             let table = side.steps(g).find_map(|(_, step)| Some(step.fields.first()?.target)).expect("it has a field");
-            let (_, labels) = Family::of(&side, g).table(&side, table).expect("it has a table");
+            let (_, labels) = Family::of(&side, g).table(table).expect("it has a table");
             labels.iter().map(|label| label - side.ranges[g].address).collect::<Vec<u64>>()
         };
         assert_eq!([labels(copies[0]), labels(copies[1])], [[16], [24]]);

@@ -73,9 +73,8 @@ impl Ground<'_, '_> {
     fn has_bytes_of(&self, offset: u64, g: usize, layout: &Layout) -> bool {
         let here = layout.bytes_from(SectionKind::Text, offset);
         self.new.steps(g).all(|(at, step)| {
-            let field = |i: usize| step.fields.iter().any(|f| (f.at..f.at + f.width).contains(&i));
             let bytes = &self.new.ranges[g].bytes[at..at + step.len()];
-            (0..bytes.len()).all(|i| field(i) || here.get(at + i) == Some(&bytes[i]))
+            (0..bytes.len()).all(|i| step.fields.cover(i) || here.get(at + i) == Some(&bytes[i]))
         })
     }
 
@@ -87,7 +86,7 @@ impl Ground<'_, '_> {
         self.new.steps(g).all(|(at, step)| {
             let at = offset + at as u64;
             let mine = code::step(base + at, layout.bytes_from(SectionKind::Text, at), self.new.image.fixed);
-            let fields = mine.iter().flat_map(|mine| &mine.fields).zip(&step.fields);
+            let fields = mine.iter().flat_map(|mine| mine.fields).zip(step.fields);
             fields.into_iter().all(|(mine, new)| match layout.place(mine.target) {
                 Place::Base(a) => self.may_lead((a, new.target, new.usage), within),
                 Place::Payload(SectionKind::Text, to) => match self.new.range_at(new.target) {

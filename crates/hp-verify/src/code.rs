@@ -30,18 +30,76 @@ pub(crate) struct Field {
     pub(crate) target: u64,
 }
 
+/// The fields of one instruction: a displacement and an immediate at most.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Fields(Option<Field>, Option<Field>);
+
+impl Fields {
+    fn push(&mut self, field: Field) {
+        *if self.0.is_none() { &mut self.0 } else { &mut self.1 } = Some(field);
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.iter().count()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Field> {
+        self.0.iter().chain(&self.1)
+    }
+
+    pub(crate) fn first(&self) -> Option<&Field> {
+        self.0.as_ref()
+    }
+
+    /// One of them covers a byte of the instruction.
+    pub(crate) fn cover(&self, at: usize) -> bool {
+        self.iter().any(|f| (f.at..f.at + f.width).contains(&at))
+    }
+}
+
+impl IntoIterator for Fields {
+    type Item = Field;
+    type IntoIter = std::iter::Chain<std::option::IntoIter<Field>, std::option::IntoIter<Field>>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_iter().chain(self.1)
+    }
+}
+
 /// A decoded instruction.
 #[derive(Clone, Debug)]
 pub(crate) struct Step {
     pub(crate) instruction: Instruction,
-    pub(crate) fields: Vec<Field>,
-    /// Where the immediate operand lies: offset and width.
-    pub(crate) immediate: Option<(usize, usize)>,
+    pub(crate) fields: Fields,
 }
 
 impl Step {
     pub(crate) fn len(&self) -> usize {
         self.instruction.len()
+    }
+
+    /// The fields of the instruction at `address` that begins `bytes`, if that is this one, whose own bytes begin `own`, but for
+    /// where it leads. `None` also where that is not seen without decoding it.
+    pub(crate) fn fields_elsewhere(&self, own: &[u8], bytes: &[u8], address: u64) -> Option<Fields> {
+        let (own, bytes) = (own.get(..self.len())?, bytes.get(..self.len())?);
+        let Some(field) = self.fields.first() else { return (own == bytes).then_some(self.fields) };
+        if self.fields.iter().all(|f| !f.relative) && own == bytes {
+            return Some(self.fields);
+        }
+        let narrow =
+            self.instruction.memory_base() == Register::EIP || self.instruction.op0_kind() == OpKind::NearBranch16;
+        let end = field.at + field.width;
+        let same = own[..field.at] == bytes[..field.at] && own[end..] == bytes[end..];
+        if !same || !field.relative || narrow || self.fields.1.is_some() {
+            return None;
+        }
+        let distance = match field.width {
+            1 => i64::from(bytes[field.at] as i8),
+            4 => i64::from(i32::from_le_bytes(bytes[field.at..end].try_into().ok()?)),
+            _ => return None,
+        };
+        let target = address.wrapping_add(self.len() as u64).wrapping_add_signed(distance);
+        Some(Fields(Some(Field { target, ..*field }), None))
     }
 
     /// Control never reaches what follows.
@@ -92,28 +150,43 @@ impl Step {
 /// Decodes the instruction at the start of `bytes`, which lies at `address`. `None` if it is none. Only
 /// with `absolute` are numbers that are not relative taken for fields.
 pub(crate) fn step(address: u64, bytes: &[u8], absolute: bool) -> Option<Step> {
-    let mut decoder = Decoder::with_ip(64, bytes, address, DecoderOptions::NONE);
+    next(&mut Decoder::with_ip(64, bytes, address, DecoderOptions::NONE), absolute)
+}
+
+/// Where the immediate operand of the instruction that is `bytes` lies: offset and width.
+pub(crate) fn immediate(bytes: &[u8]) -> Option<(usize, usize)> {
+    let mut decoder = Decoder::with_ip(64, bytes, 0, DecoderOptions::NONE);
+    let instruction = decoder.decode();
+    let offsets = decoder.get_constant_offsets(&instruction);
+    let has = !is_near_branch(&instruction) && offsets.has_immediate();
+    has.then(|| (offsets.immediate_offset(), offsets.immediate_size()))
+}
+
+fn next(decoder: &mut Decoder<'_>, absolute: bool) -> Option<Step> {
     let instruction = decoder.decode();
     if instruction.is_invalid() {
         return None;
     }
-    let offsets = decoder.get_constant_offsets(&instruction);
-    let immediate = offsets.has_immediate().then(|| (offsets.immediate_offset(), offsets.immediate_size()));
-    let mut fields = Vec::new();
+    let mut fields = Fields::default();
     if is_near_branch(&instruction) {
         let width = branch_width(&instruction);
         let at = instruction.len() - width;
         let target = instruction.near_branch_target();
         fields.push(Field { at, width, relative: true, usage: Use::Branch, target });
-        return Some(Step { instruction, fields, immediate: None });
+        return Some(Step { instruction, fields });
     }
+    let relative = instruction.is_ip_rel_memory_operand();
+    if !relative && !absolute {
+        return Some(Step { instruction, fields });
+    }
+    let offsets = decoder.get_constant_offsets(&instruction);
     let memory = (0..instruction.op_count()).any(|i| instruction.op_kind(i) == OpKind::Memory);
     let thread_local = instruction.segment_prefix() == Register::FS;
     let (at, width) = (offsets.displacement_offset(), offsets.displacement_size());
-    if memory && instruction.is_ip_rel_memory_operand() {
+    if memory && relative {
         let target = instruction.ip_rel_memory_address();
         fields.push(Field { at, width, relative: true, usage: memory_use(&instruction), target });
-    } else if memory && absolute && !thread_local && width >= 4 {
+    } else if memory && !thread_local && width >= 4 {
         let indexed = instruction.memory_base() != Register::None || instruction.memory_index() != Register::None;
         let usage = if indexed { Use::Address } else { memory_use(&instruction) };
         let target = instruction.memory_displacement64();
@@ -122,26 +195,27 @@ pub(crate) fn step(address: u64, bytes: &[u8], absolute: bool) -> Option<Step> {
     // Nobody does these with 32 bits of an address.
     use Mnemonic::{And, Cmp, Imul, Or, Test, Xor};
     let number = matches!(instruction.mnemonic(), And | Or | Xor | Test | Cmp | Imul);
-    if let Some((at, width)) = immediate.filter(|_| absolute) {
+    if absolute && offsets.has_immediate() {
         let target = (0..instruction.op_count()).find_map(|i| match instruction.op_kind(i) {
             OpKind::Immediate32 => (!number).then(|| u64::from(instruction.immediate32())),
             OpKind::Immediate32to64 => Some(instruction.immediate32to64() as u64),
             OpKind::Immediate64 => Some(instruction.immediate64()),
             _ => None,
         });
-        fields.extend(target.map(|target| Field { at, width, relative: false, usage: Use::Address, target }));
+        let (at, width) = (offsets.immediate_offset(), offsets.immediate_size());
+        if let Some(target) = target {
+            fields.push(Field { at, width, relative: false, usage: Use::Address, target });
+        }
     }
-    Some(Step { instruction, fields, immediate })
+    Some(Step { instruction, fields })
 }
 
 /// All instructions of `bytes`; ends early at bytes that are none.
 pub(crate) fn steps(address: u64, bytes: &[u8], absolute: bool) -> impl Iterator<Item = (usize, Step)> {
-    let mut at = 0;
+    let mut decoder = Decoder::with_ip(64, bytes, address, DecoderOptions::NONE);
     std::iter::from_fn(move || {
-        let rest = bytes.get(at..).filter(|r| !r.is_empty())?;
-        let step = step(address + at as u64, rest, absolute)?;
-        let here = at;
-        at += step.len();
+        let here = decoder.position();
+        let step = if decoder.can_decode() { next(&mut decoder, absolute) } else { None }?;
         Some((here, step))
     })
 }

@@ -15,7 +15,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use crate::alike::own_code;
 use crate::entities::{Family, Side};
 use crate::ground::Ground;
-use crate::landing;
+use crate::landing::Landings;
 use crate::rust;
 
 /// Pairs of one kind that are compared at most.
@@ -26,15 +26,15 @@ type Group = (Vec<usize>, Vec<usize>);
 
 /// The groups of two builds, whatever its functions are paired with.
 #[derive(Debug, Default)]
-pub(crate) struct Candidates {
+pub(crate) struct Candidates<'s> {
     groups: Vec<Group>,
-    old: FxHashMap<usize, Family>,
-    new: FxHashMap<usize, Family>,
+    old: FxHashMap<usize, Family<'s>>,
+    new: FxHashMap<usize, Family<'s>>,
 }
 
-impl Candidates {
-    fn new(old: &Side<'_>, new: &Side<'_>, groups: Vec<Group>) -> Candidates {
-        let families = |side: &Side<'_>, members: BTreeSet<usize>| -> FxHashMap<usize, Family> {
+impl<'s> Candidates<'s> {
+    fn new(old: &'s Side<'s>, new: &'s Side<'s>, groups: Vec<Group>) -> Candidates<'s> {
+        let families = |side: &'s Side<'s>, members: BTreeSet<usize>| -> FxHashMap<usize, Family<'s>> {
             members.into_par_iter().map(|i| (i, Family::of(side, i))).collect()
         };
         Candidates {
@@ -49,15 +49,15 @@ impl Candidates {
     }
 }
 
-impl Ground<'_, '_> {
+impl<'g> Ground<'g, '_> {
     /// The functions that [`Ground::find_copies`] looks at.
-    pub(crate) fn candidates(&self) -> Candidates {
+    pub(crate) fn candidates(&self) -> Candidates<'g> {
         Candidates::new(self.old, self.new, self.groups())
     }
 
     /// Finds the pairs of old and new functions that do the same though neither is the other's twin. An old one that the patch
     /// replaces is none of them: whoever calls it gets what its twin does.
-    pub(crate) fn find_copies(&mut self, candidates: &Candidates) {
+    pub(crate) fn find_copies(&mut self, candidates: &Candidates<'_>) {
         let (old, new) = (&candidates.old, &candidates.new);
         self.copies = candidates.pairs().filter(|&(f, g)| self.pairs.ranges.new_of(f) != Some(g)).collect();
         loop {
@@ -125,8 +125,8 @@ fn of_rust(side: &Side<'_>) -> Vec<usize> {
 
 /// These functions with their code, but for those whose exception tables name types.
 fn codes(side: &Side<'_>, functions: Vec<usize>) -> Vec<((Vec<u8>, String), usize)> {
-    let tables = landing::of_build(&side.image);
-    functions.into_par_iter().filter_map(|i| Some((own_code(side, i, &tables)?, i))).collect()
+    let tables = Landings::of_build(side);
+    functions.into_par_iter().filter_map(|i| Some((own_code(side, i, tables)?, i))).collect()
 }
 
 fn names(side: &Side<'_>, i: usize) -> BTreeSet<String> {

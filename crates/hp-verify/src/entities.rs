@@ -1,15 +1,16 @@
 //! The named things of a build: ranges of code, data objects, markers; and where anything refers to.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::OnceLock;
 
 use rayon::prelude::*;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::ahead::Meant;
 use crate::code::{self, Use};
-use crate::derived::Derived;
 use crate::image::{Image, Section, Symbol, SymbolType, Word};
-use crate::moved::Contents;
+use crate::scan::{self, Scan};
+use crate::unwind::Entries;
 use crate::{rust, templates, unnamed};
 
 /// One contiguous piece of code: a function, or a part of one that was moved away (`.cold`).
@@ -73,6 +74,8 @@ const BEFORE: u64 = 32;
 #[derive(Debug)]
 pub(crate) struct Side<'a> {
     pub(crate) image: Image<'a>,
+    /// What unwinders know of its code.
+    pub(crate) entries: Entries<'a>,
     /// Ordered by address.
     pub(crate) ranges: Vec<Range<'a>>,
     /// Parts of each entry, itself first, by index of the entry.
@@ -86,17 +89,20 @@ pub(crate) struct Side<'a> {
     pub(crate) tables: BTreeSet<u64>,
     /// Data in writable sections that is only copied from: start and end, ordered.
     templates: Vec<(u64, u64)>,
-    pub(crate) contents: Contents<'a>,
+    /// Each place that was watched and that code or a word leads to, and where from.
+    pub(crate) incoming: BTreeMap<u64, u64>,
 }
 
 /// Where a table of distances begins, and where its entries lead.
 type Table = (u64, Vec<u64>);
 
 impl<'a> Side<'a> {
-    pub(crate) fn new(image: Image<'a>) -> Side<'a> {
+    /// Reads a build. What leads to places inside of `watched`, ordered ranges of addresses, is remembered.
+    pub(crate) fn new(image: Image<'a>, watched: &BTreeMap<u64, u64>) -> Side<'a> {
         let (objects, markers) = objects(&image);
         let mut ranges = ranges(&image);
-        let unnamed = if image.stripped { unnamed::add(&image, &mut ranges) } else { BTreeSet::new() };
+        let entries = Entries::of_build(&image);
+        let unnamed = if image.stripped { unnamed::add(&image, &entries, &mut ranges) } else { BTreeSet::new() };
         let mut parents = cold_parents(&ranges);
         if image.stripped {
             unnamed::find_parents(&image, &ranges, &unnamed, &mut parents);
@@ -104,6 +110,7 @@ impl<'a> Side<'a> {
         let parts = attach_parts(&mut ranges, parents);
         let mut side = Side {
             image,
+            entries,
             ranges,
             parts,
             objects,
@@ -111,17 +118,21 @@ impl<'a> Side<'a> {
             borders: Vec::new(),
             tables: BTreeSet::new(),
             templates: Vec::new(),
-            contents: Contents::default(),
+            incoming: BTreeMap::new(),
         };
-        side.borders = side.find_borders();
-        let (tables, texts) = side.calculated_places();
+        let inside = |a: u64| watched.range(..a).next_back().is_some_and(|(_, end)| a < *end);
+        let scan = |range| scan::range(&side, range, &inside);
+        let scans: Vec<Scan> = (0..side.ranges.len()).into_par_iter().map(scan).collect();
+        side.incoming = side.find_incoming(&scans, &inside);
+        side.borders = side.find_borders(&scans);
+        let (tables, texts) = side.calculated_places(&scans);
         side.tables = tables;
         if !texts.is_empty() {
             side.borders.extend(texts);
             side.borders.par_sort_unstable();
             side.borders.dedup();
         }
-        side.templates = templates::find(&side);
+        side.templates = templates::find(&side, &scans);
         side
     }
 
@@ -218,30 +229,18 @@ impl<'a> Side<'a> {
 
     /// Where all tables of distances begin, and where constants begin that nothing but a calculation leads to: by the entries
     /// of such tables, back from the end of a text, or from an address before it.
-    fn calculated_places(&self) -> (BTreeSet<u64>, Vec<u64>) {
-        let of_range = |r: usize| {
-            let (mut reads, mut places) = (code::Distances::default(), Vec::new());
-            let (mut derived, mut starts) = (Derived::new(), Vec::new());
-            let mut odd = Vec::new();
-            for (at, step) in self.steps(r) {
-                let here = self.ranges[r].address + at as u64;
-                let addresses = step.fields.iter().filter(|f| f.usage == Use::Address).map(|f| f.target);
-                odd.extend(addresses.filter(|n| self.is_odd(*n)).map(|n| (here, n)));
-                reads.see(&step);
-                let made = step.fields.iter().find(|f| f.usage == Use::Address).map(|f| f.target);
-                let back = derived.see(&step, made).into_iter().filter(|b| self.is_end_of_text(b.from, b.bytes));
-                starts.extend(back.map(|b| b.from - b.bytes));
-                places.extend(step.fields.iter().filter(|f| f.usage == Use::Address).map(|f| f.target));
-            }
-            starts.extend(odd.into_iter().filter_map(|(here, n)| match self.meant(r, here, n) {
+    fn calculated_places(&self, scans: &[Scan]) -> (BTreeSet<u64>, Vec<u64>) {
+        let of_range = |(r, scan): (usize, &Scan)| {
+            let odd = scan.odd.iter().filter(|(_, n)| self.ahead(*n).is_some());
+            let ahead = odd.filter_map(|(here, n)| match self.meant(r, *here, *n) {
                 Meant::There(start) => Some(start),
                 _ => None,
-            }));
-            places.retain(|_| reads.found());
-            let tables = places.into_iter().filter_map(|at| Some((at, self.distances(at)?)));
-            (tables.collect::<Vec<_>>(), starts)
+            });
+            let starts: Vec<u64> = scan.texts.iter().copied().chain(ahead).collect();
+            let tables: Vec<Table> = scan.places.iter().filter_map(|at| Some((*at, self.distances(*at)?))).collect();
+            (tables, starts)
         };
-        let found: Vec<(Vec<Table>, Vec<u64>)> = (0..self.ranges.len()).into_par_iter().map(of_range).collect();
+        let found: Vec<(Vec<Table>, Vec<u64>)> = scans.par_iter().enumerate().map(of_range).collect();
         let tables = found.iter().flat_map(|(tables, _)| tables.iter().map(|t| t.0)).collect();
         let entries = |(tables, starts): (Vec<Table>, Vec<u64>)| {
             tables.into_iter().flat_map(|t| t.1).chain(starts).collect::<Vec<_>>()
@@ -271,12 +270,17 @@ impl<'a> Side<'a> {
         (found.len() > 1 && padded).then_some(found)
     }
 
-    fn find_borders(&self) -> Vec<u64> {
-        let in_data = |a: &u64| self.image.section_at(*a).is_some_and(|s| !s.code);
-        let from_code = (0..self.ranges.len()).into_par_iter().flat_map_iter(|r| {
-            self.steps(r).flat_map(|(_, s)| s.fields).map(|f| f.target).filter(in_data).collect::<Vec<u64>>()
+    fn find_incoming(&self, scans: &[Scan], inside: &dyn Fn(u64) -> bool) -> BTreeMap<u64, u64> {
+        let from_words = self.image.words.iter().filter_map(|(at, word)| match word {
+            Word::Address(a) | Word::Resolver(a) => Some((*a, *at)),
+            _ => None,
         });
-        let mut all: Vec<u64> = from_code.collect();
+        let from_code = scans.iter().flat_map(|scan| scan.watched.iter().copied());
+        from_code.chain(from_words.filter(|(a, _)| inside(*a))).collect()
+    }
+
+    fn find_borders(&self, scans: &[Scan]) -> Vec<u64> {
+        let mut all: Vec<u64> = scans.iter().flat_map(|scan| &scan.data).copied().collect();
         all.extend(self.image.words.values().filter_map(|w| match w {
             Word::Address(a) => Some(*a),
             _ => None,
@@ -312,51 +316,85 @@ impl Side<'_> {
     }
 }
 
-/// What one function refers to, and where its instructions begin.
-#[derive(Debug, Default)]
-pub(crate) struct Family {
+/// What one function refers to, and where its instructions begin; found when it is asked for.
+#[derive(Debug)]
+pub(crate) struct Family<'s> {
+    side: &'s Side<'s>,
     /// The range that enters it.
     pub(crate) entry: usize,
-    /// Every instruction's address.
-    pub(crate) starts: FxHashSet<u64>,
-    /// Data that it refers to.
-    pub(crate) targets: Vec<(u64, Use)>,
-    /// It jumps through a register or a table.
-    pub(crate) computed: bool,
+    known: OnceLock<Known>,
 }
 
-impl Family {
-    pub(crate) fn of(side: &Side<'_>, range: usize) -> Family {
-        let mut family = Family { entry: side.ranges[range].parent, ..Family::default() };
-        for part in side.family(range) {
-            let base = side.ranges[*part].address;
-            for (at, step) in side.steps(*part) {
-                family.starts.insert(base + at as u64);
-                family.computed |= step.is_computed_jump();
-                let data = step.fields.iter().filter(|f| f.usage != Use::Branch);
-                family.targets.extend(data.map(|f| (f.target, f.usage)));
+#[derive(Debug, Default)]
+struct Known {
+    /// Every instruction's address. Ordered.
+    starts: Vec<u64>,
+    /// Data that it refers to. Ordered.
+    targets: Vec<(u64, Use)>,
+    /// It jumps through a register or a table.
+    computed: bool,
+}
+
+impl<'s> Family<'s> {
+    pub(crate) fn of(side: &'s Side<'s>, range: usize) -> Family<'s> {
+        Family { side, entry: side.ranges[range].parent, known: OnceLock::new() }
+    }
+
+    fn known(&self) -> &Known {
+        self.known.get_or_init(|| {
+            let mut known = Known::default();
+            for part in self.side.family(self.entry) {
+                let base = self.side.ranges[*part].address;
+                for (at, step) in self.side.steps(*part) {
+                    known.starts.push(base + at as u64);
+                    known.computed |= step.is_computed_jump();
+                    let data = step.fields.iter().filter(|f| f.usage != Use::Branch);
+                    known.targets.extend(data.map(|f| (f.target, f.usage)));
+                }
             }
-        }
-        family.targets.sort_unstable_by_key(|t| t.0);
-        family
+            known.starts.sort_unstable();
+            known.targets.sort_unstable();
+            known
+        })
+    }
+
+    /// One of its instructions begins there.
+    pub(crate) fn has_instruction(&self, address: u64) -> bool {
+        self.known().starts.binary_search(&address).is_ok()
+    }
+
+    /// It jumps through a register or a table.
+    pub(crate) fn jumps_by_table(&self) -> bool {
+        self.known().computed
+    }
+
+    /// Each place in data that it refers to, and how.
+    pub(crate) fn targets(&self) -> &[(u64, Use)] {
+        &self.known().targets
+    }
+
+    /// It makes this address.
+    pub(crate) fn makes(&self, address: u64) -> bool {
+        self.known().targets.binary_search(&(address, Use::Address)).is_ok()
     }
 
     /// The function refers to a place in `start..end`.
     pub(crate) fn uses(&self, start: u64, end: u64) -> bool {
-        let first = self.targets.partition_point(|t| t.0 < start);
-        self.targets.get(first).is_some_and(|t| t.0 < end)
+        let first = self.targets().partition_point(|t| t.0 < start);
+        self.targets().get(first).is_some_and(|t| t.0 < end)
     }
 
     /// The next place behind `address` that the function refers to.
     fn next_use(&self, address: u64) -> u64 {
-        self.targets.get(self.targets.partition_point(|t| t.0 <= address)).map_or(u64::MAX, |t| t.0)
+        self.targets().get(self.targets().partition_point(|t| t.0 <= address)).map_or(u64::MAX, |t| t.0)
     }
 
     /// The labels of the jump table at `address`, if that is one: entries that lead to instructions of the
     /// function, as distances of 32 bits from the table or as addresses of 64 bits. Gives the entries' width, too.
-    pub(crate) fn table(&self, side: &Side<'_>, address: u64) -> Option<(u64, Vec<u64>)> {
+    pub(crate) fn table(&self, address: u64) -> Option<(u64, Vec<u64>)> {
+        let side = self.side;
         let constant = side.image.section_at(address).is_some_and(|s| s.is_constant() && !s.code);
-        if !self.computed || !constant {
+        if !constant || !self.jumps_by_table() {
             return None;
         }
         let distance = |i: u64| {
@@ -370,7 +408,7 @@ impl Family {
         let end = self.next_use(address);
         let run = |width: u64, entry: &dyn Fn(u64) -> Option<u64>| -> Vec<u64> {
             let inside = (0..).take_while(|i| address + width * (i + 1) <= end);
-            inside.map_while(entry).take_while(|t| self.starts.contains(t)).collect()
+            inside.map_while(entry).take_while(|t| self.has_instruction(*t)).collect()
         };
         [(4, run(4, &distance)), (8, run(8, &absolute))].into_iter().find(|(_, labels)| !labels.is_empty())
     }

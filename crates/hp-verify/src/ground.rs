@@ -12,6 +12,7 @@ use crate::code::{Field, Use};
 use crate::entities::{DataObject, Family, Side};
 use crate::image::{Image, SymbolType, Word};
 use crate::loops;
+use crate::moved::Contents;
 use crate::pairs::{Pairs, numbered, quiet};
 use crate::report::Kind;
 use crate::rust;
@@ -40,8 +41,8 @@ pub(crate) type Answer = Result<Kind, Doubt>;
 /// In which pair of functions a reference is.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Within<'w> {
-    pub(crate) old: Option<&'w Family>,
-    pub(crate) new: Option<&'w Family>,
+    pub(crate) old: Option<&'w Family<'w>>,
+    pub(crate) new: Option<&'w Family<'w>>,
     /// It belongs to the patch, not to unchanged code: everything about it must be certain.
     pub(crate) patch: bool,
     /// Start-up code of the compiler, which means the linker's symbols.
@@ -88,6 +89,8 @@ pub(crate) struct Ground<'g, 'a> {
     pub(crate) silent: FxHashSet<usize>,
     /// New objects that debug information knows as a static local of a function.
     pub(crate) identified: FxHashSet<usize>,
+    /// What constants without a name contain, in either build.
+    pub(crate) contents: [Contents<'a>; 2],
 }
 
 /// How deep constants without a name may lead into one another.
@@ -106,6 +109,7 @@ impl<'g, 'a> Ground<'g, 'a> {
             changed: FxHashSet::default(),
             silent: FxHashSet::default(),
             identified: FxHashSet::default(),
+            contents: Default::default(),
         }
     }
 
@@ -508,8 +512,7 @@ impl<'g, 'a> Ground<'g, 'a> {
         // What the old function of the same name means, at the same offset.
         let meant = |r: &&(usize, i64)| {
             let place = self.mapped(**r);
-            within.old.is_some_and(|f| place.is_some_and(|p| f.targets.contains(&(p, Use::Address))))
-                && (is_inside(r) || in_both(r) && !begins())
+            within.old.is_some_and(|f| place.is_some_and(|p| f.makes(p))) && (is_inside(r) || in_both(r) && !begins())
         };
         let mut common = readings.iter().filter(|r| r.1 >= 0).filter(meant);
         if let (Some(only), None) = (common.next(), common.next()) {
@@ -544,7 +547,7 @@ impl<'g, 'a> Ground<'g, 'a> {
             return self.same_content((a, n), size, within, depth).map(|()| Kind::Literal);
         }
         if let Some(family) = within.new
-            && let Some(table) = family.table(self.new, n)
+            && let Some(table) = family.table(n)
         {
             return self.same_table(a, &table, within);
         }
@@ -732,10 +735,10 @@ impl<'g, 'a> Ground<'g, 'a> {
 
 /// A value in an image with a fixed address that leads nowhere, or into the middle of a function that is not the
 /// one that has it.
-pub(crate) fn is_number(side: &Side<'_>, own: Option<&Family>, value: u64) -> bool {
+pub(crate) fn is_number(side: &Side<'_>, own: Option<&Family<'_>>, value: u64) -> bool {
     match side.range_at(value) {
         Some((_, 0)) => false,
-        Some(_) => own.is_some_and(|f| !f.starts.contains(&value)),
+        Some(_) => own.is_some_and(|f| !f.has_instruction(value)),
         None => !leads_somewhere(side, value),
     }
 }

@@ -10,12 +10,13 @@ use gimli::{EndianSlice, LittleEndian, Reader};
 use hp_pack::{Place as SymbolPlace, SectionKind};
 
 use crate::code::Use;
+use crate::entities::Side;
 use crate::ground::{Doubt, Within};
 use crate::image::{Image, Word};
 use crate::overlay::{Layout, Place};
 use crate::report::{Fault, Kind};
 use crate::thunk::Piece;
-use crate::unwind;
+use crate::unwind::{self, Entries};
 use crate::walk::Walk;
 
 type Slice<'d> = EndianSlice<'d, LittleEndian>;
@@ -51,13 +52,21 @@ struct Pointer<A> {
 /// By the start of the code: the table, or why it cannot be read.
 pub(crate) type Tables<K, A> = BTreeMap<K, Result<Table<A>, String>>;
 
-/// The tables of a build, by link-time address.
-pub(crate) fn of_build(image: &Image<'_>) -> Tables<u64, u64> {
-    let Some(section) = image.sections.iter().find(|s| s.name == ".eh_frame") else { return BTreeMap::new() };
-    let rows = unwind::read(section.address, section.data).0;
-    let with_table =
-        rows.into_iter().filter_map(|(start, rows)| Some((start, rows.exceptions.filter(|a| *a != 0)?, rows)));
-    with_table.map(|(start, at, rows)| (start, read(image.bytes_from(at), at, start, &rows))).collect()
+/// The tables of a build, which are read where they are asked for.
+#[derive(Clone, Copy)]
+pub(crate) struct Landings<'w>(&'w Side<'w>);
+
+impl<'w> Landings<'w> {
+    pub(crate) fn of_build(side: &'w Side<'w>) -> Landings<'w> {
+        Landings(side)
+    }
+
+    /// The table of the code that begins at a link-time address, or why it cannot be read.
+    pub(crate) fn get(&self, start: u64) -> Option<Result<Table<u64>, String>> {
+        let rows = self.0.entries.get(start)?;
+        let at = rows.exceptions.filter(|a| *a != 0)?;
+        Some(read(self.0.image.bytes_from(at), at, start, &rows))
+    }
 }
 
 /// The tables of the patch, the same in every layout.
@@ -71,9 +80,10 @@ pub(crate) fn of_patch(layouts: &[Layout]) -> Result<Tables<Place, Place>, Fault
 
 fn in_layout(layout: &Layout) -> Tables<Place, Place> {
     let Some(address) = layout.address(SectionKind::EhFrame) else { return BTreeMap::new() };
-    let rows = unwind::read(address, layout.bytes_from(SectionKind::EhFrame, 0)).0;
+    let entries = Entries::read(address, layout.bytes_from(SectionKind::EhFrame, 0));
     let mut found = BTreeMap::new();
-    for (start, rows) in rows {
+    for (start, rows) in entries.all() {
+        let Ok(rows) = rows else { continue };
         let Some(at) = rows.exceptions.filter(|a| *a != 0) else { continue };
         let table = match layout.place(at) {
             Place::Payload(SectionKind::ExceptTable, offset) if offset >= 0 => {
@@ -254,7 +264,7 @@ impl Walk<'_, '_, '_> {
     pub(crate) fn walk_landings(&mut self, start: u64, range: usize) {
         let new = &self.ground.new.ranges[range];
         let mine = self.landings.0.remove(&Place::Payload(SectionKind::Text, start as i64));
-        let theirs = self.landings.1.get(&new.address).cloned();
+        let theirs = self.landings.1.get(new.address);
         let problem = match (mine, theirs) {
             (None, None) => return,
             (Some(Ok(mine)), Some(Ok(theirs))) => self.same_landings(&mine, &theirs),
@@ -328,15 +338,12 @@ impl Walk<'_, '_, '_> {
         &mut self,
         start: u64,
         pieces: &[Piece],
-        old: &Tables<u64, u64>,
+        old: Landings<'_>,
     ) -> Result<(), String> {
         let mine = self.landings.0.remove(&Place::Payload(SectionKind::Thunks, start as i64)).transpose()?;
         let function = pieces.first().and_then(|p| self.ground.old.range_at(p.old_address));
         let function = function.map_or(0, |(f, _)| self.ground.old.ranges[f].address);
-        let theirs = match old.get(&function) {
-            Some(table) => Some(table.clone()?),
-            None => None,
-        };
+        let theirs = old.get(function).transpose()?;
         let Some(theirs) = theirs else {
             return if mine.is_none() {
                 Ok(())

@@ -107,7 +107,7 @@ mod tests {
     fn are_rust(file: &Path, names: &[&str]) -> Vec<bool> {
         let file = std::fs::read(file).expect("it was built");
         let image = Image::read(&Build { image: &file, debug: None, mini: None }, "new").expect("it can be read");
-        let side = Side::new(image);
+        let side = Side::new(image, &Default::default());
         let range = |name: &&str| side.ranges.iter().find(|r| r.names.contains(name)).expect("it is there");
         names.iter().map(|name| range(name).rust).collect()
     }

@@ -58,6 +58,7 @@ mod pairs;
 mod report;
 mod rows;
 mod rust;
+mod scan;
 mod slotted;
 mod statics;
 mod templates;
@@ -69,6 +70,8 @@ mod walk;
 mod whole;
 
 pub use report::{Fault, Kind, Proof, Report};
+
+use std::collections::BTreeMap;
 
 use entities::Side;
 use ground::{Ground, Replaced};
@@ -128,7 +131,8 @@ pub fn verify(patch: &Patch, old: &Build<'_>, new: &Build<'_>, scope: Scope) -> 
             return Ok(Report { faults, ..Report::default() });
         }
     };
-    let sides = rayon::join(|| Side::new(images.0), || Side::new(images.1));
+    let sites = thunk::sites(patch);
+    let sides = rayon::join(|| Side::new(images.0, &sites), || Side::new(images.1, &BTreeMap::new()));
     let (old_side, new_side) = (&sides.0, &sides.1);
     let replaced = patch.functions.iter().map(|r| Replaced {
         start: r.old_address,

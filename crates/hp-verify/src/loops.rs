@@ -12,7 +12,7 @@ use crate::entities::{Family, Side};
 const AROUND: usize = 8;
 
 /// True if all that a function makes of `address` is what loops end with.
-pub(crate) fn end_with(side: &Side<'_>, function: &Family, address: u64) -> bool {
+pub(crate) fn end_with(side: &Side<'_>, function: &Family<'_>, address: u64) -> bool {
     let mut any = false;
     for part in side.family(function.entry) {
         let code: Vec<Step> = side.steps(*part).map(|(_, step)| step).collect();

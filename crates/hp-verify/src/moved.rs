@@ -26,21 +26,23 @@ struct Known<'a> {
     behind: FxHashSet<&'a [u8]>,
 }
 
-impl<'a> Side<'a> {
-    fn known(&self) -> &Known<'a> {
-        self.contents.0.get_or_init(|| {
-            let unnamed = |at: &u64| self.is_plain(*at, 1) && self.object_at(*at).is_none();
+impl<'a> Contents<'a> {
+    fn known(&self, side: &Side<'a>) -> &Known<'a> {
+        self.0.get_or_init(|| {
+            let unnamed = |at: &u64| side.is_plain(*at, 1) && side.object_at(*at).is_none();
             let literal = |at: &u64| {
-                let bytes = self.literal(*at);
-                self.is_plain(*at, bytes.len() as u64).then_some(bytes)
+                let bytes = side.literal(*at);
+                side.is_plain(*at, bytes.len() as u64).then_some(bytes)
             };
             let whole: FxHashSet<&[u8]> =
-                self.borders.par_iter().filter(|at| unnamed(at)).filter_map(literal).collect();
+                side.borders.par_iter().filter(|at| unnamed(at)).filter_map(literal).collect();
             let behind = whole.iter().flat_map(|bytes| texts(&bytes[text_length(bytes)..])).collect();
             Known { whole, behind }
         })
     }
+}
 
+impl<'a> Side<'a> {
     /// Constant data in which no word is filled by the dynamic linker.
     fn is_plain(&self, at: u64, size: u64) -> bool {
         let constant = self.image.section_at(at).is_some_and(|s| s.is_constant() && !s.code && !s.is_slots());
@@ -60,29 +62,37 @@ fn texts(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
     bytes.split(|b| *b == 0).filter(|text| !text.is_empty())
 }
 
-impl Ground<'_, '_> {
+impl<'a> Ground<'_, 'a> {
+    fn known_of_old(&self) -> &Known<'a> {
+        self.contents[0].known(self.old)
+    }
+
+    fn known_of_new(&self) -> &Known<'a> {
+        self.contents[1].known(self.new)
+    }
+
     /// The same text begins in both builds, and what lies behind it there lies behind other texts in the other build.
     pub(crate) fn same_text_elsewhere(&self, a: u64, n: u64) -> bool {
         let (Some((x, rest)), Some((y, other))) = (self.old.text_and_rest(a), self.new.text_and_rest(n)) else {
             return false;
         };
-        let known = |side: &Side<'_>, rest| texts(rest).all(|text| side.known().behind.contains(text));
-        x == y && rest != other && known(self.new, rest) && known(self.old, other)
+        let known = |side: &Known<'_>, rest| texts(rest).all(|text| side.behind.contains(text));
+        x == y && rest != other && known(self.known_of_new(), rest) && known(self.known_of_old(), other)
     }
 
     /// The same constant, not empty, lies at two addresses, and both builds have all constants that begin shortly behind them.
     pub(crate) fn same_neighbours(&self, a: u64, n: u64, within: Within<'_>) -> bool {
-        let known = |here: &Side<'_>, address: u64, there: &Side<'_>| {
+        let known = |here: &Side<'_>, address: u64, there: &Known<'_>| {
             let starts = here.ahead(address).map(|found| found.0).unwrap_or_default();
             starts.into_iter().all(|at| {
                 let bytes = here.literal(at);
-                here.is_plain(at, bytes.len() as u64) && there.known().whole.contains(bytes)
+                here.is_plain(at, bytes.len() as u64) && there.whole.contains(bytes)
             })
         };
         self.new.is_constant(n)
             && self.new.literal(n).iter().any(|b| *b != 0)
             && self.same(a, n, crate::code::Use::Address, within).is_ok()
-            && known(self.old, a, self.new)
-            && known(self.new, n, self.old)
+            && known(self.old, a, self.known_of_new())
+            && known(self.new, n, self.known_of_old())
     }
 }

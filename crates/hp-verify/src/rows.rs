@@ -5,22 +5,18 @@ use std::collections::BTreeMap;
 
 use hp_pack::SectionKind;
 
-use crate::landing;
+use crate::landing::Landings;
 use crate::overlay::{Layout, Place};
 use crate::report::Fault;
 use crate::slotted::Apart;
 use crate::thunk::{Piece, Records};
-use crate::unwind::{self, Rows};
+use crate::unwind::{Entries, Rows};
 use crate::walk::Walk;
 
 impl Walk<'_, '_, '_> {
     /// Checks the rows of everything that the walk has found.
     pub(crate) fn check_rows(&mut self, records: &Records) {
-        let section = |side: &crate::entities::Side<'_>| {
-            let found = side.image.sections.iter().find(|s| s.name == ".eh_frame");
-            found.map_or_else(BTreeMap::new, |s| unwind::read(s.address, s.data).0)
-        };
-        let (old, new) = (section(self.ground.old), section(self.ground.new));
+        let (old, new) = (&self.ground.old.entries, &self.ground.new.entries);
         let mut rows = match self.patch_rows() {
             Ok(rows) => rows,
             Err(fault) => return self.faults.push(fault),
@@ -29,8 +25,8 @@ impl Walk<'_, '_, '_> {
         for (start, twin) in self.code.clone() {
             let range = &self.ground.new.ranges[twin.range];
             let place = Place::Payload(SectionKind::Text, start as i64);
-            match (rows.remove(&place), new.get(&range.address)) {
-                (Some(mine), Some(theirs)) => match differ(&mine, theirs, twin.end - start) {
+            match (rows.remove(&place), new.get(range.address)) {
+                (Some(mine), Some(theirs)) => match differ(&mine, &theirs, twin.end - start) {
                     None => self.proof.unwind_rows += mine.rows.len(),
                     Some(what) => faults.push(Fault::new("unwind", range.name(), what)),
                 },
@@ -49,10 +45,10 @@ impl Walk<'_, '_, '_> {
             for branch in branches {
                 let theirs = self.ground.new.range_at(branch).and_then(|(range, _)| {
                     let range = &self.ground.new.ranges[range];
-                    new.get(&range.address)?.at(branch - range.address)
+                    new.get(range.address)?.at(branch - range.address).cloned()
                 });
                 let mine = row.as_ref().map(|r| r.at(0).filter(|_| r.rows.len() == 1));
-                if mine != theirs.map(Some) {
+                if mine != theirs.as_ref().map(Some) {
                     faults.push(Fault::new(
                         "unwind",
                         format!(".text+{at:#x}"),
@@ -64,18 +60,18 @@ impl Walk<'_, '_, '_> {
         }
         for (at, apart) in &self.apart {
             let row = rows.remove(&Place::Payload(SectionKind::Text, *at as i64));
-            match self.apart_rows(row, apart, &new) {
+            match self.apart_rows(row, apart, new) {
                 Ok(count) => self.proof.unwind_rows += count,
                 Err(what) => faults.push(Fault::new("unwind", format!(".text+{at:#x}"), what)),
             }
         }
-        let tables = landing::of_build(&self.ground.old.image);
+        let tables = Landings::of_build(self.ground.old);
         for (start, pieces) in &records.thunks {
-            if let Err(what) = self.check_thunk_landings(*start, pieces, &tables) {
+            if let Err(what) = self.check_thunk_landings(*start, pieces, tables) {
                 faults.push(Fault::new("unwind", format!(".text.hpatch.thunks+{start:#x}"), what));
             }
             let place = Place::Payload(SectionKind::Thunks, *start as i64);
-            match self.thunk_rows(rows.remove(&place), &old, pieces) {
+            match self.thunk_rows(rows.remove(&place), old, pieces) {
                 Ok(count) => self.proof.unwind_rows += count,
                 Err(what) => faults.push(Fault::new("unwind", format!(".text.hpatch.thunks+{start:#x}"), what)),
             }
@@ -91,13 +87,13 @@ impl Walk<'_, '_, '_> {
 
     /// The rows of code that stands for an instruction are the instruction's, and the next one's, with the frame as much farther
     /// from the stack pointer as that was lowered.
-    fn apart_rows(&self, mine: Option<Rows>, apart: &Apart, new: &BTreeMap<u64, Rows>) -> Result<usize, String> {
+    fn apart_rows(&self, mine: Option<Rows>, apart: &Apart, new: &Entries<'_>) -> Result<usize, String> {
         let (from, to) = apart.instruction;
         let range = self.ground.new.range_at(from).map(|(range, _)| self.ground.new.ranges[range].address);
-        let theirs = range.and_then(|start| Some((start, new.get(&start)?)));
-        let row = theirs.and_then(|(start, rows)| Some((rows, rows.at(from - start)?, rows.at(to - start)?)));
+        let theirs = range.and_then(|start| Some((start, new.get(start)?)));
+        let row = theirs.as_ref().and_then(|(start, rows)| Some((rows, rows.at(from - start)?, rows.at(to - start)?)));
         let (mine, (rows, row, next)) = match (mine, row) {
-            (None, None) if range.is_some_and(|start| !new.contains_key(&start)) => return Ok(0),
+            (None, None) if range.is_some_and(|start| new.get(start).is_none()) => return Ok(0),
             (Some(mine), Some(rows)) => (mine, rows),
             _ => return Err("there are no unwind rows for it".into()),
         };
@@ -123,15 +119,16 @@ impl Walk<'_, '_, '_> {
             if !ends_with_terminator(data) {
                 return Err(fault("it does not end in a terminator"));
             }
-            let (rows, unread) = unwind::read(address, data);
-            match unread.first() {
-                Some(what) => Err(fault(what)),
-                // Exception tables are compared in another place.
-                None => Ok(rows
-                    .into_iter()
-                    .map(|(start, rows)| (layout.place(start), Rows { personality: None, exceptions: None, ..rows }))
-                    .collect()),
+            let entries = Entries::read(address, data);
+            if let Some(what) = entries.unread.first() {
+                return Err(fault(what));
             }
+            let all = entries.all().map(|(start, rows)| {
+                // Exception tables are compared in another place.
+                let rows = rows.map_err(|what| fault(&what))?;
+                Ok((layout.place(start), Rows { personality: None, exceptions: None, ..rows }))
+            });
+            all.collect()
         };
         let first = read(&self.layouts[0])?;
         for layout in &self.layouts[1..] {
@@ -142,10 +139,10 @@ impl Walk<'_, '_, '_> {
         Ok(first)
     }
 
-    fn thunk_rows(&self, mine: Option<Rows>, old: &BTreeMap<u64, Rows>, pieces: &[Piece]) -> Result<usize, String> {
+    fn thunk_rows(&self, mine: Option<Rows>, old: &Entries<'_>, pieces: &[Piece]) -> Result<usize, String> {
         let (Some(first), Some(last)) = (pieces.first(), pieces.last()) else { return Err("an empty thunk".into()) };
         let range = self.ground.old.range_at(first.old_address).map(|(f, _)| self.ground.old.ranges[f].address);
-        let theirs = range.and_then(|start| Some((start, old.get(&start)?)));
+        let theirs = range.and_then(|start| Some((start, old.get(start)?)));
         let (mine, theirs) = match (mine, theirs) {
             (None, None) => return Ok(0),
             (Some(mine), Some(theirs)) => (mine, theirs),

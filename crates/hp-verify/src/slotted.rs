@@ -71,9 +71,8 @@ impl Walk<'_, '_, '_> {
     ) -> Result<Kind, Doubt> {
         let field = match &found.then {
             None => loads_address(step, found.register)?,
-            Some(then) => {
-                same_but_for_base(then, found, bytes, step).or_else(|_| same_but_for_number(then, found, step))?
-            }
+            Some(then) => same_but_for_base(then, found, bytes, step)
+                .or_else(|_| same_but_for_number(then, found, bytes, step))?,
         };
         for other in step.fields.iter().filter(|f| f.at != field.at) {
             let place = self.ground.new.image.contains(other.target) || self.ground.old.image.contains(other.target);
@@ -143,8 +142,8 @@ fn loads_address(step: &Step, register: Register) -> Result<Field, Doubt> {
         Code::Mov_r32_imm32 | Code::Mov_r64_imm64 | Code::Mov_rm64_imm32 | Code::Mov_rm32_imm32 => true,
         _ => false,
     };
-    match step.fields.as_slice() {
-        [field] if whole && form && field.usage == Use::Address => Ok(*field),
+    match step.fields.first() {
+        Some(field) if step.fields.len() == 1 && whole && form && field.usage == Use::Address => Ok(*field),
         _ => Doubt::no(format!("the patch reads a slot where the new build has `{i}`")),
     }
 }
@@ -176,7 +175,7 @@ fn same_but_for_base(then: &[u8], found: &Found, bytes: &[u8], step: &Step) -> R
 }
 
 /// The number of an instruction of 64 bits, in the place of which the patch has a register.
-fn same_but_for_number(then: &[u8], found: &Found, step: &Step) -> Result<Field, Doubt> {
+fn same_but_for_number(then: &[u8], found: &Found, bytes: &[u8], step: &Step) -> Result<Field, Doubt> {
     /// By how much the stack pointer is lower there.
     const LOWER: u64 = 136;
     let other = || Doubt::No(format!("the code apart does not do what `{}` does", step.instruction));
@@ -213,7 +212,7 @@ fn same_but_for_number(then: &[u8], found: &Found, step: &Step) -> Result<Field,
         && theirs.flow_control() == FlowControl::Next
         && !uses(found.register)
         && (on_stack || !uses(Register::RSP));
-    let at = step.immediate.filter(|_| right).ok_or_else(other)?.0;
+    let at = code::immediate(bytes).filter(|_| right).ok_or_else(other)?.0;
     step.fields.iter().find(|f| f.at == at).copied().ok_or_else(other)
 }
 

@@ -12,14 +12,15 @@ use rayon::prelude::*;
 use crate::code::{Step, Use};
 use crate::entities::{Family, Side};
 use crate::image::Word;
+use crate::scan::Scan;
 
 /// Start and end of each, ordered.
-pub(crate) fn find(side: &Side<'_>) -> Vec<(u64, u64)> {
+pub(crate) fn find(side: &Side<'_>, scans: &[Scan]) -> Vec<(u64, u64)> {
     if side.image.stripped || side.image.fixed {
         return Vec::new();
     }
-    let reads: Vec<(u64, Option<u64>)> =
-        (0..side.ranges.len()).into_par_iter().flat_map_iter(|range| reads(side, range)).collect();
+    let leading: Vec<usize> = (0..side.ranges.len()).filter(|range| scans[*range].templates).collect();
+    let reads: Vec<(u64, Option<u64>)> = leading.into_par_iter().flat_map_iter(|range| reads(side, range)).collect();
     let pointers = side.image.words.values().filter_map(|w| match w {
         Word::Address(a) if is_candidate(side, *a) => Some((*a, None)),
         _ => None,
@@ -40,7 +41,7 @@ pub(crate) fn find(side: &Side<'_>) -> Vec<(u64, u64)> {
 }
 
 /// Writable data that no symbol covers.
-fn is_candidate(side: &Side<'_>, address: u64) -> bool {
+pub(crate) fn is_candidate(side: &Side<'_>, address: u64) -> bool {
     let plain = |s: &crate::image::Section<'_>| {
         s.writable && !s.is_constant() && !s.code && !s.tls && !s.is_slots() && !s.data.is_empty()
     };
@@ -74,8 +75,8 @@ fn labels(side: &Side<'_>, range: usize) -> Option<BTreeSet<u64>> {
     let family = Family::of(side, range);
     let branches = side.family(range).iter().flat_map(|part| side.steps(*part)).flat_map(|(_, step)| step.fields);
     let mut all: BTreeSet<u64> = branches.filter(|f| f.usage == Use::Branch).map(|f| f.target).collect();
-    if family.computed {
-        let tables = family.targets.iter().filter_map(|(target, _)| family.table(side, *target));
+    if family.jumps_by_table() {
+        let tables = family.targets().iter().filter_map(|(target, _)| family.table(*target));
         let from_tables: Vec<u64> = tables.flat_map(|(_, labels)| labels).collect();
         if from_tables.is_empty() {
             return None;

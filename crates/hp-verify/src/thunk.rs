@@ -37,14 +37,13 @@ pub(crate) struct Records {
 /// Checks every record of the patch against the old build.
 pub(crate) fn check(patch: &Patch, old: &Side<'_>, layouts: &[Layout]) -> Records {
     let mut found = Records::default();
-    let incoming = incoming(patch, old);
     for (i, record) in patch.functions.iter().enumerate() {
         let name = old.range_at(record.old_address).map_or("?", |(f, _)| old.ranges[f].name());
         let place = format!("{name} ({:#x})", record.old_address);
         let check = match record.role {
             Role::Entry(entry) => check_body(old, record).and_then(|f| {
                 check_parts(patch, old, f, i)?;
-                check_site(old, record, &entry, &incoming)?;
+                check_site(old, record, &entry)?;
                 check_goes_on(patch, old, f, &entry)?;
                 found.redirected += JUMP;
                 check_thunk(patch, old, layouts, record, &entry).map(|pieces| {
@@ -131,36 +130,16 @@ fn check_fragment(patch: &Patch, old: &Side<'_>, f: usize, parent: u32) -> Check
     Ok(())
 }
 
-/// Every place that code, tables or pointers of the base lead to, of those inside of the sites.
-fn incoming(patch: &Patch, old: &Side<'_>) -> BTreeMap<u64, u64> {
-    use rayon::prelude::*;
-    let sites: BTreeMap<u64, u64> = patch
-        .functions
-        .iter()
-        .filter_map(|r| match r.role {
-            Role::Entry(e) => Some(r.old_address + u64::from(e.site_offset)),
-            Role::Fragment(_) => None,
-        })
-        .map(|site| (site, site + JUMP))
-        .collect();
-    let inside = |a: u64| sites.range(..a).next_back().is_some_and(|(_, end)| a < *end);
-    let from_code = (0..old.ranges.len()).into_par_iter().flat_map_iter(|r| {
-        let base = old.ranges[r].address;
-        let fields = old.steps(r).flat_map(|(at, s)| s.fields.into_iter().map(move |f| (f.target, base + at as u64)));
-        fields.filter(|(target, _)| inside(*target)).collect::<Vec<_>>()
+/// Start and end of each place in the base that a jump is written over.
+pub(crate) fn sites(patch: &Patch) -> BTreeMap<u64, u64> {
+    let starts = patch.functions.iter().filter_map(|r| match r.role {
+        Role::Entry(e) => Some(r.old_address + u64::from(e.site_offset)),
+        Role::Fragment(_) => None,
     });
-    let mut found: BTreeMap<u64, u64> = from_code.collect();
-    for (at, word) in &old.image.words {
-        if let crate::image::Word::Address(a) | crate::image::Word::Resolver(a) = word
-            && inside(*a)
-        {
-            found.insert(*a, *at);
-        }
-    }
-    found
+    starts.map(|site| (site, site + JUMP)).collect()
 }
 
-fn check_site(old: &Side<'_>, record: &FunctionRecord, entry: &Entry, incoming: &BTreeMap<u64, u64>) -> Check<()> {
+fn check_site(old: &Side<'_>, record: &FunctionRecord, entry: &Entry) -> Check<()> {
     let body = old.image.bytes(record.old_address, record.old_size).unwrap_or_default();
     let marked = body.starts_with(&[0xf3, 0x0f, 0x1e, 0xfa]);
     if entry.site_offset != if marked { 4 } else { 0 } {
@@ -183,7 +162,7 @@ fn check_site(old: &Side<'_>, record: &FunctionRecord, entry: &Entry, incoming: 
     if site / PAGE != (site + JUMP - 1) / PAGE {
         return wrong("record", "its jump crosses a page");
     }
-    if let Some((target, from)) = incoming.range(site + 1..site + JUMP).next() {
+    if let Some((target, from)) = old.incoming.range(site + 1..site + JUMP).next() {
         return wrong("record", format!("{from:#x} of the base leads to {target:#x}, under its jump"));
     }
     flags_are_dead(old, site, end)

@@ -13,13 +13,11 @@ use rayon::prelude::*;
 use crate::code::{self, Use};
 use crate::entities::{Range, without_padding};
 use crate::image::{Image, Word};
-use crate::unwind;
+use crate::unwind::Entries;
 
 /// Adds the ranges that no symbol names, and orders all of them. Gives the starts of those that have unwind rows.
-pub(crate) fn add<'a>(image: &Image<'a>, ranges: &mut Vec<Range<'a>>) -> BTreeSet<u64> {
-    let rows = image.sections.iter().find(|s| s.name == ".eh_frame").map(|s| unwind::read(s.address, s.data).0);
-    let mut known: BTreeMap<u64, (u64, bool)> =
-        rows.unwrap_or_default().into_iter().map(|(start, rows)| (start, (rows.size, false))).collect();
+pub(crate) fn add<'a>(image: &Image<'a>, entries: &Entries<'a>, ranges: &mut Vec<Range<'a>>) -> BTreeSet<u64> {
+    let mut known: BTreeMap<u64, (u64, bool)> = entries.ranges().map(|(start, size)| (start, (size, false))).collect();
     known.extend(ranges.iter().map(|r| (r.address, (r.bytes.len() as u64, true))));
     let (mut found, mut with_rows) = (Vec::new(), BTreeSet::new());
     let unnamed = |address: u64, size: u64| -> Option<Range<'a>> {

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use crate::image::Image;
 use gimli::{BaseAddresses, CfaRule, CieOrFde, EhFrame, LittleEndian, RegisterRule, UnwindContext, UnwindSection};
 
 /// The rows of one range of code.
@@ -31,37 +32,75 @@ impl Rows {
     }
 }
 
-/// All rows of an `.eh_frame` that lies at `address`, by the start of their range. What cannot be read is left out, with
-/// a word about it.
-pub(crate) fn read(address: u64, data: &[u8]) -> (BTreeMap<u64, Rows>, Vec<String>) {
-    let frame = EhFrame::new(data, LittleEndian);
-    let bases = BaseAddresses::default().set_eh_frame(address);
-    let (mut found, mut unread) = (BTreeMap::new(), Vec::new());
-    let mut entries = frame.entries(&bases);
-    loop {
-        let partial = match entries.next() {
-            Ok(Some(CieOrFde::Fde(partial))) => partial,
-            Ok(Some(CieOrFde::Cie(_))) => continue,
-            Ok(None) => break,
-            Err(error) => {
-                unread.push(format!("the section ends in something else than entries ({error})"));
-                break;
-            }
-        };
-        let offset = partial.offset();
-        let rows = partial
-            .parse(EhFrame::cie_from_offset)
-            .and_then(|fde| Ok((fde.initial_address(), rows(&frame, &bases, &fde)?)));
-        match rows {
-            Ok((start, rows)) => {
-                if found.insert(start, rows).is_some() {
-                    unread.push(format!("two entries are for {start:#x}"));
+/// The entries of an `.eh_frame` by the start of their range. Their rows are read where they are asked for.
+#[derive(Clone, Debug)]
+pub(crate) struct Entries<'d> {
+    frame: EhFrame<Slice<'d>>,
+    bases: BaseAddresses,
+    /// Where each entry lies in the section, and the length of its range.
+    found: BTreeMap<u64, (usize, u64)>,
+    /// What cannot be read.
+    pub(crate) unread: Vec<String>,
+}
+
+impl<'d> Entries<'d> {
+    /// The entries of a section that lies at `address`.
+    pub(crate) fn read(address: u64, data: &'d [u8]) -> Entries<'d> {
+        let frame = EhFrame::new(data, LittleEndian);
+        let bases = BaseAddresses::default().set_eh_frame(address);
+        let (mut found, mut unread) = (BTreeMap::new(), Vec::new());
+        let mut entries = frame.entries(&bases);
+        loop {
+            let partial = match entries.next() {
+                Ok(Some(CieOrFde::Fde(partial))) => partial,
+                Ok(Some(CieOrFde::Cie(_))) => continue,
+                Ok(None) => break,
+                Err(error) => {
+                    unread.push(format!("the section ends in something else than entries ({error})"));
+                    break;
                 }
+            };
+            let offset = partial.offset();
+            match partial.parse(EhFrame::cie_from_offset) {
+                Ok(fde) => {
+                    if found.insert(fde.initial_address(), (offset, fde.len())).is_some() {
+                        unread.push(format!("two entries are for {:#x}", fde.initial_address()));
+                    }
+                }
+                Err(error) => unread.push(format!("the entry at {offset:#x} cannot be read ({error})")),
             }
-            Err(error) => unread.push(format!("the entry at {offset:#x} cannot be read ({error})")),
         }
+        Entries { frame, bases, found, unread }
     }
-    (found, unread)
+
+    /// Those of a build.
+    pub(crate) fn of_build(image: &Image<'d>) -> Entries<'d> {
+        let section = image.sections.iter().find(|s| s.name == ".eh_frame");
+        section.map_or_else(|| Entries::read(0, &[]), |s| Entries::read(s.address, s.data))
+    }
+
+    /// Start and length of each range.
+    pub(crate) fn ranges(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.found.iter().map(|(start, (_, length))| (*start, *length))
+    }
+
+    /// There is an entry for the range that begins there, and it can be read.
+    pub(crate) fn get(&self, start: u64) -> Option<Rows> {
+        self.rows(start)?.ok()
+    }
+
+    /// The rows of the range that begins there, if it has an entry.
+    pub(crate) fn rows(&self, start: u64) -> Option<Result<Rows, String>> {
+        let (offset, _) = self.found.get(&start)?;
+        let fde = self.frame.fde_from_offset(&self.bases, (*offset).into(), EhFrame::cie_from_offset);
+        let rows = fde.and_then(|fde| rows(&self.frame, &self.bases, &fde));
+        Some(rows.map_err(|error| format!("the entry at {offset:#x} cannot be read ({error})")))
+    }
+
+    /// All rows that can be read, by the start of their range.
+    pub(crate) fn all(&self) -> impl Iterator<Item = (u64, Result<Rows, String>)> {
+        self.found.keys().filter_map(|start| Some((*start, self.rows(*start)?)))
+    }
 }
 
 type Slice<'d> = gimli::EndianSlice<'d, LittleEndian>;

@@ -12,7 +12,7 @@ use rustc_hash::FxHashMap;
 use sha2::{Digest, Sha256};
 
 use crate::bounded;
-use crate::code::Use;
+use crate::code::{self, Use};
 use crate::counted;
 use crate::derived::{Back, Derived};
 use crate::entities::{Family, Range, Side};
@@ -47,7 +47,7 @@ impl Ground<'_, '_> {
     pub(crate) fn compare_known(
         &self,
         (f, g): (usize, usize),
-        (old, new): (&Family, &Family),
+        (old, new): (&Family<'_>, &Family<'_>),
         undecided: &mut dyn FnMut(Doubt) -> bool,
         differs: &mut dyn FnMut(Difference) -> bool,
     ) {
@@ -79,26 +79,38 @@ impl Ground<'_, '_> {
             return differs(Difference { at: y.address, what: "another length".into(), immediate: false });
         }
         let (mut end, mut derived) = (0, Derived::new());
-        for ((at, s), (_, t)) in self.old.steps(f).zip(self.new.steps(g)) {
+        for (at, t) in self.new.steps(g) {
             let here = y.address + at as u64;
-            let (a, b) = (&x.bytes[at..at + s.len()], &y.bytes[at..(at + t.len()).min(y.bytes.len())]);
-            let field = |i: usize| s.fields.iter().any(|f| (f.at..f.at + f.width).contains(&i));
-            let shape = s.fields.len() == t.fields.len()
-                && s.fields.iter().zip(&t.fields).all(|(f, g)| (f.at, f.width, f.usage) == (g.at, g.width, g.usage));
-            let plain = |i: &usize| a[*i] != b[*i] && !field(*i);
-            if a.len() != b.len() || !shape || s.instruction.code() != t.instruction.code() {
-                return differs(Difference { at: here, what: "another instruction".into(), immediate: false });
-            }
-            if (0..a.len()).any(|i| plain(&i)) {
-                let number = |(from, width): (usize, usize)| {
-                    (0..a.len()).filter(plain).all(|i| (from..from + width).contains(&i))
-                };
-                let immediate = s.immediate.is_some_and(number);
-                if !differs(Difference { at: here, what: "another instruction".into(), immediate }) {
-                    return false;
+            let same = t.fields_elsewhere(&y.bytes[at..], &x.bytes[at..], x.address + at as u64);
+            let fields = match same {
+                Some(fields) => fields,
+                None => {
+                    let Some(s) = code::step(x.address + at as u64, &x.bytes[at..], self.old.image.fixed) else {
+                        break;
+                    };
+                    let (a, b) = (&x.bytes[at..at + s.len()], &y.bytes[at..at + t.len()]);
+                    let shape = s.fields.len() == t.fields.len()
+                        && s.fields
+                            .iter()
+                            .zip(t.fields.iter())
+                            .all(|(f, g)| (f.at, f.width, f.usage) == (g.at, g.width, g.usage));
+                    let plain = |i: &usize| a[*i] != b[*i] && !s.fields.cover(*i);
+                    if a.len() != b.len() || !shape || s.instruction.code() != t.instruction.code() {
+                        return differs(Difference { at: here, what: "another instruction".into(), immediate: false });
+                    }
+                    if (0..a.len()).any(|i| plain(&i)) {
+                        let number = |(from, width): (usize, usize)| {
+                            (0..a.len()).filter(plain).all(|i| (from..from + width).contains(&i))
+                        };
+                        let immediate = code::immediate(a).is_some_and(number);
+                        if !differs(Difference { at: here, what: "another instruction".into(), immediate }) {
+                            return false;
+                        }
+                    }
+                    s.fields
                 }
-            }
-            let made = s.fields.iter().zip(&t.fields).find(|(_, f)| self.makes_address(f, within));
+            };
+            let made = fields.iter().zip(t.fields.iter()).find(|(_, f)| self.makes_address(f, within));
             for Back { from: (a, n), bytes, accessed } in derived.see(&t, made.map(|(f, g)| (f.target, g.target))) {
                 if (accessed || self.new.is_end_of_text(n, bytes))
                     && let Err(Doubt::No(what)) = self.same_before(a, n, bytes, within)
@@ -107,7 +119,7 @@ impl Ground<'_, '_> {
                     return false;
                 }
             }
-            for (old, new) in s.fields.iter().zip(&t.fields) {
+            for (old, new) in fields.iter().zip(t.fields.iter()) {
                 // The end, where nothing begins, is where clang goes from what cannot be reached.
                 let inside = |side: &Side<'_>, range: &Range<'_>, at: u64| {
                     let ends = || at == range.end() && side.range_at(at).is_none();
@@ -149,7 +161,7 @@ impl Ground<'_, '_> {
                     }
                 }
             }
-            end = at + s.len();
+            end = at + t.len();
         }
         if x.bytes[end..] != y.bytes[end..] {
             return differs(Difference {
@@ -353,7 +365,7 @@ fn fingerprint(side: &Side<'_>, entry: usize) -> [u8; 32] {
         hash.update((range.bytes.len() as u64).to_le_bytes());
         for (at, step) in side.steps(*part) {
             let mut bytes = range.bytes[at..at + step.len()].to_vec();
-            for field in &step.fields {
+            for field in step.fields {
                 bytes[field.at..field.at + field.width].fill(0);
                 hash.update(content_of(side, range, field.target, field.usage));
             }

@@ -16,7 +16,7 @@ use crate::derived::{Back, Derived};
 use crate::entities::Family;
 use crate::ground::{Doubt, Ground, Within, is_number};
 use crate::image::{SymbolType, Word};
-use crate::landing::{self, Tables};
+use crate::landing::{self, Landings, Tables};
 use crate::near::{Near, Span};
 use crate::overlay::{Layout, Place};
 use crate::report::{Fault, Kind, Proof};
@@ -52,14 +52,14 @@ pub(crate) struct Walk<'w, 'g, 'a> {
     variables: FxHashMap<u64, u32>,
     code_todo: VecDeque<u64>,
     data_todo: VecDeque<(u32, u64, Option<usize>)>,
-    families: FxHashMap<(bool, usize), std::rc::Rc<Family>>,
+    families: FxHashMap<(bool, usize), std::rc::Rc<Family<'g>>>,
     /// Fields that are relocated.
     relocated: BTreeSet<(SectionKind, u64)>,
     thread_locals: BTreeSet<String>,
     /// The words looked at lead to the start or the inside of things, never to an end.
     pub(crate) exact: bool,
     /// Exception tables that were not compared yet: of the patch; and those of the new build.
-    pub(crate) landings: (Tables<Place, Place>, Tables<u64, u64>),
+    pub(crate) landings: (Tables<Place, Place>, Landings<'g>),
     pub(crate) proof: Proof,
     pub(crate) faults: Vec<Fault>,
 }
@@ -90,7 +90,7 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
             relocated: patch.relocations.iter().map(|r| (r.section, r.offset)).collect(),
             thread_locals: BTreeSet::new(),
             exact: false,
-            landings: (BTreeMap::new(), landing::of_build(&ground.new.image)),
+            landings: (BTreeMap::new(), Landings::of_build(ground.new)),
             proof: Proof { layouts: layouts.len(), ..Proof::default() },
             faults: Vec::new(),
         }
@@ -175,7 +175,7 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
         Ok(())
     }
 
-    fn family(&mut self, new: bool, range: usize) -> std::rc::Rc<Family> {
+    fn family(&mut self, new: bool, range: usize) -> std::rc::Rc<Family<'g>> {
         let side = if new { self.ground.new } else { self.ground.old };
         let parent = side.ranges[range].parent;
         self.families.entry((new, parent)).or_insert_with(|| Family::of(side, parent).into()).clone()
@@ -232,12 +232,12 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
             let Some(mine) = code::step(base + offset, here, absolute) else {
                 return Err("the patch has no instruction there".into());
             };
-            let in_field = |i: usize| step.fields.iter().any(|f| (f.at..f.at + f.width).contains(&i));
-            let equal = mine.len() == bytes.len() && (0..bytes.len()).all(|i| in_field(i) || here[i] == bytes[i]);
+            let equal =
+                mine.len() == bytes.len() && (0..bytes.len()).all(|i| step.fields.cover(i) || here[i] == bytes[i]);
             let shape = |f: &Field| (f.at, f.width, f.relative, f.usage);
             if !equal
                 || mine.fields.len() != step.fields.len()
-                || !mine.fields.iter().zip(&step.fields).all(|(f, g)| shape(f) == shape(g))
+                || !mine.fields.iter().zip(step.fields.iter()).all(|(f, g)| shape(f) == shape(g))
             {
                 return match self.same_through_slot(offset, (address, bytes, step), within) {
                     Some(answer) => {
@@ -249,7 +249,7 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
                     }
                 };
             }
-            for (list, field) in fields.iter_mut().zip(&mine.fields) {
+            for (list, field) in fields.iter_mut().zip(mine.fields.iter()) {
                 list.push((layout.place(field.target), *field));
             }
         }
@@ -285,7 +285,7 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
         let relocated = self.relocated.contains(&(SectionKind::Text, offset + new.at as u64));
         // The old version has this value, which is no address there: an address would be another one now.
         let was_number = || {
-            let has = |f: &&Family| f.targets.contains(&(new.target, Use::Address));
+            let has = |f: &&Family<'_>| f.makes(new.target);
             within.old.filter(has).is_some_and(|f| is_number(self.ground.old, Some(f), new.target))
         };
         if !new.relative && relocated && was_number() {
@@ -506,8 +506,7 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
         if !new.image.section_at(start).is_some_and(fits) {
             return Doubt::no(format!("{} of the patch is not what the new build has at {start:#x}", found.name));
         }
-        let table =
-            within.new.filter(|_| usage == Use::Address && n == start).and_then(|f| f.table(new, n).map(|t| (f, t)));
+        let table = within.new.filter(|_| usage == Use::Address && n == start).and_then(|f| f.table(n).map(|t| (f, t)));
         let result = match new.object_at(start) {
             Some((p, 0)) => self.may_bring(p, symbol, writable)?,
             Some(_) => return Doubt::no(format!("{} of the patch is only a part of an object", found.name)),
@@ -543,7 +542,7 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
             ));
         }
         self.data.entry(symbol).or_default().insert(start);
-        let user = table.and_then(|_| new.range_at(*within.new?.starts.iter().next()?)).map(|r| r.0);
+        let user = table.and_then(|_| Some(within.new?.entry));
         self.data_todo.push_back((symbol, start, user));
         Ok(result)
     }
@@ -626,7 +625,7 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
         self.proof.data_bytes += found.size;
         let labels = user.and_then(|range| {
             let family = self.family(true, range);
-            family.table(self.ground.new, start)
+            family.table(start)
         });
         if let Some(table) = labels {
             return self.walk_table(symbol, kind, table);

@@ -1,0 +1,56 @@
+//! What one pass over the code of a build finds: where it says that something begins.
+//!
+//! All code is decoded here once, each range by itself, and what is found waits for what all ranges together say.
+
+use crate::code::{Distances, Use};
+use crate::derived::Derived;
+use crate::entities::Side;
+use crate::templates;
+
+/// What one range of code says.
+#[derive(Debug, Default)]
+pub(crate) struct Scan {
+    /// Data that it leads to. Ordered.
+    pub(crate) data: Vec<u64>,
+    /// Addresses that it makes, if it keeps distances from some of them.
+    pub(crate) places: Vec<u64>,
+    /// Where texts begin that it reaches by their ends.
+    pub(crate) texts: Vec<u64>,
+    /// Addresses that it makes at which nothing begins, and where.
+    pub(crate) odd: Vec<(u64, u64)>,
+    /// It leads to data that may be a template.
+    pub(crate) templates: bool,
+    /// Which of the places that are watched it leads to, and where from.
+    pub(crate) watched: Vec<(u64, u64)>,
+}
+
+/// Goes through one range. `watched` says of a place whether it is to be remembered.
+pub(crate) fn range(side: &Side<'_>, range: usize, watched: &dyn Fn(u64) -> bool) -> Scan {
+    let (mut scan, mut distances, mut derived) = (Scan::default(), Distances::default(), Derived::new());
+    let in_data = |a: u64| side.image.section_at(a).is_some_and(|s| !s.code);
+    let base = side.ranges[range].address;
+    for (at, step) in side.steps(range) {
+        let here = base + at as u64;
+        distances.see(&step);
+        let made = step.fields.iter().find(|f| f.usage == Use::Address).map(|f| f.target);
+        let back = derived.see(&step, made).into_iter().filter(|b| side.is_end_of_text(b.from, b.bytes));
+        scan.texts.extend(back.map(|b| b.from - b.bytes));
+        for field in step.fields {
+            scan.watched.extend(Some((field.target, here)).filter(|_| watched(field.target)));
+            if in_data(field.target) {
+                scan.data.push(field.target);
+            }
+            if field.usage == Use::Address {
+                scan.places.push(field.target);
+                scan.odd.extend(Some((here, field.target)).filter(|_| side.may_be_odd(field.target)));
+            }
+            scan.templates |= field.usage != Use::Branch && templates::is_candidate(side, field.target);
+        }
+    }
+    if !distances.found() {
+        scan.places = Vec::new();
+    }
+    scan.data.sort_unstable();
+    scan.data.dedup();
+    scan
+}
