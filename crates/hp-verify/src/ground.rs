@@ -85,6 +85,8 @@ pub(crate) struct Ground<'g, 'a> {
     pub(crate) replaced: Vec<Replaced>,
     /// Named constants (old side) whose content is another one in the new build.
     changed: FxHashSet<usize>,
+    /// Those that have the same.
+    unchanged: FxHashSet<usize>,
     /// Old functions that agree with their twin in everything: they have nothing to vote on.
     pub(crate) silent: FxHashSet<usize>,
     /// New objects that debug information knows as a static local of a function.
@@ -107,6 +109,7 @@ impl<'g, 'a> Ground<'g, 'a> {
             pairs,
             replaced,
             changed: FxHashSet::default(),
+            unchanged: FxHashSet::default(),
             silent: FxHashSet::default(),
             identified: FxHashSet::default(),
             contents: Default::default(),
@@ -115,17 +118,23 @@ impl<'g, 'a> Ground<'g, 'a> {
 
     /// Finds the named constants with another content, and those that lead to them.
     pub(crate) fn compare_constants(&mut self) {
-        let pairs: Vec<(usize, usize)> = self
-            .pairs
-            .objects
-            .iter()
-            .filter(|(o, p)| self.old.objects[*o].constant || self.new.objects[*p].constant)
-            .collect();
+        self.unchanged.clear();
+        self.compare_open_constants();
+    }
+
+    /// The same, but for those that were found unchanged before. Pairs that are found later do not change these.
+    pub(crate) fn compare_open_constants(&mut self) {
+        let constants = self.pairs.objects.iter().filter(|(o, p)| {
+            (self.old.objects[*o].constant || self.new.objects[*p].constant) && !self.unchanged.contains(o)
+        });
+        let pairs: Vec<(usize, usize)> = constants.collect();
         self.changed.clear();
         loop {
             let differs = |pair: &&(usize, usize)| !self.changed.contains(&pair.0) && !self.same_object(**pair);
             let found: Vec<usize> = pairs.par_iter().filter(differs).map(|pair| pair.0).collect();
             if found.is_empty() {
+                let unchanged = pairs.iter().map(|pair| pair.0).filter(|o| !self.changed.contains(o));
+                self.unchanged.extend(unchanged);
                 return;
             }
             self.changed.extend(found);

@@ -156,7 +156,8 @@ pub fn verify(patch: &Patch, old: &Build<'_>, new: &Build<'_>, scope: Scope) -> 
     if !found.is_empty() {
         // Names alone do not prove it: everything that can be known is asked.
         let statics = rayon::join(|| Statics::read(old), || Statics::read(new));
-        ground.settle((&statics.0, &statics.1), &|ground, guess| ground.choose(patch, &layouts[0], guess));
+        let choose = |ground: &mut Ground<'_, '_>, guess| ground.choose(patch, &layouts[0], guess);
+        ground.settle((&statics.0, &statics.1), &choose, &|ground| scope == Scope::Patch && judge(ground).1.is_empty());
         (proof, found) = judge(&ground);
     }
     proof.thunks = records.thunks.len();

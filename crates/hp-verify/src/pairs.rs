@@ -114,14 +114,21 @@ impl Pairs {
     }
 
     pub(crate) fn join_by_name(&mut self, old: &Side<'_>, new: &Side<'_>) {
-        let (before, now) = &self.several;
-        self.ranges.join_by(single(range_names(old), before), single(range_names(new), now));
-        self.ranges.join_by(single(quiet_names(old), before), single(quiet_names(new), now));
-        self.ranges.join_by(single(rust_instances(old), before), single(rust_instances(new), now));
-        self.ranges.join_by(single(rust_ranges(old), before), single(rust_ranges(new), now));
+        let (before, now) = (
+            open(old.ranges.len(), |f| self.ranges.new_of(f).is_some() || self.several.0.contains(&f)),
+            open(new.ranges.len(), |g| self.ranges.old_of(g).is_some() || self.several.1.contains(&g)),
+        );
+        self.ranges.join_by(range_names(old, &before), range_names(new, &now));
+        self.ranges.join_by(quiet_names(old, &before), quiet_names(new, &now));
+        self.ranges.join_by(rust_instances(old, &before), rust_instances(new, &now));
+        self.ranges.join_by(rust_ranges(old, &before), rust_ranges(new, &now));
         self.join_parts(old, new);
-        self.objects.join_by(object_names(old), object_names(new));
-        self.objects.join_by(rust_objects(old), rust_objects(new));
+        let (before, now) = (
+            open(old.objects.len(), |o| self.objects.new_of(o).is_some()),
+            open(new.objects.len(), |p| self.objects.old_of(p).is_some()),
+        );
+        self.objects.join_by(object_names(old, &before), object_names(new, &now));
+        self.objects.join_by(rust_objects(old, &before), rust_objects(new, &now));
     }
 
     /// The one part of a function is the one part of its twin.
@@ -139,10 +146,11 @@ impl Pairs {
 /// that share another name with one of these, as functions do that the compiler has merged.
 fn several(old: &Side<'_>, new: &Side<'_>) -> (FxHashSet<usize>, FxHashSet<usize>) {
     let mut names: FxHashMap<&str, (Vec<usize>, Vec<usize>)> = FxHashMap::default();
-    for (name, f) in rust_instances(old).filter(|(_, f)| old.ranges[*f].parent == *f) {
+    let (all_old, all_new) = (open(old.ranges.len(), |_| false), open(new.ranges.len(), |_| false));
+    for (name, f) in rust_instances(old, &all_old).filter(|(_, f)| old.ranges[*f].parent == *f) {
         names.entry(name).or_default().0.push(f);
     }
-    for (name, g) in rust_instances(new).filter(|(_, g)| new.ranges[*g].parent == *g) {
+    for (name, g) in rust_instances(new, &all_new).filter(|(_, g)| new.ranges[*g].parent == *g) {
         names.entry(name).or_default().1.push(g);
     }
     names.retain(|_, (f, g)| !f.is_empty() && !g.is_empty());
@@ -163,33 +171,36 @@ fn several(old: &Side<'_>, new: &Side<'_>) -> (FxHashSet<usize>, FxHashSet<usize
     (before, now)
 }
 
-fn single<K>(names: impl Iterator<Item = (K, usize)>, several: &FxHashSet<usize>) -> impl Iterator<Item = (K, usize)> {
-    names.filter(|(_, i)| !several.contains(i))
+/// Those of so many things that are not `taken`.
+fn open(count: usize, taken: impl Fn(usize) -> bool) -> Vec<usize> {
+    (0..count).filter(|i| !taken(*i)).collect()
 }
 
-fn range_names<'s>(side: &'s Side<'_>) -> impl Iterator<Item = ((&'s str, &'s str), usize)> {
-    side.ranges.iter().enumerate().flat_map(|(i, r)| r.names.iter().map(move |n| ((r.file, *n), i)))
+fn range_names<'s>(side: &'s Side<'_>, open: &'s [usize]) -> impl Iterator<Item = ((&'s str, &'s str), usize)> {
+    let ranges = open.iter().map(|i| (*i, &side.ranges[*i]));
+    ranges.flat_map(|(i, r)| r.names.iter().map(move |n| ((r.file, *n), i)))
 }
 
 /// Ranges that have a name and are no part of another one by it.
-fn named<'s, 'a>(side: &'s Side<'a>) -> impl Iterator<Item = (usize, &'s Range<'a>)> {
-    side.ranges.iter().enumerate().filter(|(_, r)| !r.unnamed && cold_stem(r.name()).is_none())
+fn named<'s, 'a>(side: &'s Side<'a>, open: &'s [usize]) -> impl Iterator<Item = (usize, &'s Range<'a>)> {
+    let ranges = open.iter().map(|i| (*i, &side.ranges[*i]));
+    ranges.filter(|(_, r)| !r.unnamed && cold_stem(r.name()).is_none())
 }
 
-fn quiet_names<'s>(side: &'s Side<'_>) -> impl Iterator<Item = ((&'s str, &'s str), usize)> {
-    named(side).map(|(i, r)| ((r.file, quiet(r.name())), i))
+fn quiet_names<'s>(side: &'s Side<'_>, open: &'s [usize]) -> impl Iterator<Item = ((&'s str, &'s str), usize)> {
+    named(side, open).map(|(i, r)| ((r.file, quiet(r.name())), i))
 }
 
-fn rust_instances<'s>(side: &'s Side<'_>) -> impl Iterator<Item = (&'s str, usize)> {
-    named(side).flat_map(|(i, r)| r.instances().map(move |name| (name, i)))
+fn rust_instances<'s>(side: &'s Side<'_>, open: &'s [usize]) -> impl Iterator<Item = (&'s str, usize)> {
+    named(side, open).flat_map(|(i, r)| r.instances().map(move |name| (name, i)))
 }
 
-fn rust_ranges<'s>(side: &'s Side<'_>) -> impl Iterator<Item = (Cow<'s, str>, usize)> {
-    named(side).flat_map(|(i, r)| r.names.iter().filter_map(move |n| Some((rust::unversioned(n)?, i))))
+fn rust_ranges<'s>(side: &'s Side<'_>, open: &'s [usize]) -> impl Iterator<Item = (Cow<'s, str>, usize)> {
+    named(side, open).flat_map(|(i, r)| r.names.iter().filter_map(move |n| Some((rust::unversioned(n)?, i))))
 }
 
-fn rust_objects<'s>(side: &'s Side<'_>) -> impl Iterator<Item = (Cow<'s, str>, usize)> {
-    let objects = side.objects.iter().enumerate();
+fn rust_objects<'s>(side: &'s Side<'_>, open: &'s [usize]) -> impl Iterator<Item = (Cow<'s, str>, usize)> {
+    let objects = open.iter().map(|i| (*i, &side.objects[*i]));
     objects.flat_map(|(i, o)| o.names.iter().filter_map(move |n| Some((rust::unversioned(n)?, i))))
 }
 
@@ -205,8 +216,8 @@ pub(crate) fn numbered(name: &str) -> Option<&str> {
     (is_number && !stem.is_empty()).then_some(stem)
 }
 
-fn object_names<'s>(side: &'s Side<'_>) -> impl Iterator<Item = ((&'s str, &'s str), usize)> {
-    side.objects.iter().enumerate().flat_map(|(i, o)| {
+fn object_names<'s>(side: &'s Side<'_>, open: &'s [usize]) -> impl Iterator<Item = ((&'s str, &'s str), usize)> {
+    open.iter().map(|i| (*i, &side.objects[*i])).flat_map(|(i, o)| {
         let counts = move |n: &&&str| !o.local || numbered(n).is_none();
         o.names.iter().filter(counts).map(move |n| ((o.file, *n), i))
     })

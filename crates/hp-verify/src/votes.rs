@@ -191,14 +191,29 @@ impl Ground<'_, '_> {
         }
     }
 
-    /// Pairs all that names do not. `choose` says of copies that are replaced what they become: where the patch leaves no choice, or
-    /// what it may be.
-    pub(crate) fn settle(&mut self, statics: (&Statics, &Statics), choose: &dyn Fn(&mut Self, bool)) {
+    /// Pairs what names do not, until that is `enough`. `choose` says of copies that are replaced what they become: where the patch
+    /// leaves no choice, or what it may be.
+    pub(crate) fn settle(
+        &mut self,
+        statics: (&Statics, &Statics),
+        choose: &dyn Fn(&mut Self, bool),
+        enough: &dyn Fn(&Self) -> bool,
+    ) {
         self.join_statics(statics);
-        while self.vote() {}
+        self.compare_constants();
+        if enough(self) {
+            return;
+        }
+        // What one round pairs, others do not part again.
+        while self.vote() {
+            if enough(self) {
+                return;
+            }
+        }
         if self.old.ranges.iter().any(|r| r.unnamed) {
+            let prints = (fingerprints(self.old), fingerprints(self.new));
             for smallest in [64, 0] {
-                self.join_by_content(smallest);
+                self.join_by_content(smallest, (&prints.0, &prints.1));
             }
         }
         self.join_rust_by_content();
@@ -277,7 +292,7 @@ impl Ground<'_, '_> {
 
     /// One round; true if it paired anything.
     fn vote(&mut self) -> bool {
-        self.compare_constants();
+        self.compare_open_constants();
         let open = |(f, _): &(usize, usize)| self.old.ranges[*f].parent == *f && !self.silent.contains(f);
         let entries: Vec<(usize, usize)> = self.pairs.ranges.iter().filter(open).collect();
         // `None` of those that differ.
@@ -340,15 +355,13 @@ impl Ground<'_, '_> {
 
     /// Functions without a name whose content, with what that leads to where it has a name or a content of its own,
     /// occurs once in each build.
-    fn join_by_content(&mut self, smallest: usize) {
+    fn join_by_content(&mut self, smallest: usize, (old, new): (&[Fingerprint], &[Fingerprint])) {
         loop {
             let before = self.pairs.ranges.len();
-            let keys = |side: &Side<'_>| -> Vec<([u8; 32], usize)> {
-                let alone = (0..side.ranges.len()).into_par_iter();
-                let entries = alone.filter(|i| side.ranges[*i].unnamed && side.ranges[*i].parent == *i);
-                entries.filter(|i| side.ranges[*i].bytes.len() >= smallest).map(|i| (fingerprint(side, i), i)).collect()
+            let keys = |side: &Side<'_>, prints: &[Fingerprint]| -> Vec<Fingerprint> {
+                prints.iter().filter(|(_, i)| side.ranges[*i].bytes.len() >= smallest).copied().collect()
             };
-            let (old, new) = (keys(self.old), keys(self.new));
+            let (old, new) = (keys(self.old, old), keys(self.new, new));
             self.pairs.ranges.join_by(old.into_iter(), new.into_iter());
             while self.vote() {}
             if self.pairs.ranges.len() == before {
@@ -356,6 +369,16 @@ impl Ground<'_, '_> {
             }
         }
     }
+}
+
+/// What identifies a function by its content, and the range that enters it.
+type Fingerprint = ([u8; 32], usize);
+
+/// Those of all functions without a name.
+fn fingerprints(side: &Side<'_>) -> Vec<Fingerprint> {
+    let all = (0..side.ranges.len()).into_par_iter();
+    let entries = all.filter(|i| side.ranges[*i].unnamed && side.ranges[*i].parent == *i);
+    entries.map(|i| (fingerprint(side, i), i)).collect()
 }
 
 fn fingerprint(side: &Side<'_>, entry: usize) -> [u8; 32] {
