@@ -103,16 +103,11 @@ impl<'a> Side<'a> {
         let mut ranges = ranges(&image);
         let entries = Entries::of_build(&image);
         let unnamed = if image.stripped { unnamed::add(&image, &entries, &mut ranges) } else { BTreeSet::new() };
-        let mut parents = cold_parents(&ranges);
-        if image.stripped {
-            unnamed::find_parents(&image, &ranges, &unnamed, &mut parents);
-        }
-        let parts = attach_parts(&mut ranges, parents);
         let mut side = Side {
             image,
             entries,
             ranges,
-            parts,
+            parts: FxHashMap::default(),
             objects,
             markers,
             borders: Vec::new(),
@@ -123,6 +118,11 @@ impl<'a> Side<'a> {
         let inside = |a: u64| watched.range(..a).next_back().is_some_and(|(_, end)| a < *end);
         let scan = |range| scan::range(&side, range, &inside);
         let scans: Vec<Scan> = (0..side.ranges.len()).into_par_iter().map(scan).collect();
+        let mut parents = cold_parents(&side.ranges);
+        if side.image.stripped {
+            unnamed::find_parents(&side, &scans, &unnamed, &mut parents);
+        }
+        side.parts = attach_parts(&mut side.ranges, parents);
         side.incoming = side.find_incoming(&scans, &inside);
         side.borders = side.find_borders(&scans);
         let (tables, texts) = side.calculated_places(&scans);

@@ -2,6 +2,8 @@
 //!
 //! All code is decoded here once, each range by itself, and what is found waits for what all ranges together say.
 
+use iced_x86::FlowControl;
+
 use crate::code::{Distances, Use};
 use crate::derived::Derived;
 use crate::entities::Side;
@@ -22,13 +24,26 @@ pub(crate) struct Scan {
     pub(crate) templates: bool,
     /// Which of the places that are watched it leads to, and where from.
     pub(crate) watched: Vec<(u64, u64)>,
+    /// Other ranges that it calls or makes an address in, if functions may have no name. Ordered.
+    pub(crate) taken: Vec<usize>,
+    /// Its jumps to other ranges, if functions may have no name.
+    pub(crate) jumps: Vec<Jump>,
+}
+
+/// A jump from one range to another one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Jump {
+    pub(crate) to: usize,
+    /// Not to where that one begins.
+    pub(crate) middle: bool,
+    pub(crate) conditional: bool,
 }
 
 /// Goes through one range. `watched` says of a place whether it is to be remembered.
 pub(crate) fn range(side: &Side<'_>, range: usize, watched: &dyn Fn(u64) -> bool) -> Scan {
     let (mut scan, mut distances, mut derived) = (Scan::default(), Distances::default(), Derived::new());
     let in_data = |a: u64| side.image.section_at(a).is_some_and(|s| !s.code);
-    let base = side.ranges[range].address;
+    let (base, end) = (side.ranges[range].address, side.ranges[range].end());
     for (at, step) in side.steps(range) {
         let here = base + at as u64;
         distances.see(&step);
@@ -44,6 +59,16 @@ pub(crate) fn range(side: &Side<'_>, range: usize, watched: &dyn Fn(u64) -> bool
                 scan.places.push(field.target);
                 scan.odd.extend(Some((here, field.target)).filter(|_| side.may_be_odd(field.target)));
             }
+            let outside = side.image.stripped && !(base..end).contains(&field.target);
+            if let Some((to, offset)) = side.range_at(field.target).filter(|(to, _)| outside && *to != range) {
+                let flow = step.instruction.flow_control();
+                if field.usage == Use::Branch && flow != FlowControl::Call {
+                    let conditional = flow == FlowControl::ConditionalBranch;
+                    scan.jumps.push(Jump { to, middle: offset > 0, conditional });
+                } else {
+                    scan.taken.push(to);
+                }
+            }
             scan.templates |= field.usage != Use::Branch && templates::is_candidate(side, field.target);
         }
     }
@@ -52,5 +77,7 @@ pub(crate) fn range(side: &Side<'_>, range: usize, watched: &dyn Fn(u64) -> bool
     }
     scan.data.sort_unstable();
     scan.data.dedup();
+    scan.taken.sort_unstable();
+    scan.taken.dedup();
     scan
 }

@@ -7,12 +7,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use iced_x86::FlowControl;
-use rayon::prelude::*;
+use rustc_hash::FxHashSet;
 
-use crate::code::{self, Use};
-use crate::entities::{Range, without_padding};
+use crate::code;
+use crate::entities::{Range, Side, without_padding};
 use crate::image::{Image, Word};
+use crate::scan::Scan;
 use crate::unwind::Entries;
 
 /// Adds the ranges that no symbol names, and orders all of them. Gives the starts of those that have unwind rows.
@@ -44,59 +44,24 @@ pub(crate) fn add<'a>(image: &Image<'a>, entries: &Entries<'a>, ranges: &mut Vec
     with_rows
 }
 
-/// One place in `from` that leads to `to`.
-struct Link {
-    from: usize,
-    to: usize,
-    jump: bool,
-    /// Into the middle of `to`.
-    middle: bool,
-    conditional: bool,
-}
-
 /// Finds the function of each part that has no name, among the ranges that begin at `candidates`.
-pub(crate) fn find_parents(
-    image: &Image<'_>,
-    ranges: &[Range<'_>],
-    candidates: &BTreeSet<u64>,
-    parents: &mut [Option<usize>],
-) {
-    let at = |address: u64| {
-        let i = ranges.partition_point(|r| r.address <= address).checked_sub(1)?;
-        (address < ranges[i].end()).then(|| (i, address - ranges[i].address))
-    };
-    let links = (0..ranges.len()).into_par_iter().flat_map_iter(|from| {
-        let steps = code::steps(ranges[from].address, ranges[from].bytes, image.fixed);
-        let links = steps.flat_map(|(_, step)| {
-            let flow = step.instruction.flow_control();
-            let fields = step.fields.into_iter().filter_map(|f| Some((at(f.target)?, f.usage)));
-            let links = fields.map(|((to, offset), usage)| Link {
-                from,
-                to,
-                jump: usage == Use::Branch && !matches!(flow, FlowControl::Call | FlowControl::IndirectCall),
-                middle: offset > 0,
-                conditional: flow == FlowControl::ConditionalBranch,
-            });
-            links.collect::<Vec<_>>()
-        });
-        links.filter(|l| l.from != l.to).collect::<Vec<_>>()
-    });
-    let links: Vec<Link> = links.collect();
-    let pointers = image.words.values().filter_map(|w| match w {
-        Word::Address(a) | Word::Resolver(a) => at(*a).map(|r| r.0),
+pub(crate) fn find_parents(side: &Side<'_>, scans: &[Scan], candidates: &BTreeSet<u64>, parents: &mut [Option<usize>]) {
+    let ranges = &side.ranges;
+    let pointers = side.image.words.values().filter_map(|w| match w {
+        Word::Address(a) | Word::Resolver(a) => side.range_at(*a).map(|r| r.0),
         _ => None,
     });
-    let mut taken: BTreeSet<usize> = pointers.collect();
-    taken.extend(links.iter().filter(|l| !l.jump).map(|l| l.to));
+    let mut taken: FxHashSet<usize> = pointers.collect();
+    taken.extend(scans.iter().flat_map(|scan| &scan.taken));
     let mut entered = BTreeMap::<usize, BTreeSet<usize>>::new();
     let mut bound = BTreeMap::<usize, BTreeSet<usize>>::new();
-    for link in links.iter().filter(|l| l.jump) {
-        entered.entry(link.to).or_default().insert(link.from);
-        if link.middle || link.conditional {
-            bound.entry(link.to).or_default().insert(link.from);
+    for (from, jump) in scans.iter().enumerate().flat_map(|(from, scan)| scan.jumps.iter().map(move |j| (from, j))) {
+        entered.entry(jump.to).or_default().insert(from);
+        if jump.middle || jump.conditional {
+            bound.entry(jump.to).or_default().insert(from);
         }
-        if link.middle {
-            bound.entry(link.from).or_default().insert(link.to);
+        if jump.middle {
+            bound.entry(from).or_default().insert(jump.to);
         }
     }
     let belongs = |part: usize, to: usize| {
