@@ -20,12 +20,14 @@ use crate::sites::{Leads, Standing, Writer, is_in_one_page, stranger};
 use crate::small::Map;
 use crate::stops::{Acted, Gated, Stops, looked, site_bytes, site_watch};
 use crate::sys::Instant;
+use crate::sys::View;
 use crate::takeover::{self, Touched};
 use crate::threads::Stopped;
 use crate::unwind::Unwinder;
 use crate::{
-    Done, Error, InTheWay, Measured, Options, cleanup, gate, inherit, place, revert, scope, seccomp, stage, sys,
+    Done, Error, InTheWay, Measured, Options, Stood, cleanup, gate, inherit, place, revert, scope, seccomp, stage, sys,
 };
+use core::cell::Cell;
 use core::ops::Range;
 use core::time::Duration;
 use hp_pack::{Entry, FunctionRecord, Patch, Place, Role, SectionKind};
@@ -40,14 +42,20 @@ const STRICT_FIRST: Duration = Duration::from_millis(300);
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// Applies a patch with this ID to a process.
-pub(crate) fn apply(pid: i32, patch: &Patch, id: &str, options: &Options) -> Result<Done, Failure> {
+pub(crate) fn apply(
+    pid: i32,
+    patch: &Patch,
+    id: &str,
+    options: &Options,
+    stood: &Cell<Stood>,
+) -> Result<Done, Failure> {
     patch.validate().map_err(|invalid| unusable(format_args!("invalid patch: {invalid}")))?;
     if patch.functions.is_empty() {
         return Err(refused(format_args!("the patch replaces no function: there is nothing that it could do")));
     }
     let began = Instant::now();
     loop {
-        let result = session::with(pid, &|session| apply_in(session, patch, id, options));
+        let result = session::with(pid, stood, &|session| apply_in(session, patch, id, options));
         // A program that starts binds its unwinders meanwhile: it is looked at anew.
         let anew = result.as_ref().is_err_and(|failure| is_about(failure, finders::BOUND_ANEW));
         if !anew || began.elapsed() >= options.timeout {
@@ -375,10 +383,10 @@ impl<'a> Plan<'a> {
     /// Every byte of every function to be replaced must be what the diff saw.
     fn check_bytes(&self, own: Option<&Ledger>) -> Result<(), Failure> {
         let process = &self.session.process;
-        let read = |range: LiveRange| -> Result<Vec<u8>, Failure> {
-            let mut bytes = process
-                .mem
-                .bytes(range.start, range.len() as usize)
+        let mut view = View::new(&process.mem);
+        let mut read = |range: LiveRange| -> Result<Vec<u8>, Failure> {
+            let mut bytes = view
+                .bytes(range)
                 .map_err(|error| process.io_error(&format!("cannot read its code at {}", range.start), &error))?;
             for ledger in own.iter().chain(&self.older) {
                 substitute(&mut bytes, range, ledger);

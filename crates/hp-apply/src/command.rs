@@ -69,15 +69,14 @@ impl Start<'_> {
 /// A patch and what it is called in messages.
 struct PatchFile {
     name: String,
-    bytes: Vec<u8>,
     id: String,
     patch: hp_pack::Patch,
 }
 
 impl PatchFile {
-    fn parse(name: String, bytes: Vec<u8>) -> Result<PatchFile, Failure> {
-        match hp_pack::read(&bytes) {
-            Ok(patch) => Ok(PatchFile { name, id: hp_pack::id(&bytes), bytes, patch }),
+    fn parse(name: String, bytes: &[u8]) -> Result<PatchFile, Failure> {
+        match hp_pack::read(bytes) {
+            Ok(patch) => Ok(PatchFile { name, id: hp_pack::id(bytes), patch }),
             Err(error) => Err(unusable(format_args!("{name}: {error}"))),
         }
     }

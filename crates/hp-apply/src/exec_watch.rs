@@ -50,7 +50,11 @@ fn ended_threads(pid: i32) -> Vec<i32> {
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let others = tasks.filter_map(|task| task.file_name().to_str()?.parse::<i32>().ok()).filter(|tid| *tid != pid);
     let is_zombie = |tid: &i32| {
-        let stat = std::fs::read(format!("/proc/{pid}/task/{tid}/stat")).unwrap_or_default();
+        use std::io::Read;
+        let mut stat = [0u8; 1024];
+        let file = std::fs::File::open(format!("/proc/{pid}/task/{tid}/stat"));
+        let Ok(got) = file.and_then(|mut file| file.read(&mut stat)) else { return false };
+        let stat = stat.get(..got).unwrap_or_default();
         let name_end = stat.iter().rposition(|b| *b == b')').unwrap_or(stat.len());
         stat.get(name_end + 2) == Some(&b'Z')
     };

@@ -82,6 +82,7 @@ pub use start::{Started, start};
 pub use sys::seam::{Fault, calls, calls_in_target, die_at, failed_call, fault_at, points, refuse_in_target};
 pub use sys::{HeldSignals, hold_signals, interrupted};
 
+use core::cell::Cell;
 use core::time::Duration;
 use failure::Failure;
 use hp_pack::Patch;
@@ -146,19 +147,18 @@ pub fn loaded_code_in(memory: &[u8], address: u64) -> Vec<LoadedCode> {
 pub fn apply(pid: i32, patch_file: &[u8], options: &Options) -> Outcome {
     match hp_pack::read(patch_file) {
         Ok(patch) => apply_patch(pid, &patch, &hp_pack::id(patch_file), options),
-        Err(error) => Outcome { pid, comm: process::comm(pid), result: Err(Error::Unusable(error.to_string())) },
+        Err(error) => Outcome::untouched(pid, Err(Error::Unusable(error.to_string()))),
     }
 }
 
-/// The same for a patch in memory, under an ID of the caller's choice.
-#[doc(hidden)]
+/// The same for a patch that has been read already; `id` is that of its file ([`hp_pack::id`]).
 pub fn apply_patch(pid: i32, patch: &Patch, id: &str, options: &Options) -> Outcome {
-    outcome(pid, || apply::apply(pid, patch, id, options))
+    outcome(pid, |stood| apply::apply(pid, patch, id, options, stood))
 }
 
 /// Takes the patch with this ID, or every patch, out of a process.
 pub fn revert(pid: i32, id: Option<&str>, options: &Options) -> Outcome {
-    outcome(pid, || revert::revert(pid, id, options))
+    outcome(pid, |stood| revert::revert(pid, id, options, stood))
 }
 
 /// For measuring: stops all threads of a process and lets them go, nothing else. The
@@ -177,14 +177,17 @@ pub fn stop_and_go(pid: i32) -> Result<u64, Error> {
     Ok(on_its_own(pid, work)?)
 }
 
-fn outcome(pid: i32, work: impl FnOnce() -> Result<Done, Failure> + Send) -> Outcome {
+fn outcome(pid: i32, work: impl FnOnce(&Cell<Stood>) -> Result<Done, Failure> + Send) -> Outcome {
     let comm = process::comm(pid);
     let work = || {
         sys::outlive_file_limit();
         sys::wake_in_time();
-        work()
+        let stood = Cell::default();
+        let result = work(&stood);
+        Ok((result, stood.get()))
     };
-    Outcome { pid, comm, result: on_its_own(pid, work).map_err(Error::from) }
+    let (result, stood) = on_its_own(pid, work).unwrap_or_else(|failure| (Err(failure), Stood::default()));
+    Outcome { pid, comm, result: result.map_err(Error::from), stood }
 }
 
 /// Runs the engine on a thread of its own. Tracing belongs to that thread, so when it ends,
@@ -290,6 +293,35 @@ pub struct Outcome {
     pub comm: String,
     /// What was done, or why not.
     pub result: Result<Done, Error>,
+    /// What it cost the process, whatever came of it.
+    pub stood: Stood,
+}
+
+impl Outcome {
+    /// Of a process that was not stopped.
+    #[must_use]
+    pub fn untouched(pid: i32, result: Result<Done, Error>) -> Outcome {
+        Outcome { pid, comm: process::comm(pid), result, stood: Stood::default() }
+    }
+}
+
+/// How long threads of a target stood still for one apply or revert: all of them, or the one that made calls for us.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stood {
+    /// How often.
+    pub stops: u32,
+    /// Altogether, in nanoseconds.
+    pub total_ns: u64,
+    /// At most at a time, in nanoseconds.
+    pub longest_ns: u64,
+}
+
+impl Stood {
+    fn add(&mut self, more: Stood) {
+        self.stops += more.stops;
+        self.total_ns = self.total_ns.saturating_add(more.total_ns);
+        self.longest_ns = self.longest_ns.max(more.longest_ns);
+    }
 }
 
 /// What was done to a target.

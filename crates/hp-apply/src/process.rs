@@ -1,8 +1,10 @@
 //! What `/proc` says of a process before it is touched, and the one-line reasons for which it cannot be.
 
+use crate::Stood;
 use crate::failure::{Failure, unusable};
 use crate::prelude::*;
 use crate::sys::{self, Errno, Mem};
+use core::cell::Cell;
 
 /// A process that the engine may work on.
 pub(crate) struct Process {
@@ -10,6 +12,8 @@ pub(crate) struct Process {
     life: Life,
     pub(crate) mem: Mem,
     pub(crate) status: Status,
+    /// How long threads of it have stood still for us.
+    pub(crate) stood: Cell<Stood>,
 }
 
 /// The lines of `/proc/PID/status` that matter.
@@ -186,7 +190,7 @@ impl Process {
             Ok(None) => return Err(ended(pid)),
             Err(error) => return unusable(format!("process {pid}: cannot read when it began: {error}")),
         };
-        let process = Process { pid, life, mem, status };
+        let process = Process { pid, life, mem, status, stood: Cell::default() };
         process.check_machine()?;
         Ok(process)
     }
@@ -195,6 +199,13 @@ impl Process {
     pub(crate) fn check_tracer(&self) -> Result<(), Failure> {
         let mut statuses = threads(self.pid).into_iter().filter_map(|tid| thread_status(self.pid, tid));
         statuses.try_for_each(|status| status.check_tracer(self.pid))
+    }
+
+    /// A stop of that length is over.
+    pub(crate) fn has_stood(&self, pause_ns: u64) {
+        let mut stood = self.stood.get();
+        stood.add(Stood { stops: 1, total_ns: pause_ns, longest_ns: pause_ns });
+        self.stood.set(stood);
     }
 
     /// Whether the number still stands for the process that was opened, and it lives and runs the same program.

@@ -20,7 +20,8 @@ use crate::small::sort_by_key;
 use crate::stops::{Acted, Gated, Stops, looked};
 use crate::threads::NotNow;
 use crate::unwind::Unwinder;
-use crate::{Done, Measured, Options, cleanup, gate, inherit, seccomp, stage, sys, takeover};
+use crate::{Done, Measured, Options, Stood, cleanup, gate, inherit, seccomp, stage, sys, takeover};
+use core::cell::Cell;
 use core::time::Duration;
 
 /// Longest stop for the last search before unmapping.
@@ -35,8 +36,8 @@ const FIRST_RETRY: Duration = Duration::from_millis(1);
 const UNDO_TRIES: u32 = 10;
 
 /// Takes out one patch, or all of them.
-pub(crate) fn revert(pid: i32, id: Option<&str>, options: &Options) -> Result<Done, Failure> {
-    session::with(pid, &|session| revert_in(session, id, options))
+pub(crate) fn revert(pid: i32, id: Option<&str>, options: &Options, stood: &Cell<Stood>) -> Result<Done, Failure> {
+    session::with(pid, stood, &|session| revert_in(session, id, options))
 }
 
 fn revert_in(session: &Session, id: Option<&str>, options: &Options) -> Result<Done, Failure> {

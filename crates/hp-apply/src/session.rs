@@ -10,7 +10,8 @@ use crate::prelude::*;
 use crate::process::{self, Process};
 use crate::sites::Standing;
 use crate::sys::{self, Instant};
-use crate::{Done, Error};
+use crate::{Done, Error, Stood};
+use core::cell::Cell;
 use core::time::Duration;
 
 /// How often a record that is just going is looked at again.
@@ -21,16 +22,27 @@ const STALE_TRIES: u32 = 3;
 
 /// Opens a process for patching and works on it; again if that fails because a record that had been read has gone:
 /// a thread whose applier died may have unmapped it just then.
-pub(crate) fn with(pid: i32, work: &dyn Fn(&Session) -> Result<Done, Failure>) -> Result<Done, Failure> {
-    for _ in 0..STALE_TRIES {
+///
+/// `stood`: to this is added how long the process stood still.
+pub(crate) fn with(
+    pid: i32,
+    stood: &Cell<Stood>,
+    work: &dyn Fn(&Session) -> Result<Done, Failure>,
+) -> Result<Done, Failure> {
+    let mut tries = 0;
+    loop {
         let session = Session::open(pid)?;
-        match work(&session) {
-            Err(failure) if matches!(*failure, Error::Unusable(_)) && session.is_stale() => {}
+        let result = work(&session);
+        let mut total = stood.get();
+        total.add(session.process.stood.get());
+        stood.set(total);
+        match result {
+            Err(failure) if tries < STALE_TRIES && matches!(*failure, Error::Unusable(_)) && session.is_stale() => {
+                tries += 1;
+            }
             result => return result.map_err(|error| session.process.explain(error)),
         }
     }
-    let session = Session::open(pid)?;
-    work(&session).map_err(|error| session.process.explain(error))
 }
 
 /// A target, read.

@@ -13,7 +13,7 @@ use crate::process::Process;
 use crate::remote::{CallError, Remote, Slot, Slots};
 use crate::seccomp::Call;
 use crate::sys::{self, Errno, Instant, number};
-use crate::threads::{Stopped, Tracer};
+use crate::threads::{Stopped, Tracer, does_not_stop};
 use core::time::Duration;
 use linux_raw_sys::general as nr;
 
@@ -52,8 +52,16 @@ pub(crate) fn load(
         let (content, ledger) = make(at)?;
         let bytes = ledger.bytes()?;
         loop {
+            let mut late = None;
             for &tid in helpers {
-                let Some(mut stopped) = tracer.stop_one(tid)? else { continue };
+                let Some(mut stopped) = tracer.stop_one(tid)? else {
+                    late = late.or(Some(tid).filter(|tid| tracer.holds(*tid)));
+                    // Each of them may have been waited for.
+                    if Instant::now() >= deadline {
+                        break;
+                    }
+                    continue;
+                };
                 match load_by(&mut stopped, slot, at, &Load { layout, content: &content, ledger: &bytes }) {
                     Ok(()) => return Ok(ledger),
                     Err(CallError::NotNow) => {}
@@ -69,7 +77,8 @@ pub(crate) fn load(
                 return Err(process::ended(target.pid));
             }
             if Instant::now() >= deadline {
-                return Err(busy("no thread can map memory for the patch now".to_owned().into()));
+                let why = late.map_or(String::new(), |tid| format!(": {}", does_not_stop(target.pid, tid)));
+                return Err(busy(format!("no thread can map memory for the patch now{why}").into()));
             }
             sys::sleep(BACKOFF);
         }

@@ -26,10 +26,12 @@ const PAUSE_TRIES: u32 = 3;
 const PLAIN_TRIES: u32 = 3;
 /// unless so many threads are inside that chance will not find them all outside.
 const MANY_BUSY: usize = 4;
-/// How long threads are held while others are to come out: altogether, and without any coming out.
-const HOLD: Duration = Duration::from_millis(500);
+/// How long threads are held while others are to come out, where the user has not said how long a stop may be: altogether,
+/// and without any coming out. Who spins inside does not come out however long the others are held.
+const HOLD: Patience = Patience { idle: Duration::from_millis(20), total: Duration::from_millis(100) };
+/// The same where that has been said, within what has been said.
+const LONG_HOLD: Patience = Patience { idle: Duration::from_millis(100), total: Duration::from_millis(500) };
 const FIRST_IDLE: Duration = Duration::from_millis(10);
-const LONGEST_IDLE: Duration = Duration::from_millis(100);
 /// After a stop that was of no use the target runs for at least so many times as long.
 const REST: u32 = 4;
 
@@ -182,8 +184,9 @@ impl<'p> Stops<'p> {
         {
             Writer { process, tid: stopped.tid(), ledger }.close()?;
             attempt.closed = true;
-            let patience = Patience { idle: attempt.idle, total: max_pause.map_or(HOLD, |most| most.min(HOLD)) };
-            attempt.idle = (attempt.idle * 2).min(LONGEST_IDLE);
+            let most = max_pause.map_or(HOLD, |most| Patience { total: most.min(LONG_HOLD.total), ..LONG_HOLD });
+            let patience = Patience { idle: attempt.idle, ..most };
+            attempt.idle = (attempt.idle * 2).min(most.idle);
             if stopped.converge(patience, &|task| judge.judge(task, watch).is_some())? {
                 busy = judge.busy(&stopped.tasks, watch);
             }

@@ -37,7 +37,7 @@ pub(crate) use file::{names_in, read_file_up_to};
 pub(crate) use host::{effective_user_id, is_terminal, write_all};
 #[cfg(feature = "applier")]
 pub(crate) use host::{exit, outlive_readers};
-pub(crate) use mem::{MAX_RANGES, Mem, Seen};
+pub(crate) use mem::{MAX_RANGES, Mem, Seen, View};
 pub use signals::{HeldSignals, hold_signals, interrupted};
 pub(crate) use signals::{outlive_file_limit, sleep_unless_interrupted};
 #[cfg(not(feature = "std"))]

@@ -262,10 +262,7 @@ impl Stopped<'_, '_> {
             }
         }
         let Some(tid) = late else { return Ok(Ok(())) };
-        let pid = self.tracer.process.pid;
-        let state = process::thread_state(pid, tid).unwrap_or('?');
-        let name = process::thread_comm(pid, tid);
-        Ok(Err(NotNow(format!("thread {tid} ({name}) does not stop (state {state}: vfork or uninterruptible sleep)"))))
+        Ok(Err(NotNow(does_not_stop(self.tracer.process.pid, tid))))
     }
 
     /// The process and its first stopped thread.
@@ -405,12 +402,20 @@ impl Stopped<'_, '_> {
         }
         self.tracer.bury();
         let pause = self.elapsed_ns();
+        self.tracer.process.has_stood(pause);
         self.tracer.stops += 1;
         if self.counted {
             self.tracer.longest_ns = self.tracer.longest_ns.max(pause);
         }
         pause
     }
+}
+
+/// Of a thread that has not stopped in time.
+pub(crate) fn does_not_stop(pid: i32, tid: i32) -> String {
+    let state = process::thread_state(pid, tid).unwrap_or('?');
+    let name = process::thread_comm(pid, tid);
+    format!("thread {tid} ({name}) does not stop (state {state}: vfork or uninterruptible sleep)")
 }
 
 impl Drop for Stopped<'_, '_> {

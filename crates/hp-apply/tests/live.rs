@@ -365,3 +365,21 @@ fn a_pause_that_is_not_allowed() {
     assert_eq!(target.maps(), before);
     assert_eq!(target.ask("0"), "41 2");
 }
+
+/// What a call of a patched function costs more than before: the entry is one jump to the new code, and nothing else.
+#[test]
+fn a_patched_call_is_one_jump() {
+    let program = Program::build(SERVER, &[]);
+    let target = program.spawn(&[]);
+    let patch = program.patch("int answer(int x) { return x + 100; }", &["answer"]);
+    applied(apply_patch(target.pid(), &patch, ID, &options()));
+    let entry = &status(target.pid()).unwrap()[0];
+    assert!(!entry.functions.is_empty());
+    for function in &entry.functions {
+        let code = target.memory(function.old_address, 5);
+        assert_eq!(code[0], 0xe9, "{}: {code:02x?}", function.name);
+        let distance = i32::from_le_bytes(code[1..].try_into().unwrap());
+        let end = function.old_address.wrapping_add(5);
+        assert_eq!(end.wrapping_add_signed(distance.into()), function.new_address, "{}", function.name);
+    }
+}

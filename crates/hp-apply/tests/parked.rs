@@ -1,5 +1,5 @@
 //! A thread that is parked in the function to be replaced: until the applier gives up, the other threads run on, with
-//! short stops only.
+//! short stops only, and what they stood is reported.
 
 mod common;
 use common::*;
@@ -64,14 +64,41 @@ fn the_other_threads_are_not_frozen() {
         ask(&mut control);
         let began = Instant::now();
         let outcome = apply_patch(target.pid(), &patch, ID, &Options { timeout: Duration::from_secs(3), ..options() });
-        let Err(Error::Busy(lines)) = outcome.result else { panic!("{how}: {outcome:?}") };
+        let Err(Error::Busy(lines)) = &outcome.result else { panic!("{how}: {outcome:?}") };
         assert!(lines.iter().all(|line| line.contains("in value+0x")), "{how}: {lines:?}");
         assert!(began.elapsed() >= Duration::from_secs(3), "{how}: it has tried all the time");
         let ((gap, looks), (usual, others)) = (ask(&mut target), ask(&mut control));
-        eprintln!("{how}: longest gap {gap} µs and {looks} looks; undisturbed {usual} µs and {others}");
-        // Threads are held for half a second at most, while those inside are given the time to come out.
-        assert!(gap < 500_000 + 4 * usual, "{how}: the longest gap is {gap} µs, {usual} µs undisturbed");
+        let stood = outcome.stood;
+        eprintln!("{how}: longest gap {gap} µs and {looks} looks; undisturbed {usual} µs and {others}; {stood:?}");
+        // Threads are held for 20 ms at most, while those inside are given the time to come out.
+        assert!(gap < 40_000 + 2 * usual, "{how}: the longest gap is {gap} µs, {usual} µs undisturbed");
         assert!(looks > others / 3, "{how}: {looks} looks, {others} undisturbed");
+        let (total, longest) = (Duration::from_nanos(stood.total_ns), Duration::from_nanos(stood.longest_ns));
+        assert!(stood.stops > 5 && longest <= total && total <= longest * stood.stops, "{how}: {stood:?}");
+        // It has run four times as long after each stop but the last.
+        assert!(total - longest < began.elapsed() / 4, "{how}: it has stood still for {total:?}");
         target.assert_free();
     }
+}
+
+/// A thread that needs 50 ms each time it is inside, and is hardly ever outside: it comes out while the others are held, if
+/// the user allows stops of that length.
+#[test]
+fn a_longer_hold_is_the_users_choice() {
+    let source = PARKED.replace("while (x) {", "for (long end = now() + 50000; x && now() < end;) {");
+    let source = source.replace("value(1); return", "for (;;) value(1); return");
+    let source = source.replace(
+        "__attribute__((noinline,noclone)) long value",
+        "static long now(void);\n__attribute__((noinline,noclone)) long value",
+    );
+    let program = Program::build(&source, &[]);
+    let patch = program.patch("long value(long x) { return x + 100; }", &["value"]);
+    let target = program.spawn(&["spin"]);
+    let most = Some(Duration::from_secs(1));
+    let outcome = apply_patch(target.pid(), &patch, ID, &Options { max_pause: most, ..options() });
+    let stood = outcome.stood;
+    applied(outcome);
+    eprintln!("{stood:?}");
+    assert!(stood.longest_ns < 1_000_000_000, "{stood:?}");
+    target.assert_free();
 }

@@ -22,7 +22,7 @@ struct Job<'a> {
 impl Job<'_> {
     /// What came of it, and what else is to be said.
     fn apply(&self, options: &Options) -> (Outcome, Vec<String>) {
-        let mut outcome = hp_apply::apply(self.pid, &self.file.bytes, options);
+        let mut outcome = hp_apply::apply_patch(self.pid, &self.file.patch, &self.file.id, options);
         let notes = frames::explain(&mut outcome, self.file, options.relaxed);
         (outcome, notes)
     }

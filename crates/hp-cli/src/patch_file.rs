@@ -44,8 +44,10 @@ pub(crate) fn read_bytes(path: &Path) -> std::io::Result<Vec<u8>> {
     let no_waiting = rustix::fs::OFlags::NONBLOCK.bits() as i32;
     let file = std::fs::OpenOptions::new().read(true).custom_flags(no_waiting).open(path)?;
     rustix::fs::fcntl_setfl(&file, rustix::fs::OFlags::empty())?;
-    let is_pipe = file.metadata()?.file_type().is_fifo();
-    let mut bytes = Vec::new();
+    let metadata = file.metadata()?;
+    let is_pipe = metadata.file_type().is_fifo();
+    // One more than there should be, so that one read takes all of it and the next one finds its end.
+    let mut bytes = Vec::with_capacity(metadata.len().min(MAX_SIZE) as usize + 1);
     file.take(MAX_SIZE + 1).read_to_end(&mut bytes)?;
     if bytes.is_empty() && is_pipe {
         return Err(std::io::Error::other("it is a pipe, and nobody has written into it"));

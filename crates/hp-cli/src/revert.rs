@@ -4,7 +4,7 @@ use crate::apply::{INTERRUPTED, no_process_of};
 use crate::args::RevertArgs;
 use crate::exit::Exit;
 use crate::patch_file::PatchFile;
-use crate::targets::{Reporter, Subject, Verb, comm, in_group, named, unseen};
+use crate::targets::{Reporter, Subject, Verb, in_group, named, unseen};
 use crate::text::clean;
 use anyhow::bail;
 use hp_apply::{Error, LedgerEntry, Outcome};
@@ -62,7 +62,7 @@ pub(crate) fn run(args: &RevertArgs) -> anyhow::Result<Exit> {
             break;
         }
         let outcome = match patches {
-            Err(error) => Outcome { pid, comm: comm(pid), result: Err(error) },
+            Err(error) => Outcome::untouched(pid, Err(error)),
             Ok(patches) if all && !patches.iter().any(|patch| what.is(&patch.id)) => continue,
             Ok(_) => hp_apply::revert(pid, subject.id.as_deref(), &args.how.options()),
         };

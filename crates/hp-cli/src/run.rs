@@ -22,7 +22,7 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let started = hp_apply::start(Command::new(program).args(words))?;
     let options = Options { timeout: TIMEOUT, max_pause: None, dry_run: false, relaxed: false };
     for file in &patches {
-        if let Err(error) = hp_apply::apply(started.pid(), &file.bytes, &options).result {
+        if let Err(error) = hp_apply::apply_patch(started.pid(), &file.patch, &file.id, &options).result {
             let (program, patch) = (clean(&program.to_string_lossy()), file.display());
             let _ = writeln!(
                 anstream::stderr(),

@@ -6,7 +6,7 @@
 use crate::args::TargetArgs;
 use crate::exit::Exit;
 use crate::text::{BAD, BOLD, DIM, GOOD, clean, count, io_reason, pause, print_json};
-use hp_apply::{Done, Error, HeldSignals, Measured, Outcome};
+use hp_apply::{Done, Error, HeldSignals, Measured, Outcome, Stood};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -59,7 +59,7 @@ impl Reporter {
             return;
         }
         let target = format!("{BOLD}{}{BOLD:#}", target(&outcome.comm, outcome.pid));
-        let line = format!("{target}: {}", self.line(subject, &outcome.result));
+        let line = format!("{target}: {}", self.line(subject, outcome));
         match exit {
             Exit::Done => self.written(writeln!(crate::text::out(), "{line}")),
             _ => drop(writeln!(anstream::stderr(), "{line}")),
@@ -140,10 +140,10 @@ impl Reporter {
         Ok(exit)
     }
 
-    fn line(&self, subject: &Subject, result: &Result<Done, Error>) -> String {
+    fn line(&self, subject: &Subject, outcome: &Outcome) -> String {
         let patch = subject.words();
         let not = if self.verb == Verb::Apply { "not applied" } else { "not reverted" };
-        match result {
+        match &outcome.result {
             Ok(Done::Applied(m)) => format!("{GOOD}applied{GOOD:#} {patch} {}{}", cost(m), in_place(m)),
             Ok(Done::Reverted(m)) => {
                 let kept = m.kept.iter().map(|why| {
@@ -158,8 +158,21 @@ impl Reporter {
                 let would = if self.verb == Verb::Apply { "would apply" } else { "would revert" };
                 words.iter().fold(format!("{would} {patch}"), |text, line| text + "\n  " + &clean(line))
             }
-            Err(error) => format!("{BAD}{not}{BAD:#}: {}", clean(&error.to_string())),
+            Err(error) => {
+                format!("{BAD}{not}{BAD:#}: {}{}", clean(&error.to_string()), waited(error, outcome.stood))
+            }
         }
+    }
+}
+
+/// What a wait for nothing has cost.
+fn waited(error: &Error, Stood { stops, total_ns, longest_ns }: Stood) -> String {
+    match error {
+        Error::Busy(_) if stops > 0 => {
+            let stops = count(stops as usize, "stop");
+            format!(" ({stops}, {} altogether, {} at most)", pause(total_ns), pause(longest_ns))
+        }
+        _ => String::new(),
     }
 }
 
@@ -243,6 +256,11 @@ pub(crate) fn entry(subject: &Subject, outcome: &Outcome) -> Value {
         "comm": outcome.comm,
         "patch": { "id": subject.id, "name": subject.name },
         "result": result,
+        "stood": {
+            "stops": outcome.stood.stops,
+            "total_ns": outcome.stood.total_ns,
+            "longest_ns": outcome.stood.longest_ns,
+        },
     });
     if let (Value::Object(entry), Value::Object(detail)) = (&mut entry, detail) {
         entry.extend(detail);

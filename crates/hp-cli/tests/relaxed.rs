@@ -173,6 +173,7 @@ fn a_loop_goes_on() {
     let line = LOOP.lines().position(|line| line.contains("read(from")).expect("it reads") + 1;
     assert!(said.contains("in serve+0x") && said.contains(&format!("program.c:{line}")), "{said}");
     assert!(said.contains("--relaxed"), "{said}");
+    assert!(said.contains(" stops, ") && said.contains(" altogether, "), "{said}");
     assert_eq!(target.ask("9"), "1: 9");
 
     let relaxed = change("apply", &target, &patch, &["--relaxed"]);

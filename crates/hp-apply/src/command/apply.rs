@@ -19,7 +19,7 @@ struct Job<'a> {
 
 impl Job<'_> {
     fn apply(&self, options: &Options) -> Outcome {
-        crate::apply(self.pid, &self.file.bytes, options)
+        crate::apply_patch(self.pid, &self.file.patch, &self.file.id, options)
     }
 
     /// A process that was not asked for by number and has ended is no target any more.

@@ -5,7 +5,7 @@
 use super::{Exit, Start, clean};
 use crate::prelude::*;
 use crate::sys::Errno;
-use crate::{Done, Error, Measured, Outcome, sys};
+use crate::{Done, Error, Measured, Outcome, Stood, sys};
 use core::cell::Cell;
 
 /// Escape sequences for a terminal (ECMA-48, SGR); empty elsewhere.
@@ -91,7 +91,7 @@ impl Report {
         let exit = exit_of(&outcome.result);
         self.exits.push(exit);
         let style = if exit == Exit::Done { self.out } else { self.err };
-        let words = words(style, verb, subject, &outcome.result);
+        let words = words(style, verb, subject, outcome);
         let line = format!("{}{}{}: {words}", style.bold, target(&outcome.comm, outcome.pid), style.plain);
         if exit == Exit::Done { self.line(&line) } else { self.error(&line) }
     }
@@ -124,10 +124,10 @@ fn exit_of(result: &Result<Done, Error>) -> Exit {
     }
 }
 
-fn words(style: Style, verb: Verb, subject: &Subject, result: &Result<Done, Error>) -> String {
+fn words(style: Style, verb: Verb, subject: &Subject, outcome: &Outcome) -> String {
     let Style { good, bad, plain, .. } = style;
     let patch = subject.words();
-    match (result, verb) {
+    match (&outcome.result, verb) {
         (Ok(Done::Applied(m)), _) => format!("{good}applied{plain} {patch} {}{}", cost(style, m), in_place(m)),
         (Ok(Done::Reverted(m)), _) => {
             let mut text = format!("{good}reverted{plain} {patch} {}", cost(style, m));
@@ -146,8 +146,19 @@ fn words(style: Style, verb: Verb, subject: &Subject, result: &Result<Done, Erro
         }
         (Err(error), verb) => {
             let not = if verb == Verb::Apply { "not applied" } else { "not reverted" };
-            format!("{bad}{not}{plain}: {}", clean(error.to_string().as_bytes()))
+            format!("{bad}{not}{plain}: {}{}", clean(error.to_string().as_bytes()), waited(error, outcome.stood))
         }
+    }
+}
+
+/// What a wait for nothing has cost.
+fn waited(error: &Error, Stood { stops, total_ns, longest_ns }: Stood) -> String {
+    match error {
+        Error::Busy(_) if stops > 0 => {
+            let stops = count(u64::from(stops), "stop");
+            format!(" ({stops}, {} altogether, {} at most)", pause(total_ns), pause(longest_ns))
+        }
+        _ => String::new(),
     }
 }
 
@@ -212,7 +223,11 @@ mod tests {
     #[test]
     fn lines_say_what_happened() {
         let fix = Subject { id: Some("ab".to_owned()), name: Some("fix".to_owned()) };
-        let line = |verb, result: &Result<Done, Error>| words(Style::default(), verb, &fix, result);
+        let stood = Stood { stops: 3, total_ns: 1_500_000, longest_ns: 900_000 };
+        let line = |verb, result: &Result<Done, Error>| {
+            let outcome = Outcome { stood, ..Outcome::untouched(0, result.clone()) };
+            words(Style::default(), verb, &fix, &outcome)
+        };
         let measured = Measured { flip_pause_ns: 84_000, threads: 2, functions: 1, ..Measured::default() };
         assert_eq!(
             line(Verb::Apply, &Ok(Done::Applied(measured))),
@@ -221,5 +236,9 @@ mod tests {
         assert_eq!(line(Verb::Revert, &Ok(Done::NotApplied)), "does not have fix");
         let refused = Err(Error::Refused("a\x1bb".to_owned()));
         assert_eq!(line(Verb::Revert, &refused), "not reverted: a\u{fffd}b");
+        let busy = Err(Error::Busy(vec!["thread 7 in f".to_owned().into()]));
+        let words =
+            "not applied: no safe point within the timeout: thread 7 in f (3 stops, 1.5 ms altogether, 900 µs at most)";
+        assert_eq!(line(Verb::Apply, &busy), words);
     }
 }

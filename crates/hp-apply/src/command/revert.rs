@@ -5,7 +5,7 @@ use super::{Args, Exit, INTERRUPTED, PatchFile, clean, lives, no_process_of, rea
 use crate::failure::{Failure, unusable};
 use crate::prelude::*;
 use crate::small::Set;
-use crate::{Error, LedgerEntry, Outcome, process, sys};
+use crate::{Error, LedgerEntry, Outcome, sys};
 
 /// Digits of a whole ID.
 const ID_DIGITS: usize = 16;
@@ -48,7 +48,7 @@ pub(super) fn run(args: &Args<'_>, bundled: Option<Vec<u8>>, report: &mut Report
             break;
         }
         let outcome = match patches {
-            Err(error) => Outcome { pid, comm: process::comm(pid), result: Err(error) },
+            Err(error) => Outcome::untouched(pid, Err(error)),
             Ok(patches) if all && !patches.iter().any(|patch| wanted.is(&patch.id)) => continue,
             Ok(_) => crate::revert(pid, wanted.id.as_deref(), &args.options()),
         };
@@ -75,10 +75,10 @@ impl Wanted {
     fn of(args: &Args<'_>, bundled: Option<Vec<u8>>) -> Result<Wanted, Failure> {
         let word = args.words.first().copied();
         let file = match (bundled, word) {
-            (Some(bytes), _) => PatchFile::parse("the bundled patch".to_owned(), bytes)?,
+            (Some(bytes), _) => PatchFile::parse("the bundled patch".to_owned(), &bytes)?,
             (None, None) => return Ok(Wanted { id: None, name: None, base: None }),
             (None, Some(word)) if sys::about(word).is_err() => return Wanted::digits(word),
-            (None, Some(word)) => PatchFile::parse(clean(word), read_patch_bytes(word)?)?,
+            (None, Some(word)) => PatchFile::parse(clean(word), &read_patch_bytes(word)?)?,
         };
         Ok(Wanted { id: Some(file.id), name: Some(file.patch.name), base: Some(file.patch.base.build_id) })
     }

@@ -26,7 +26,7 @@ pub(super) fn read_patches(
         if !keys.is_empty() {
             check(&name, path, &bytes, &keys)?;
         }
-        PatchFile::parse(name, bytes)
+        PatchFile::parse(name, &bytes)
     };
     match bundled {
         Some(bytes) => Ok(vec![read("the bundled patch".to_owned(), None, bytes)?]),

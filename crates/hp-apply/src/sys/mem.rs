@@ -8,6 +8,8 @@ use core::cell::RefCell;
 use linux_raw_sys::general as nr;
 
 const PAGE: usize = 4096;
+/// Most pages that are read together to be kept.
+const TOGETHER: usize = 16;
 /// Longest range whose pages are kept when it is read as a whole.
 const MAX_KEPT: usize = 4 << 20;
 
@@ -110,13 +112,25 @@ impl Mem {
             let here = at.0.checked_add(done as u64)?;
             let page = page_floor(here);
             if pages.get(&page).is_none() {
-                pages.insert(page, Box::new(self.array(LiveAddr(page)).ok()?));
+                self.keep(page, out.len() - done, pages)?;
             }
             let from = (here - page) as usize;
             let count = (PAGE - from).min(out.len() - done);
             let bytes = pages.get(&page)?;
             out.get_mut(done..done + count)?.copy_from_slice(bytes.get(from..from + count)?);
             done += count;
+        }
+        Some(())
+    }
+
+    /// Keeps a page, and in the same read those behind it that are missing and reach no further than `wanted` bytes.
+    fn keep(&self, page: u64, wanted: usize, pages: &mut Map<u64, Box<[u8; PAGE]>>) -> Option<()> {
+        let behind = |index: usize| page.checked_add((index * PAGE) as u64);
+        let missing = |index: &usize| behind(*index).is_some_and(|page| pages.get(&page).is_none());
+        let count = 1 + (1..(wanted / PAGE).min(TOGETHER)).take_while(missing).count();
+        let bytes = self.bytes(LiveAddr(page), count * PAGE).ok()?;
+        for (index, bytes) in bytes.as_chunks::<PAGE>().0.iter().enumerate() {
+            pages.insert(behind(index)?, Box::new(*bytes));
         }
         Some(())
     }
@@ -167,6 +181,42 @@ impl Mem {
             done += count;
         }
         Ok(())
+    }
+}
+
+/// Memory that is looked at once, mostly from below to above: neighbours come with one read.
+pub(crate) struct View<'a> {
+    mem: &'a Mem,
+    start: LiveAddr,
+    bytes: Vec<u8>,
+}
+
+impl View<'_> {
+    /// Read together: larger reads cost more than they save.
+    const SIZE: usize = 4 * PAGE;
+
+    pub(crate) fn new(mem: &Mem) -> View<'_> {
+        View { mem, start: LiveAddr(0), bytes: Vec::new() }
+    }
+
+    pub(crate) fn bytes(&mut self, range: LiveRange) -> Result<Vec<u8>, Errno> {
+        let len = range.len() as usize;
+        if len > Self::SIZE / 2 {
+            return self.mem.bytes(range.start, len);
+        }
+        if self.seen(range).is_none() {
+            self.start = LiveAddr(page_floor(range.start.0));
+            self.bytes.resize(Self::SIZE, 0);
+            // As far as it is mapped.
+            let got = self.mem.read_some(self.start, &mut self.bytes);
+            self.bytes.truncate(got.unwrap_or(0));
+        }
+        self.seen(range).map_or_else(|| self.mem.bytes(range.start, len), |bytes| Ok(bytes.to_vec()))
+    }
+
+    fn seen(&self, range: LiveRange) -> Option<&[u8]> {
+        let from = usize::try_from(range.start.0.checked_sub(self.start.0)?).ok()?;
+        self.bytes.get(from..from.checked_add(range.len() as usize)?)
     }
 }
 
@@ -223,6 +273,37 @@ mod tests {
         assert_eq!(mem.ranges(&[at(&one), nowhere, at(&two)], &mut buffer), 1);
         assert_eq!(buffer.get(..5000), Some(one.as_slice()));
         assert_eq!((mem.ranges(&[nowhere], &mut buffer), mem.ranges(&[], &mut buffer)), (0, 0));
+    }
+
+    #[test]
+    fn a_view_shows_what_is_there() {
+        let mem = Mem::open_read(std::process::id() as i32).unwrap();
+        let bytes: Vec<u8> = (0..9 * PAGE).map(|index| (index / 5) as u8).collect();
+        let mut view = View::new(&mem);
+        for (from, len) in
+            [(5, 100), (90, 4000), (0, 1), (3 * PAGE, 3 * PAGE), (8 * PAGE - 1, 2), (70, 0), (8 * PAGE, PAGE)]
+        {
+            let part = &bytes[from..from + len];
+            assert_eq!(view.bytes(at(part)).unwrap(), part, "{from} {len}");
+        }
+        assert!(view.bytes(LiveAddr(16).range(8)).is_err());
+        assert!(view.bytes(LiveAddr(u64::MAX - 3).range(2)).is_err());
+    }
+
+    #[test]
+    fn pages_are_kept_as_they_were() {
+        let mem = Mem::open_read(std::process::id() as i32).unwrap();
+        let mut bytes: Vec<u8> = (0..40 * PAGE).map(|index| (index / 7) as u8).collect();
+        let start = at(&bytes).start;
+        let before = bytes.clone();
+        assert_eq!(
+            mem.kept_array::<3>(start.plus(20 * PAGE as u64 + 5)).as_ref(),
+            bytes[20 * PAGE + 5..].first_chunk()
+        );
+        assert_eq!(mem.kept_bytes(start.plus(1), bytes.len() - 2), Some(before[1..before.len() - 1].to_vec()));
+        bytes.fill(0);
+        assert_eq!(mem.kept_bytes(start.plus(1), bytes.len() - 2), Some(before[1..before.len() - 1].to_vec()));
+        assert_eq!(mem.kept_bytes(LiveAddr(16), 2 * PAGE), None);
     }
 
     #[test]

@@ -145,7 +145,7 @@ impl Watch {
             }
             // Who ends the watch now does not leave half an apply.
             let signals = hp_apply::hold_signals();
-            let outcome = hp_apply::apply(pid, &file.bytes, &self.options);
+            let outcome = hp_apply::apply_patch(pid, &file.patch, &file.id, &self.options);
             signals.let_come();
             any |= matches!(outcome.result, Ok(Done::Applied(_)));
             let wait = match &outcome.result {
