@@ -325,6 +325,21 @@ static void *run(void *unused) {
     if (!strcmp(what, "epoll")) { int e = epoll_create1(0); epoll_ctl(e, EPOLL_CTL_ADD, fds[0], &event); result = epoll_wait(e, &event, 1, 900); }
     if (!strcmp(what, "poll")) { struct pollfd p = { fds[0], POLLIN, 0 }; result = poll(&p, 1, 900); }
     if (!strcmp(what, "ppoll")) { struct pollfd p = { fds[0], POLLIN, 0 }; result = ppoll(&p, 1, &t, 0); }
+    if (!strcmp(what, "all")) {
+        // Of ten bytes four are there, and no more come.
+        int s[2]; char bytes[10]; struct timeval limit = { 0, 900000 };
+        if (socketpair(AF_UNIX, SOCK_STREAM, 0, s) || write(s[1], "abcd", 4) != 4) return unused;
+        setsockopt(s[0], SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+        result = recv(s[0], bytes, sizeof bytes, MSG_WAITALL);
+    }
+    if (!strcmp(what, "write")) {
+        // More than a pipe takes, and nobody reads it before a second is over.
+        static char bytes[200000];
+        if (fork() == 0) { static char all[200000]; usleep(900000); for (long n = 0, got; n < 200000 && (got = read(fds[0], all, sizeof all)) > 0;) n += got; _exit(0); }
+        close(fds[0]);
+        signal(SIGPIPE, SIG_IGN);
+        result = write(fds[1], bytes, sizeof bytes);
+    }
     if (!strcmp(what, "nanosleep")) result = nanosleep(&t, 0);
     if (!strcmp(what, "clock_nanosleep")) result = clock_nanosleep(CLOCK_MONOTONIC, 0, &t, 0);
     if (!strcmp(what, "sigwait")) { sigset_t set; sigemptyset(&set); sigaddset(&set, SIGUSR2); result = sigtimedwait(&set, 0, &t); }
@@ -341,7 +356,7 @@ int main(int argc, char **argv) {
 "#;
     let program = Program::build(CALLS, &[]);
     let patch = program.patch(NEW, &["value"]);
-    for what in ["accept", "epoll", "poll", "ppoll", "nanosleep", "clock_nanosleep", "sigwait"] {
+    for what in ["accept", "epoll", "poll", "ppoll", "nanosleep", "clock_nanosleep", "sigwait", "all", "write"] {
         let stopped = program.spawn(&[what]);
         let ours = program.spawn(&[what]);
         std::thread::sleep(Duration::from_millis(150));
@@ -605,6 +620,52 @@ int main(void) {
         reverted(revert(child, Some(ID), &options()));
     }
     assert_eq!(parent.ask("abc"), "1 4 0 0 1");
+}
+
+/// A child that was forked while the patch was in has it too, and each of the two is reverted for itself.
+#[test]
+fn a_forked_child_is_reverted_alone() {
+    const FORKER: &str = r#"
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+__attribute__((noinline,noclone)) int value(int x) { __asm__ volatile(".byte 0x0f,0x1f,0x44,0,0"); return x + 1; }
+int main(void) {
+    char line[100], byte; int number, ask[2], tell[2];
+    if (pipe(ask) || pipe(tell)) return 1;
+    puts("ready"); fflush(stdout);
+    while (fgets(line, sizeof line, stdin)) {
+        if (!strcmp(line, "fork\n")) {
+            pid_t child = fork();
+            while (child == 0) { if (read(ask[0], &byte, 1) != 1) _exit(0); number = value(0); if (write(tell[1], &number, sizeof number) < 0) _exit(1); }
+            close(ask[0]);
+            printf("%d\n", child);
+        } else {
+            number = 0;
+            if (!strcmp(line, "both\n") && (write(ask[1], "x", 1) != 1 || read(tell[0], &number, sizeof number) < 0)) return 1;
+            printf("%d %d\n", value(0), number);
+        }
+        fflush(stdout);
+    }
+    return 0;
+}
+"#;
+    let program = Program::build(FORKER, &[]);
+    let patch = program.patch(NEW, &["value"]);
+    for child_first in [true, false] {
+        let mut target = program.spawn(&[]);
+        applied(apply_patch(target.pid(), &patch, ID, &options()));
+        let child: i32 = target.ask("fork").parse().unwrap();
+        assert_eq!(target.ask("both"), "100 100");
+        let ids: Vec<_> = [child, target.pid()].map(|pid| hp_apply::status(pid).unwrap().len()).into();
+        assert_eq!(ids, [1, 1]);
+        let (pid, then, answer) =
+            if child_first { (child, target.pid(), "100 1") } else { (target.pid(), child, "1 100") };
+        reverted(revert(pid, Some(ID), &options()));
+        assert_eq!(target.ask("both"), answer);
+        reverted(revert(then, Some(ID), &options()));
+        assert_eq!(target.ask("both"), "1 1");
+    }
 }
 
 /// Running again and again, processes that are stopped, forked and ended: none is left standing.

@@ -3,6 +3,7 @@
 mod common;
 use common::*;
 use hp_apply::{Done, Error, Phase, apply_patch, revert, status};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -344,6 +345,159 @@ fn a_vfork_is_waited_for() {
     assert_eq!(target.line(), "vfork 7 ok");
     assert_eq!(target.ask("value"), "value 101 ok");
     target.assert_free();
+}
+
+/// Who waits in the kernel for longer than the timeout, and cannot be interrupted there: the others are held for a moment
+/// only, it goes on as if nothing had been, and the patch comes in later.
+#[test]
+fn a_thread_that_cannot_be_stopped_is_left_alone() {
+    let source = BLOCKER.replace("{ 0, 700000000 }", "{ 4, 0 }");
+    let program = Program::build(&source, &[]);
+    let mut target = program.spawn(&[]);
+    let before = target.maps();
+    target.send("vfork");
+    wait_for_thread(&target, "vfork", "D");
+    let threads_before = target.maps().lines().count();
+    let patch = program.patch(VALUE_NEW, &["value"]);
+    let lines = busy(apply_patch(target.pid(), &patch, ID, &quick()));
+    assert!(lines.len() == 1 && lines[0].contains("shares its memory"), "{lines:?}");
+    assert_eq!(target.maps().lines().count(), threads_before, "{before}");
+    assert_eq!(target.ask("value"), "value 2 ok");
+    target.assert_free();
+    assert_eq!(target.line(), "vfork 7 ok");
+    applied(apply_patch(target.pid(), &patch, ID, &options()));
+    assert_eq!(target.ask("value"), "value 101 ok");
+}
+
+/// A control group in which processes are frozen; it goes with this value.
+struct Freezer {
+    folder: PathBuf,
+    /// Of the first kind (`freezer.state`): who is frozen sleeps in the kernel, and no tracer wakes it.
+    deep: bool,
+}
+
+impl Freezer {
+    /// `None` where none can be made.
+    fn make() -> Option<Freezer> {
+        let kinds = [("/sys/fs/cgroup/freezer", true), ("/sys/fs/cgroup", false), ("/sys/fs/cgroup/unified", false)];
+        kinds.into_iter().find_map(|(mount, deep)| {
+            let folder = PathBuf::from(mount).join(format!("hp-test-frozen-{}", std::process::id()));
+            std::fs::create_dir(&folder).ok()?;
+            let freezer = Freezer { folder, deep };
+            freezer.folder.join(freezer.file()).exists().then_some(freezer)
+        })
+    }
+
+    fn file(&self) -> &'static str {
+        if self.deep { "freezer.state" } else { "cgroup.freeze" }
+    }
+
+    fn freeze(&self, on: bool) {
+        let word = match (self.deep, on) {
+            (true, true) => "FROZEN",
+            (true, false) => "THAWED",
+            (false, on) => ["0", "1"][usize::from(on)],
+        };
+        std::fs::write(self.folder.join(self.file()), word).unwrap();
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+impl Drop for Freezer {
+    fn drop(&mut self) {
+        let _ = std::fs::write(self.folder.join(self.file()), if self.deep { "THAWED" } else { "0" });
+        for _ in 0..100 {
+            if std::fs::remove_dir(&self.folder).is_ok() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// In a sleep that nothing interrupts: the command says so and gives up, and when the process wakes nobody holds it. Where a
+/// frozen process can be stopped all the same, it is patched and stays frozen.
+#[test]
+fn a_process_in_a_sleep_that_nothing_interrupts() {
+    let program = Program::build(BLOCKER, &[]);
+    let patch = program.patch(VALUE_NEW, &["value"]);
+    let mut target = program.spawn(&[]);
+    // It thaws before the target is ended and waited for.
+    let Some(freezer) = Freezer::make() else {
+        eprintln!("no control group can be made here");
+        return;
+    };
+    let before = target.maps();
+    target.send("read");
+    wait_for_thread(&target, "read", "S");
+    let maps = target.maps();
+    std::fs::write(freezer.folder.join("cgroup.procs"), target.pid().to_string()).unwrap();
+    freezer.freeze(true);
+    target.send("value");
+    let began = Instant::now();
+    let outcome = apply_patch(target.pid(), &patch, ID, &quick());
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    let answer = if freezer.deep {
+        let lines = busy(outcome);
+        assert!(lines.len() == 1 && lines[0].contains("does not stop (state D"), "{lines:?}");
+        assert_eq!(target.maps(), maps, "{before}");
+        "value 2 ok"
+    } else {
+        applied(outcome);
+        "value 101 ok"
+    };
+    freezer.freeze(false);
+    assert_eq!(target.line(), answer);
+    target.assert_free();
+    let again = apply_patch(target.pid(), &patch, ID, &options()).result;
+    assert!(matches!(again, Ok(Done::Applied(_) | Done::AlreadyApplied)), "{again:?}");
+    assert_eq!(target.ask("value"), "value 101 ok");
+    target.send("byte");
+    assert_eq!(target.line(), "read 1 ok");
+}
+
+/// Another process that runs in the same memory: its stack is not one of ours to stop, so nothing is changed while it lives.
+#[test]
+fn a_process_that_shares_the_memory_is_in_the_way() {
+    const SHARER: &str = r#"
+#define _GNU_SOURCE
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+__attribute__((noinline,noclone)) int value(int x) { __asm__ volatile(".byte 0x0f,0x1f,0x44,0,0"); return x + 1; }
+static int run(void *unused) { prctl(PR_SET_PDEATHSIG, SIGKILL); for (;;) pause(); return 0; }
+int main(void) {
+    char line[100];
+    pid_t child = clone(run, (char *)malloc(65536) + 65536, CLONE_VM | SIGCHLD, 0);
+    printf("ready\n%d\n", child); fflush(stdout);
+    while (fgets(line, sizeof line, stdin)) {
+        if (!strcmp(line, "end\n")) { kill(child, SIGKILL); waitpid(child, 0, 0); }
+        printf("%d\n", value(0)); fflush(stdout);
+    }
+    return 0;
+}
+"#;
+    let program = Program::build(SHARER, &[]);
+    let mut target = program.spawn(&[]);
+    let child: i32 = target.line().parse().unwrap();
+    let patch = program.patch("int value(int x) { return x + 100; }", &["value"]);
+    let before = target.maps();
+    for (pid, other) in [(target.pid(), child), (child, target.pid())] {
+        let lines = busy(apply_patch(pid, &patch, ID, &quick()));
+        assert!(
+            lines.len() == 1 && lines[0].contains(&format!("process {other} (target) shares its memory")),
+            "{lines:?}"
+        );
+    }
+    assert_eq!((target.ask(""), target.maps()), ("1".into(), before));
+    assert_eq!(target.ask("end"), "1");
+    applied(apply_patch(target.pid(), &patch, ID, &options()));
+    assert_eq!(target.ask(""), "100");
 }
 
 #[test]

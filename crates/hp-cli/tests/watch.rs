@@ -13,6 +13,8 @@ use support::process::{Running, until};
 use support::target::{NEW, OLD, Pair, Target};
 use support::{lacks, trial};
 
+/// In the environment and the arguments of a process: no event has it.
+const SECRET: &str = "correct-horse-battery-staple";
 const KEYS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../testdata/keys/");
 
 fn main() -> ExitCode {
@@ -61,6 +63,7 @@ impl Watcher {
         let mut seen = Vec::new();
         while let Ok(line) = self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             assert!(line.starts_with('{') && line.ends_with('}') && line.contains("\"time\":"), "{line}");
+            assert!(!line.contains(SECRET), "{line}");
             if words.iter().all(|word| line.contains(word)) {
                 return line;
             }
@@ -92,6 +95,10 @@ fn watches_from_here_on(more: &[&str]) {
         assert!(until(Duration::from_secs(15), || later.ask() == NEW));
         watcher.of(&later, "\"applied\"");
     }
+    let mut secretive = Command::new(&pair.old);
+    secretive.args(["20000000", "0", SECRET]).env("TOKEN", SECRET).stdin(Stdio::null()).stdout(Stdio::null());
+    let secretive = Running::start(&mut secretive);
+    watcher.until(&[&format!("\"pid\":{}", secretive.pid()), "\"applied\""]);
     // The new build is none of its business.
     let new = Running::start(Command::new(pair.folder.path().join("new")).stdin(Stdio::piped()).stdout(Stdio::null()));
     std::thread::sleep(Duration::from_millis(600));
