@@ -1,12 +1,15 @@
 //! `cargo xtask bench apply`: what patching costs a target.
 //!
-//! Two parts, in one run on one machine, so that the numbers can be compared with each other:
+//! Three parts, in one run on one machine, so that the numbers can be compared with each other:
 //! `cargo bench -p hp-apply` measures the stops of small programs with 1 to 1,000 threads beside an empty
-//! stop-and-go and a debugger's attach-and-detach; and a loaded redis, of the pairs that the tests use, is
+//! stop-and-go and a debugger's attach-and-detach; the whole command is timed beside the gaps that threads of its target
+//! see ([`command`]); and a loaded redis, of the pairs that the tests use, is
 //! measured from its clients: before, during applies and reverts, after. `redis-benchmark` counts the
 //! latencies; a request that fails ends it, and the bench with it.
 //!
 //! Not timed: building, starting, making the patch.
+
+mod command;
 
 use crate::cache::Cache;
 use anyhow::{Context, Result, bail};
@@ -33,13 +36,14 @@ pub(crate) fn run(cache: &Cache) -> Result<bool> {
     if !benched {
         bail!("the bench of the pauses failed");
     }
+    in_a_folder(|folder| command::run(&hp, folder))?;
     let pair = cache.pairs().join(CASE);
     let benchmark = cache.pairs().join("tools/redis-benchmark");
     if !pair.join("old/redis-server").is_file() || !benchmark.is_file() {
         eprintln!("xtask: no pair of redis here (cargo xtask pairs): the loaded server is left out");
         return Ok(true);
     }
-    loaded(&hp, &pair, &benchmark)
+    in_a_folder(|folder| loaded(folder, &hp, &pair, &benchmark))
 }
 
 fn release_build() -> Result<PathBuf> {
@@ -59,15 +63,16 @@ struct Latency {
     max: f64,
 }
 
-fn loaded(hp: &Path, pair: &Path, benchmark: &Path) -> Result<bool> {
+/// Gives work a folder that goes with it.
+fn in_a_folder<T>(work: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
     let folder = std::env::temp_dir().join(format!("hp-bench-{}", std::process::id()));
     std::fs::create_dir_all(&folder)?;
-    let result = loaded_in(&folder, hp, pair, benchmark);
+    let result = work(&folder);
     let _ = std::fs::remove_dir_all(&folder);
     result
 }
 
-fn loaded_in(folder: &Path, hp: &Path, pair: &Path, benchmark: &Path) -> Result<bool> {
+fn loaded(folder: &Path, hp: &Path, pair: &Path, benchmark: &Path) -> Result<bool> {
     let patch = folder.join("fix.hpatch");
     let [old, new] = ["old/redis-server", "new/redis-server"].map(|name| pair.join(name));
     if !crate::succeeds(Command::new(hp).arg("diff").args([&old, &new]).arg("-o").arg(&patch).stderr(Stdio::null()))? {
