@@ -10,7 +10,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use rayon::prelude::*;
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::FxHashMap;
 
 use crate::alike::own_code;
 use crate::entities::{Family, Side};
@@ -56,10 +56,13 @@ impl<'g> Ground<'g, '_> {
     }
 
     /// Finds the pairs of old and new functions that do the same though neither is the other's twin. An old one that the patch
-    /// replaces is none of them: whoever calls it gets what its twin does.
+    /// replaces is none of them: whoever calls it gets what its twin does. Those that were found before stay: pairs that are found
+    /// later only make more references lead to the same.
     pub(crate) fn find_copies(&mut self, candidates: &Candidates<'_>) {
         let (old, new) = (&candidates.old, &candidates.new);
-        self.copies = candidates.pairs().filter(|&(f, g)| self.pairs.ranges.new_of(f) != Some(g)).collect();
+        let pairs = candidates.pairs().filter(|&(f, g)| self.pairs.ranges.new_of(f) != Some(g));
+        let (found, mut open): (Vec<_>, Vec<_>) = pairs.partition(|pair| self.copies.contains(pair));
+        self.copies = found.into_iter().chain(open.iter().copied()).collect();
         loop {
             let equal = |pair: &&(usize, usize)| {
                 let mut same = true;
@@ -69,12 +72,12 @@ impl<'g> Ground<'g, '_> {
                 });
                 same
             };
-            let kept: FxHashSet<(usize, usize)> = self.copies.par_iter().filter(equal).copied().collect();
-            let all_are = kept.len() == self.copies.len();
-            self.copies = kept;
-            if all_are {
+            let (kept, lost): (Vec<_>, Vec<_>) = open.par_iter().partition(equal);
+            if lost.is_empty() {
                 return;
             }
+            lost.iter().for_each(|pair| _ = self.copies.remove(pair));
+            open = kept;
         }
     }
 

@@ -4,7 +4,7 @@
 
 use iced_x86::FlowControl;
 
-use crate::code::{Distances, Use};
+use crate::code::{Distances, Field, Step, Use};
 use crate::derived::Derived;
 use crate::entities::Side;
 use crate::templates;
@@ -42,42 +42,55 @@ pub(crate) struct Jump {
 /// Goes through one range. `watched` says of a place whether it is to be remembered.
 pub(crate) fn range(side: &Side<'_>, range: usize, watched: &dyn Fn(u64) -> bool) -> Scan {
     let (mut scan, mut distances, mut derived) = (Scan::default(), Distances::default(), Derived::new());
-    let in_data = |a: u64| side.image.section_at(a).is_some_and(|s| !s.code);
     let (base, end) = (side.ranges[range].address, side.ranges[range].end());
+    let mut made = Vec::new();
     for (at, step) in side.steps(range) {
         let here = base + at as u64;
         distances.see(&step);
-        let made = step.fields.iter().find(|f| f.usage == Use::Address).map(|f| f.target);
-        let back = derived.see(&step, made).into_iter().filter(|b| side.is_end_of_text(b.from, b.bytes));
+        let address = step.fields.iter().find(|f| f.usage == Use::Address).map(|f| f.target);
+        let back = derived.see(&step, address).into_iter().filter(|b| side.is_end_of_text(b.from, b.bytes));
         scan.texts.extend(back.map(|b| b.from - b.bytes));
         for field in step.fields {
             scan.watched.extend(Some((field.target, here)).filter(|_| watched(field.target)));
-            if in_data(field.target) {
+            if field.usage == Use::Address {
+                made.push((field.target, here));
+            }
+            if (base..end).contains(&field.target) {
+                continue;
+            }
+            if field.usage != Use::Branch {
                 scan.data.push(field.target);
             }
-            if field.usage == Use::Address {
-                scan.places.push(field.target);
-                scan.odd.extend(Some((here, field.target)).filter(|_| side.may_be_odd(field.target)));
+            if side.image.stripped {
+                scan.leads(side, range, field, &step);
             }
-            let outside = side.image.stripped && !(base..end).contains(&field.target);
-            if let Some((to, offset)) = side.range_at(field.target).filter(|(to, _)| outside && *to != range) {
-                let flow = step.instruction.flow_control();
-                if field.usage == Use::Branch && flow != FlowControl::Call {
-                    let conditional = flow == FlowControl::ConditionalBranch;
-                    scan.jumps.push(Jump { to, middle: offset > 0, conditional });
-                } else {
-                    scan.taken.push(to);
-                }
-            }
-            scan.templates |= field.usage != Use::Branch && templates::is_candidate(side, field.target);
         }
     }
-    if !distances.found() {
-        scan.places = Vec::new();
+    if distances.found() {
+        scan.places = made.iter().map(|(target, _)| *target).collect();
+    }
+    made.sort_unstable();
+    for same in made.chunk_by(|x, y| x.0 == y.0).filter(|same| side.may_be_odd(same[0].0)) {
+        scan.odd.extend(same.iter().map(|(target, here)| (*here, *target)));
     }
     scan.data.sort_unstable();
     scan.data.dedup();
+    scan.data.retain(|a| side.image.section_at(*a).is_some_and(|s| !s.code));
+    scan.templates = scan.data.iter().any(|a| templates::is_candidate(side, *a));
     scan.taken.sort_unstable();
     scan.taken.dedup();
     scan
+}
+
+impl Scan {
+    /// Remembers which other range an instruction leads to.
+    fn leads(&mut self, side: &Side<'_>, range: usize, field: Field, step: &Step) {
+        let Some((to, offset)) = side.range_at(field.target).filter(|(to, _)| *to != range) else { return };
+        let flow = step.instruction.flow_control();
+        if field.usage == Use::Branch && flow != FlowControl::Call {
+            self.jumps.push(Jump { to, middle: offset > 0, conditional: flow == FlowControl::ConditionalBranch });
+        } else {
+            self.taken.push(to);
+        }
+    }
 }

@@ -231,7 +231,7 @@ impl Ground<'_, '_> {
             let before = self.pairs.ranges.len();
             choose(self, guess);
             let any = self.vote() || self.pairs.ranges.len() > before;
-            if !any && guess {
+            if !any && guess || enough(self) {
                 return;
             }
             guess = !any;
