@@ -2,8 +2,8 @@
 //!
 //! Of `text[i - 1]` a compiler makes `lea text-1(%rip),r; mov (r,i),c`. Nothing in the image says that the text is meant and
 //! not what happens to lie at the address: the end of another text, a byte of padding, or nothing at all where the
-//! text is the first of its section. Named objects have their own rules (see [`Map::within_reach`]); here it is about constants
-//! that nothing names.
+//! text is the first of its section. So it is with objects that have a name, where one place that code certainly reaches says which is
+//! meant; where none does, see [`Map::within_reach`].
 //!
 //! [`Map::within_reach`]: crate::entity::Map::within_reach
 
@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use crate::arch::{Site, Touched, Use};
 use crate::build::Build;
-use crate::entity::{FunctionId, Target};
+use crate::entity::{FunctionId, ObjectId, Target};
 use crate::image::{Section, is_constant_section};
 use crate::usage::{is_indexed, range_of};
 
@@ -41,6 +41,33 @@ pub(crate) enum Meant {
     There(u64),
     /// The one or the other.
     Unclear,
+}
+
+/// Which object is meant by an address before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum MeantObject {
+    Certain(ObjectId),
+    /// This one, or the one that the address lies in, which ends where code reaches.
+    Perhaps(ObjectId),
+}
+
+/// The objects that begin shortly behind `address`.
+pub(crate) fn objects<'b>(build: &'b Build<'_>, address: u64) -> impl Iterator<Item = ObjectId> + 'b {
+    build.map.objects_behind(address).take_while(move |id| build.map.objects[*id].address - address <= AHEAD)
+}
+
+/// The object that `function` means by an address before it.
+pub(crate) fn meant_object(build: &Build<'_>, site: &Site, touched: Touched) -> Option<MeantObject> {
+    let offset = touched.offset.filter(|_| site.usage == Use::Address && touched.calculated)?;
+    // From the linker's own symbol a program goes through all objects of a section.
+    if !build.map.markers_at(site.target).is_empty() {
+        return None;
+    }
+    let place = site.target.wrapping_add_signed(offset);
+    let object = build.map.object_at(place).filter(|id| build.map.objects[*id].address > site.target)?;
+    // An index that is not used behind the end of an array may all the same have the number of its elements.
+    let here = build.map.object_at(site.target).is_some_and(|here| build.map.objects[here].end() == place);
+    Some(if here { MeantObject::Perhaps(object) } else { MeantObject::Certain(object) })
 }
 
 /// The constants that begin shortly behind `address`, at which none reaches as far itself; `None` if there are none. `rust`: for a

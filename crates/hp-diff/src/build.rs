@@ -93,7 +93,14 @@ impl<'a> Build<'a> {
                 let spans: Vec<(u64, &[u8])> = function.ranges.iter().map(|r| (r.address, r.bytes)).collect();
                 let context = arch::JumpTableContext {
                     ranges: &spans,
-                    bytes_from: &|a| if image.is_constant(a) { image.bytes_from(a) } else { &[] },
+                    // Where another object begins, its own pointers may lead to this function, too.
+                    bytes_from: &|a| {
+                        let bytes = if image.is_constant(a) { image.bytes_from(a) } else { &[] };
+                        let room = map.object_at(a).map(|id| map.objects[id].end());
+                        let next = map.objects_behind(a).next().map(|id| map.objects[id].address);
+                        let end = room.or(next).map_or(u64::MAX, |end| end - a);
+                        &bytes[..bytes.len().min(usize::try_from(end).unwrap_or(usize::MAX))]
+                    },
                 };
                 let tables = arch::tables(&ranges.iter().collect::<Vec<_>>(), &context);
                 let unresolved_jump = tables.unresolved_jump;

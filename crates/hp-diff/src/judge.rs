@@ -203,6 +203,9 @@ impl<'j, 'a> Judge<'j, 'a> {
                 _ => false,
             };
         let verdict = if same { Verdict::Same } else { verdict };
+        if let Some(verdict) = self.object_ahead(pair, a, b, verdict) {
+            return ControlFlow::Break(verdict);
+        }
         self.ahead(pair, a, b, verdict).map_or(ControlFlow::Continue(verdict), ControlFlow::Break)
     }
 

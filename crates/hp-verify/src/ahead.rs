@@ -309,9 +309,18 @@ pub(crate) enum Meant {
 }
 
 impl Side<'_> {
+    /// The first object that begins shortly behind an address.
+    fn object_behind(&self, address: u64) -> Option<usize> {
+        let first = self.objects.partition_point(|o| o.address <= address);
+        self.objects.get(first).is_some_and(|o| o.address - address <= AHEAD).then_some(first)
+    }
+
     /// What code of range `range` means by `address`, which its instruction at `made` makes.
     pub(crate) fn meant(&self, range: usize, made: u64, address: u64) -> Meant {
-        let Some((starts, _)) = self.ahead(address) else { return Meant::Here };
+        let (starts, object) = (self.ahead(address), self.object_behind(address));
+        if starts.is_none() && object.is_none() {
+            return Meant::Here;
+        }
         let part = |part: &usize| (self.ranges[*part].address, self.ranges[*part].bytes);
         let parts = self.family(self.ranges[range].parent).iter().map(part).collect();
         let seen = Ways::new(parts, self.image.fixed).sight(made);
@@ -319,6 +328,20 @@ impl Side<'_> {
             return Meant::Here;
         }
         let place = seen.reached.map(|reached| address.wrapping_add_signed(reached));
+        if let Some((object, _)) = place
+            .and_then(|place| self.object_at(place))
+            .filter(|_| object.is_some() && !self.markers.contains_key(&address))
+        {
+            let start = self.objects[object].address;
+            // An index may have the number of an array's elements and not be used then.
+            let ends = |(here, _): (usize, _)| Some(self.objects[here].end()) == place;
+            match self.object_at(address).is_some_and(ends) {
+                _ if start <= address => {}
+                true => return Meant::Any(vec![start]),
+                false => return Meant::There(start),
+            }
+        }
+        let Some((starts, _)) = starts else { return Meant::Here };
         let there = |from: u64, place: u64| match self.start_by(from, place) {
             Some(start) if start == address => Meant::Here,
             Some(start) => Meant::There(start),
@@ -371,6 +394,29 @@ impl Side<'_> {
 }
 
 impl Ground<'_, '_> {
+    /// The object that begins shortly behind `n` is what the instruction at `here` in range `g` of the new build means, and is the
+    /// same; `None` if it does not mean that, or the same objects begin there in both builds.
+    fn same_object_ahead(&self, (a, n): (u64, u64), (g, here): (usize, u64), within: Within<'_>) -> Option<Answer> {
+        let behind = |side: &Side<'_>, from: u64| {
+            let first = side.objects.partition_point(|o| o.address <= from);
+            let near = side.objects[first..].iter().take_while(|o| o.address - from <= AHEAD).count();
+            (first..first + near, (first..first + near).map(|o| side.objects[o].address - from).collect::<Vec<u64>>())
+        };
+        let ((old, x), (new, y)) = (behind(self.old, a), behind(self.new, n));
+        let paired = |(o, p): (usize, usize)| self.pairs.objects.new_of(o) == Some(p) && self.is_unchanged(o);
+        if x == y && old.zip(new).all(paired) {
+            return None;
+        }
+        let same = |at: u64| self.same(a.wrapping_add(at.wrapping_sub(n)), at, Use::Address, within);
+        match self.new.meant(g, here, n) {
+            Meant::There(at) if self.new.object_at(at).is_some() => Some(same(at)),
+            Meant::Any(all) if all.iter().any(|at| self.new.object_at(*at).is_some()) => {
+                all.into_iter().map(same).find(Result::is_err)
+            }
+            _ => None,
+        }
+    }
+
     /// What a field of the instruction at `here` in range `g` of the new build means is the same, if that may begin behind
     /// the address and the bytes there differ; else `None`.
     pub(crate) fn same_ahead(
@@ -382,6 +428,9 @@ impl Ground<'_, '_> {
         let (a, n) = (old.target, new.target);
         if !self.makes_address(new, within) {
             return None;
+        }
+        if let Some(answer) = self.same_object_ahead((a, n), (g, here), within) {
+            return Some(answer);
         }
         let (starts, end) = self.new.ahead(n)?;
         let start = if self.new.is_constant(n) { n } else { starts[0] };

@@ -25,6 +25,8 @@ pub(crate) struct Field {
     pub(crate) width: usize,
     /// Relative to the instruction pointer; else a number that may be an address.
     pub(crate) relative: bool,
+    /// An address in any case: relative, or what an operand of memory has instead of a base register.
+    pub(crate) certain: bool,
     pub(crate) usage: Use,
     /// Address that it encodes.
     pub(crate) target: u64,
@@ -172,7 +174,7 @@ fn next(decoder: &mut Decoder<'_>, absolute: bool) -> Option<Step> {
         let width = branch_width(&instruction);
         let at = instruction.len() - width;
         let target = instruction.near_branch_target();
-        fields.push(Field { at, width, relative: true, usage: Use::Branch, target });
+        fields.push(Field { at, width, relative: true, certain: true, usage: Use::Branch, target });
         return Some(Step { instruction, fields });
     }
     let relative = instruction.is_ip_rel_memory_operand();
@@ -185,12 +187,15 @@ fn next(decoder: &mut Decoder<'_>, absolute: bool) -> Option<Step> {
     let (at, width) = (offsets.displacement_offset(), offsets.displacement_size());
     if memory && relative {
         let target = instruction.ip_rel_memory_address();
-        fields.push(Field { at, width, relative: true, usage: memory_use(&instruction), target });
+        fields.push(Field { at, width, relative: true, certain: true, usage: memory_use(&instruction), target });
     } else if memory && !thread_local && width >= 4 {
         let indexed = instruction.memory_base() != Register::None || instruction.memory_index() != Register::None;
         let usage = if indexed { Use::Address } else { memory_use(&instruction) };
         let target = instruction.memory_displacement64();
-        fields.push(Field { at, width, relative: false, usage, target });
+        // `lea 8(,%rax,4),%rax` may be a calculation.
+        let (base, lea) = (instruction.memory_base(), instruction.mnemonic() == Mnemonic::Lea);
+        let certain = !lea && (base == Register::None || base == instruction.memory_index());
+        fields.push(Field { at, width, relative: false, certain, usage, target });
     }
     // Nobody does these with 32 bits of an address.
     use Mnemonic::{And, Cmp, Imul, Or, Test, Xor};
@@ -204,7 +209,7 @@ fn next(decoder: &mut Decoder<'_>, absolute: bool) -> Option<Step> {
         });
         let (at, width) = (offsets.immediate_offset(), offsets.immediate_size());
         if let Some(target) = target {
-            fields.push(Field { at, width, relative: false, usage: Use::Address, target });
+            fields.push(Field { at, width, relative: false, certain: false, usage: Use::Address, target });
         }
     }
     Some(Step { instruction, fields })

@@ -405,7 +405,11 @@ impl<'s> Family<'s> {
             Some(Word::Address(a)) => Some(*a),
             _ => side.image.u64_at(address + 8 * i).filter(|_| side.image.fixed),
         };
-        let end = self.next_use(address);
+        // Where another object begins, its own pointers may lead to this function, too.
+        let behind = side.objects.partition_point(|o| o.address <= address);
+        let next = side.objects.get(behind).map_or(u64::MAX, |o| o.address);
+        let own = side.object_at(address).map_or(u64::MAX, |(o, _)| side.objects[o].end());
+        let end = self.next_use(address).min(next).min(own);
         let run = |width: u64, entry: &dyn Fn(u64) -> Option<u64>| -> Vec<u64> {
             let inside = (0..).take_while(|i| address + width * (i + 1) <= end);
             inside.map_while(entry).take_while(|t| self.has_instruction(*t)).collect()

@@ -144,9 +144,20 @@ impl<'g, 'a> Ground<'g, 'a> {
     fn same_object(&self, (o, p): (usize, usize)) -> bool {
         let (x, y) = (&self.old.objects[o], &self.new.objects[p]);
         let within = Within { rust: rust::is_name(x.names[0]) && rust::is_name(y.names[0]), ..Within::default() };
+        let table =
+            || self.named_distances((o, p)).map(|entries| self.same_distances(x.address, &entries, within, DEPTH));
+        let content = || self.same_content((x.address, y.address), x.size, within, DEPTH);
         x.size == y.size
             && x.constant == y.constant
-            && self.same_content((x.address, y.address), x.size, within, DEPTH).is_ok()
+            && table().map_or_else(|| content().is_ok(), |answer| answer.is_ok())
+    }
+
+    /// Where the entries of a named table of distances lead in the new build, if both are such tables from end to end.
+    fn named_distances(&self, (o, p): (usize, usize)) -> Option<Vec<u64>> {
+        let (x, y) = (&self.old.objects[o], &self.new.objects[p]);
+        let both = self.old.tables.contains(&x.address) && self.new.tables.contains(&y.address);
+        let entries = self.new.distances(y.address).filter(|_| both)?;
+        (4 * entries.len() as u64 == y.size).then_some(entries)
     }
 
     /// The content of a named constant is the same in both builds.

@@ -288,7 +288,7 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
             let has = |f: &&Family<'_>| f.makes(new.target);
             within.old.filter(has).is_some_and(|f| is_number(self.ground.old, Some(f), new.target))
         };
-        if !new.relative && relocated && was_number() {
+        if !new.certain && relocated && was_number() {
             return Doubt::no("a number, which the patch takes for an address");
         }
         if !new.relative && !relocated {
@@ -322,6 +322,8 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
     fn same_meaning(&mut self, place: Place, (address, field): (u64, &Field), within: Within<'_>) -> Answer {
         let (new, n) = (self.ground.new, field.target);
         let range = new.range_at(address).filter(|_| self.ground.makes_address(field, within));
+        // A jump through a table has the table's start.
+        let range = range.filter(|_| within.new.is_none_or(|family| family.table(n).is_none()));
         let meant = range.map_or(Meant::Here, |(range, _)| new.meant(range, address, n));
         let there = |at: u64| (place.behind(at.wrapping_sub(n)), at);
         match meant {
@@ -329,7 +331,7 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
             Meant::There(at) => self.same_place(there(at).0, at, Use::Address, within),
             Meant::Any(starts) => {
                 let mut kind = Kind::Literal;
-                if new.is_constant(n) {
+                if new.is_constant(n) || new.object_at(n).is_some() {
                     kind = self.same_place(place, n, field.usage, within)?;
                 }
                 for (place, at) in starts.into_iter().map(there) {

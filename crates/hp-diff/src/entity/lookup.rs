@@ -79,6 +79,11 @@ impl<'a> Map<'a> {
         (address < self.objects[i].end()).then_some(i)
     }
 
+    /// The objects that begin behind `address`, in their order.
+    pub(crate) fn objects_behind(&self, address: u64) -> impl Iterator<Item = ObjectId> {
+        self.object_starts.up_to(address)..self.objects.len()
+    }
+
     /// Where a site leads.
     pub(crate) fn resolve<'m>(&'m self, image: &'m Image<'a>, site: &Site) -> Target<'m> {
         self.resolve_address(image, site.target, site.usage)

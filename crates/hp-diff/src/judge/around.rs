@@ -1,7 +1,7 @@
 //! Do two addresses mean the same if code may mean what lies before or behind them?
 
 use super::{Judge, Verdict};
-use crate::ahead::{self, Ahead, Meant};
+use crate::ahead::{self, Ahead, Meant, MeantObject};
 use crate::arch::{Site, Use};
 use crate::before::{Before, before};
 use crate::build::Build;
@@ -11,6 +11,55 @@ use crate::leftovers;
 use crate::usage::is_indexed;
 
 impl<'j, 'a> Judge<'j, 'a> {
+    /// Is the object the same that begins behind two addresses, if code means that and not what lies at them? `None` if the
+    /// verdict stands.
+    pub(super) fn object_ahead(
+        &self,
+        pair: (FunctionId, FunctionId),
+        a: &Site,
+        b: &Site,
+        verdict: Verdict,
+    ) -> Option<Verdict> {
+        if a.usage != Use::Address || self.old.map.function_at(a.target).is_some() {
+            return None;
+        }
+        let (mut x, mut y) = (ahead::objects(self.old, a.target), ahead::objects(self.new, b.target));
+        let start = |o: ObjectId| self.old.map.objects[o].address;
+        let other = |p: ObjectId| self.new.map.objects[p].address;
+        let mut any = false;
+        let alike = loop {
+            match (x.next(), y.next()) {
+                (None, None) if !any => return None,
+                (None, None) => break true,
+                (Some(o), Some(p)) => {
+                    any = true;
+                    let paired = self.pairs.objects.new_of(o) == Some(p) && self.is_kept(o);
+                    if !paired || start(o) - a.target != other(p) - b.target {
+                        break false;
+                    }
+                }
+                _ => break false,
+            }
+        };
+        if alike && verdict == Verdict::Same {
+            return None;
+        }
+        self.note_local();
+        let meant = |build: &Build<'a>, id, site: &Site| {
+            ahead::meant_object(build, site, ahead::touched(build, id, std::slice::from_ref(site))[0])
+        };
+        let same = |o, p| match start(o) - a.target == other(p) - b.target {
+            true => self.addresses(Some(pair), (start(o), other(p)), Use::Address),
+            false => Verdict::Different,
+        };
+        match (meant(self.old, pair.0, a), meant(self.new, pair.1, b)) {
+            (None, None) => None,
+            (Some(MeantObject::Certain(o)), Some(MeantObject::Certain(p))) => Some(same(o, p)),
+            (Some(MeantObject::Perhaps(o)), Some(MeantObject::Perhaps(p))) => Some(verdict.and(same(o, p))),
+            _ => Some(Verdict::Different),
+        }
+    }
+
     /// Is the constant the same that begins behind two addresses, if code means that and not what lies at them? `None` if the
     /// verdict stands.
     pub(super) fn ahead(

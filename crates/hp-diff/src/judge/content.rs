@@ -1,5 +1,7 @@
 //! Are two pieces of data the same?
 
+use std::cell::RefCell;
+
 use super::{Judge, Verdict};
 use crate::arch::Use;
 use crate::build::Build;
@@ -28,12 +30,33 @@ impl<'j, 'a> Judge<'j, 'a> {
             }
             _ => (self.old.map.literal(&self.old.image, a), self.new.map.literal(&self.new.image, b)),
         };
-        let verdict = self.contents((a, x), (b, y), false);
+        let verdict = self.unless_compared((a, b), || self.contents((a, x), (b, y), false));
         if let Verdict::UndecidedFunctions(f, _) = verdict {
             // More may be open behind it, so whatever becomes of it must be noted.
             self.pairs.functions.new_of(f);
         }
         verdict
+    }
+
+    /// What comes of comparing two literals that may lead to each other: those that are being compared already count as the same, as
+    /// everything else about them decides. Chains that are longer than anybody writes are not followed.
+    fn unless_compared(&self, pair: (u64, u64), compare: impl FnOnce() -> Verdict) -> Verdict {
+        const LONGEST: usize = 256;
+        thread_local! {
+            static COMPARED: RefCell<Vec<(usize, u64, u64)>> = const { RefCell::new(Vec::new()) };
+        }
+        let known = (std::ptr::from_ref(self.old) as usize, pair.0, pair.1);
+        let open = COMPARED.with_borrow(|all| (all.contains(&known), all.len()));
+        match open {
+            (true, _) => Verdict::Same,
+            (_, LONGEST..) => Verdict::Different,
+            _ => {
+                COMPARED.with_borrow_mut(|all| all.push(known));
+                let verdict = compare();
+                COMPARED.with_borrow_mut(|all| all.pop());
+                verdict
+            }
+        }
     }
 
     /// True if `size` bytes of the two builds are the same, words that hold addresses by what they lead to.

@@ -1,10 +1,11 @@
-//! References to a place before a constant.
+//! References to a place before a constant, or before an object.
 
 use super::literals::AHEAD;
 use super::{Bound, Payload, Problem};
-use crate::ahead::{Meant, ahead, is_rust, meant, touched};
+use crate::ahead::{Meant, MeantObject, ahead, is_rust, meant, meant_object, objects, touched};
 use crate::arch::{self, Field, Site, Touched, Use};
-use crate::entity::{CodeRange, FunctionId};
+use crate::entity::{CodeRange, FunctionId, ObjectId};
+use crate::finding::Code;
 use crate::usage::range_of;
 
 impl Payload<'_, '_> {
@@ -14,6 +15,9 @@ impl Payload<'_, '_> {
         let new = self.new;
         if site.usage != Use::Address {
             return Ok(None);
+        }
+        if let Some(bound) = self.object_ahead(id, site)? {
+            return Ok(Some(bound));
         }
         let Some(ahead) = ahead(new, site.target, is_rust(new, id)) else { return Ok(None) };
         match meant(new, site, self.touched(id, site)) {
@@ -41,6 +45,36 @@ impl Payload<'_, '_> {
         Ok(Some((symbol, offset)))
     }
 
+    /// Binds a reference to the object that begins behind the address, if that is meant.
+    fn object_ahead(&mut self, id: FunctionId, site: &Site) -> Result<Option<Bound>, Problem> {
+        let new = self.new;
+        if new.map.function_at(site.target).is_some() || objects(new, site.target).next().is_none() {
+            return Ok(None);
+        }
+        let (object, certain) = match meant_object(new, site, self.touched(id, site)) {
+            None => return Ok(None),
+            Some(MeantObject::Certain(object)) => (object, true),
+            Some(MeantObject::Perhaps(object)) => (object, false),
+        };
+        let distance = new.map.objects[object].address - site.target;
+        if !certain {
+            // The old build has both of them side by side, or one of the two would be wrong.
+            let old = self.old;
+            let before = |p: ObjectId, address: u64| {
+                let o = self.pairs.objects.old_of(p).filter(|o| !self.changes.constants.contains(o))?;
+                Some(old.map.objects[o].address.wrapping_add(address.wrapping_sub(new.map.objects[p].address)))
+            };
+            let here = new.map.object_at(site.target).and_then(|p| before(p, site.target));
+            if here.is_none() || here != before(object, site.target) {
+                let name = new.map.objects[object].name();
+                let message = format!("code adds an index to it; it may mean {name}-{distance:#x} or what ends there");
+                return Err(Problem(Code::AmbiguousReference, message));
+            }
+        }
+        let symbol = self.object(object)?;
+        Ok(Some((symbol, (distance as i64).wrapping_neg())))
+    }
+
     /// True for a number beside a register that holds an index: then the address is in the number.
     pub(super) fn is_indexed_by_number(&mut self, id: FunctionId, site: &Site) -> bool {
         let field = |range: &CodeRange<'_>| arch::field(range.bytes, site.instruction, site.offset);
@@ -56,8 +90,9 @@ impl Payload<'_, '_> {
         let new = self.new;
         if self.touched.0 != Some(id) {
             let sites = new.code[id].ranges.iter().flat_map(|code| &code.sites);
-            let sites: Vec<Site> =
-                sites.filter(|s| s.usage == Use::Address && ahead(new, s.target, is_rust(new, id)).is_some()).collect();
+            let near =
+                |s: &Site| objects(new, s.target).next().is_some() || ahead(new, s.target, is_rust(new, id)).is_some();
+            let sites: Vec<Site> = sites.filter(|s| s.usage == Use::Address && near(s)).collect();
             let found = touched(new, id, &sites);
             self.touched = (Some(id), sites.into_iter().zip(found).collect());
         }

@@ -40,7 +40,7 @@ impl Payload<'_, '_> {
             block.resize(block.len() + (behind * ISLAND) as usize, 0);
             let at = self.place(SectionKind::Text, align, &block) + lead;
             symbols.push(self.payload_symbol(range.name, SymbolKind::Function, SectionKind::Text, at, size));
-            self.place_islands(id, &islands, at, at + size);
+            self.place_islands((id, i), &islands, (at, at + size));
         }
         self.function_symbols.insert(id, symbols.clone());
         self.functions.push((id, symbols.clone()));
@@ -271,6 +271,11 @@ impl Payload<'_, '_> {
         let width = range_of(new, id, site).and_then(|r| arch::width(r.bytes, site.instruction, site.offset));
         meanings.retain(|m| new.map.objects[m.0].size >= width.unwrap_or(0));
         let Some(&first) = meanings.first() else { return Ok(None) };
+        // The linker's own name for the start of a section, whose objects the program goes through.
+        let walked = new.map.markers_at(site.target).iter().find(|name| name.starts_with("__start_"));
+        if let Some((name, start)) = walked.and_then(|name| Some((name, old.map.marker_address(name)?))) {
+            return Ok(Some((self.base_symbol(name, SymbolKind::Other, start, 0), 0)));
+        }
         let old_address = |&(p, offset): &(ObjectId, i64)| {
             let kept = self.pairs.objects.old_of(p).filter(|o| !self.changes.constants.contains(o));
             kept.map(|o| old.map.objects[o].address.wrapping_add_signed(offset))
@@ -283,11 +288,26 @@ impl Payload<'_, '_> {
                 sites.any(|s| s.usage == Use::Address && s.target == place)
             })
         };
-        let mut known: Vec<u64> = places.iter().flatten().copied().filter(|a| known_place(*a)).collect();
+        // Where another object begins in the old build, its old version hardly meant this one.
+        let begins = |place: u64, (p, _): (ObjectId, i64)| {
+            let other = old.map.object_at(place).filter(|o| old.map.objects[*o].address == place);
+            other.is_some_and(|o| self.pairs.objects.old_of(p) != Some(o))
+        };
+        let likely = |(place, meaning): (&Option<u64>, &(ObjectId, i64))| {
+            place.filter(|place| known_place(*place) && !begins(*place, *meaning))
+        };
+        let mut known: Vec<u64> = places.iter().zip(&meanings).filter_map(likely).collect();
         known.dedup();
+        // A constant that changed has no place in the base any more.
+        let replaced = |meaning: &(ObjectId, i64)| {
+            let changed = self.pairs.objects.old_of(meaning.0).filter(|o| self.changes.constants.contains(o));
+            let place = changed.map(|o| old.map.objects[o].address.wrapping_add_signed(meaning.1));
+            place.is_some_and(|place| known_place(place) && !begins(place, *meaning))
+        };
         let place = match (places[0], known.as_slice()) {
             (Some(place), _) if places.iter().all(|p| *p == Some(place)) => place,
             (_, &[place]) => place,
+            (_, []) if meanings.iter().any(replaced) => return Ok(None),
             _ if self.meant_before(&meanings, target, known_place) => return Ok(None),
             _ => {
                 let name = new.map.objects[first.0].name();

@@ -111,7 +111,7 @@ impl Payload<'_, '_> {
             let (symbol, addend) = match word {
                 Word::Address(a) if exact => self.bind_exactly(a)?,
                 Word::Address(a) => self.bind_address(None, a, Use::Address)?,
-                Word::Symbol(name, addend) => (self.named(&name), addend),
+                Word::Symbol(name, addend) => (self.named(&name)?, addend),
                 _ => {
                     return Err(Problem(
                         Code::NewSlot,
@@ -142,16 +142,14 @@ impl Payload<'_, '_> {
     }
 
     /// A symbol by the name that a dynamic relocation gives: of this image, or an import.
-    pub(super) fn named(&mut self, name: &str) -> u32 {
+    pub(super) fn named(&mut self, name: &str) -> Result<u32, Problem> {
         let new = self.new;
         if let Some(g) = self.slots.global_function(new, name) {
-            return self.function(g, Use::Address);
+            return Ok(self.function(g, Use::Address));
         }
-        if let Some(p) = self.slots.global_object(new, name)
-            && let Ok(symbol) = self.object(p)
-        {
-            return symbol;
+        match self.slots.global_object(new, name) {
+            Some(p) => self.object(p),
+            None => Ok(self.import_symbol(name, SymbolKind::Other)),
         }
-        self.import_symbol(name, SymbolKind::Other)
     }
 }

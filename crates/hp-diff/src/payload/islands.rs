@@ -9,13 +9,18 @@ use crate::entity::{CodeRange, FunctionId, Map, Target};
 use crate::finding::Code;
 
 impl Payload<'_, '_> {
-    /// Writes the islands of a range that lies at `start..end` of `.text`: a short branch
+    /// Writes the islands of range `range` of a function, which lies at `start..end` of `.text`: a short branch
     /// to a neighbour cannot reach it from the payload, but it reaches an island beside
     /// its own range, which jumps on.
-    pub(super) fn place_islands(&mut self, id: FunctionId, islands: &[Site], start: u64, end: u64) {
+    pub(super) fn place_islands(
+        &mut self,
+        (id, range): (FunctionId, usize),
+        islands: &[Site],
+        (start, end): (u64, u64),
+    ) {
         let (mut before, mut behind) = (start, end);
         for site in islands {
-            let forward = site.target >= self.new.map.functions[id].address();
+            let forward = site.target >= self.new.map.functions[id].ranges[range].address;
             let at = if forward { behind } else { before - ISLAND };
             if forward {
                 behind += ISLAND

@@ -196,7 +196,7 @@ impl Payload<'_, '_> {
             return Ok((RelocationKind::Pc32, self.old_word(known)));
         }
         let symbol = match &word {
-            Word::Symbol(name, 0) => self.named(name),
+            Word::Symbol(name, 0) => self.named(name)?,
             Word::Address(a) => match new.image.words.get(a) {
                 // Copied at start-up; a running process may have no such copy, but what it is a copy of.
                 Some(Word::Copy(name)) if !self.is_paired(*a) => self.import_symbol(name, SymbolKind::Object),

@@ -17,14 +17,18 @@ impl Payload<'_, '_> {
             && stub
             && self.becomes_canonical(name, site.usage)
         {
-            return Ok(Bind::direct((self.named(name), 0)));
+            return Ok(Bind::direct((self.named(name)?, 0)));
         }
         if let Some(bound) = self.old_slot(word, site.target, stub) {
             return Ok(Bind::direct(bound));
         }
         match word {
             Word::Symbol(name, 0) => {
-                let symbol = self.named(name);
+                // What the base exports another module may have put its own in the place of.
+                let symbol = match self.old.image.exported.contains(name.as_str()) {
+                    true => self.import_symbol(name, SymbolKind::Other),
+                    false => self.named(name)?,
+                };
                 if site.usage == Use::Address && !stub {
                     return Err(Problem(Code::NewSlot, "the address of a table slot is taken".into()));
                 }
@@ -50,7 +54,7 @@ impl Payload<'_, '_> {
             && stub
             && self.becomes_canonical(name, Use::Address)
         {
-            return Ok((self.named(name), 0));
+            return Ok((self.named(name)?, 0));
         }
         self.old_slot(word, 0, stub).ok_or_else(|| Problem(Code::NewSlot, "the old build has no such slot".into()))
     }

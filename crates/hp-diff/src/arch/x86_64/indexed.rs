@@ -144,7 +144,7 @@ pub(crate) fn numbers(bytes: &[u8]) -> impl Iterator<Item = i64> {
 pub(crate) enum Field {
     /// The displacement of an operand without a base register: certainly an address.
     Displacement,
-    /// The displacement beside a base register: an address, or an offset in something very large.
+    /// The displacement beside a base register, or in a calculation: an address, an offset in something very large, or a number.
     Offset,
     /// An immediate number: an address, or any number.
     Immediate,
@@ -160,8 +160,10 @@ pub(crate) fn field(bytes: &[u8], offset: u32, field: u32) -> Field {
         return Field::Immediate;
     }
     // A register that is also the index is no address either: `(%rax,%rax,2)` is three times a number.
-    let base = instruction.memory_base();
-    if base == Register::None || base == instruction.memory_index() { Field::Displacement } else { Field::Offset }
+    // And `lea 8(,%rax,4),%rax` may be a calculation.
+    let (base, lea) = (instruction.memory_base(), instruction.mnemonic() == Mnemonic::Lea);
+    let alone = base == Register::None || base == instruction.memory_index();
+    if alone && !lea { Field::Displacement } else { Field::Offset }
 }
 
 #[cfg(test)]
@@ -216,5 +218,7 @@ mod tests {
         assert_eq!(field(&[0x8a, 0x84, 0x40, 0xa7, 6, 0x20, 0], 0, 3), Field::Displacement);
         assert_eq!(field(&[0x8a, 0x84, 0x48, 0xa7, 6, 0x20, 0], 0, 3), Field::Offset);
         assert_eq!(field(&[0x8b, 0x87, 0, 0x40, 0x40, 0], 0, 2), Field::Offset);
+        // lea 0x404000(,%rdi,4),%rax
+        assert_eq!(field(&[0x48, 0x8d, 4, 0xbd, 0, 0x40, 0x40, 0], 0, 4), Field::Offset);
     }
 }
