@@ -97,7 +97,8 @@ fn define(build: &[String], name: &str) -> String {
     if build[0].contains("rustc") { format!("--cfg={}", name.to_lowercase()) } else { format!("-D{name}") }
 }
 
-fn on_path(tool: &str) -> bool {
+/// True if a program of this name is in `PATH`.
+pub(crate) fn on_path(tool: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).any(|folder| folder.join(tool).is_file())
 }

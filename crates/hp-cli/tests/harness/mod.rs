@@ -1,8 +1,8 @@
 //! From a source file with directives to a checked live process.
 
-mod build;
+pub(crate) mod build;
 mod directives;
-mod process;
+pub(crate) mod process;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -123,7 +123,7 @@ fn reported(report: &Value, kind: &str) -> Vec<String> {
 }
 
 /// The sorted distinct `field`s of those members of `array` that `keep` holds true for.
-fn texts(array: &Value, field: &str, keep: impl Fn(&Value) -> bool) -> Vec<String> {
+pub(crate) fn texts(array: &Value, field: &str, keep: impl Fn(&Value) -> bool) -> Vec<String> {
     let members = array.as_array().map(Vec::as_slice).unwrap_or_default();
     let mut texts: Vec<String> =
         members.iter().filter(|m| keep(m)).filter_map(|m| Some(m[field].as_str()?.to_owned())).collect();
@@ -243,7 +243,7 @@ fn listed(changed: &[String], targets: &[Target]) -> Result<(), String> {
     Ok(())
 }
 
-fn restored(before: &[u8], now: &[u8], cycle: u32) -> Result<(), String> {
+pub(crate) fn restored(before: &[u8], now: &[u8], cycle: u32) -> Result<(), String> {
     if before.len() != now.len() {
         return Err(format!("revert {cycle}: the image had {} bytes of code, has {}", before.len(), now.len()));
     }

@@ -1,0 +1,201 @@
+//! One pair of versions, from the compiler to the last answer.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::generator::edits::edit;
+use crate::generator::generate;
+use crate::generator::program::Program;
+use crate::generator::render;
+use crate::generator::ways::Way;
+use crate::harness::process::{Target, run};
+use crate::random::Random;
+use serde_json::Value;
+
+/// What the generator makes of a seed.
+#[derive(Clone)]
+pub(crate) struct Pair {
+    pub(crate) old: Program,
+    pub(crate) new: Program,
+    pub(crate) edits: Vec<String>,
+    pub(crate) way: Way,
+    /// Numbers for the questions.
+    seed: u64,
+}
+
+impl Pair {
+    pub(crate) fn of(seed: u64) -> Pair {
+        let r = &mut Random(seed);
+        let old = generate::program(r);
+        let (mut new, mut edits) = (old.clone(), Vec::new());
+        // Some edits change nothing.
+        while (0..old.files.len()).all(|i| render::file(&old, i) == render::file(&new, i)) {
+            edits.extend(edit(&mut new, r));
+        }
+        Pair { old, new, edits, way: Way::any(r), seed }
+    }
+
+    /// What to ask: every entry with several arguments, in any order.
+    fn questions(&self) -> Vec<String> {
+        let r = &mut Random(self.seed ^ 0x5eed);
+        let count = self.old.entries.len();
+        let mut calls = Vec::new();
+        for round in 0..12 {
+            for _ in 0..count {
+                let which = r.below(count);
+                calls.push(question(which, r));
+            }
+            calls.extend((0..count).map(|which| format!("call {which} {round} {}", r.below(20))));
+        }
+        calls
+    }
+}
+
+fn question(which: usize, r: &mut Random) -> String {
+    let argument = |r: &mut Random| match r.below(8) {
+        0..=4 => r.below(64) as u64,
+        5 | 6 => r.below(100_000) as u64,
+        _ => r.next(),
+    };
+    let (a, b) = (argument(r), argument(r));
+    format!("call {which} {a} {b}")
+}
+
+/// What came of a pair.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Outcome {
+    /// A patch was made, and did what it should.
+    Patched,
+    /// Nothing to do, and the answers are the same.
+    Equivalent,
+    /// Findings forbid it: their codes, and what they say.
+    Refused(Vec<String>, Vec<String>),
+    /// The target was left as it was, exit 4 or 1 of `hp apply`, for this reason.
+    NotApplied(String),
+}
+
+/// What went wrong, in a word that stays the same while a pair is made smaller, and the whole story.
+pub(crate) struct Failure {
+    pub(crate) word: &'static str,
+    pub(crate) story: String,
+}
+
+fn failure(word: &'static str) -> impl Fn(String) -> Failure {
+    move |story| Failure { word, story }
+}
+
+/// Builds both versions in `root`, patches the running one, and asks.
+pub(crate) fn check(pair: &Pair, root: &Path) -> Result<Outcome, Failure> {
+    let [old, base] = pair.way.build(&pair.old, root, "old", None).map_err(failure("build"))?;
+    let [new, image] = pair.way.build(&pair.new, root, "new", Some("old")).map_err(failure("build"))?;
+    let questions = pair.questions();
+    let fresh = |program: &Path, what: &'static str| {
+        let mut target = Target::start(program, &[]).map_err(failure("build"))?;
+        ask(&mut target, &questions).map_err(failure(what))
+    };
+    let (was, is) = (fresh(&old, "the old build")?, fresh(&new, "the new build")?);
+    let patch = root.join("fix.hpatch");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hp"));
+    command.arg("diff").args([&base, &image]).arg("-o").arg(&patch).arg("--json");
+    // Structures are the same, nothing is renamed, and what is never released is not released twice.
+    for code in ["HP0402", "HP0405", "HP0312"] {
+        command.args(["--allow", code]);
+    }
+    if pair.old.lines_shown {
+        command.arg("--exact-lines");
+    }
+    let done = run(&mut command).map_err(failure("hp"))?;
+    let story = done.story();
+    match done.code {
+        Some(0) => {}
+        Some(1) => {
+            let report: Value =
+                serde_json::from_str(&done.stdout).map_err(|e| failure("hp diff")(format!("{e}\n{story}")))?;
+            let stands = |f: &Value| f["level"] == "error" && f["accepted"] != true;
+            let codes = crate::harness::texts(&report["findings"], "code", stands);
+            let findings = report["findings"].as_array().map(Vec::as_slice).unwrap_or_default();
+            let tell = |f: &Value| format!("{} {}: {}", f["code"], f["subject"], f["message"]).replace('"', "");
+            let told: Vec<String> = findings.iter().filter(|f| stands(f)).map(tell).collect();
+            if codes.is_empty() || codes.iter().any(|code| code == "HP0601") {
+                return Err(failure("judge")(told.join("\n")));
+            }
+            return Ok(Outcome::Refused(codes, told));
+        }
+        Some(3) => {
+            same(&questions, &was, &is)
+                .map_err(|e| failure("equivalent")(format!("hp diff says that nothing changed; {e}\n{story}")))?;
+            return Ok(Outcome::Equivalent);
+        }
+        _ => return Err(failure("hp diff")(story)),
+    }
+    let start = || {
+        let mut target = Target::start(&old, &[]).map_err(failure("build"))?;
+        // It has been loaded, and waits.
+        ask(&mut target, &[format!("call {} 0 0", pair.old.entries.len())]).map_err(failure("build"))?;
+        Ok::<_, Failure>(target)
+    };
+    let mut target = start()?;
+    let code = target.code(&base).map_err(failure("target"))?;
+    let hp = |verb: &str, target: &Target| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hp"));
+        run(command.arg(verb).arg(&patch).args(["--pid", &target.pid().to_string()])).map_err(failure("hp"))
+    };
+    let apply = |target: &mut Target| {
+        let done = hp("apply", target)?;
+        match done.code {
+            Some(0) => Ok(None),
+            Some(1 | 4) if target.ended().is_none() => Ok(Some(Outcome::NotApplied(done.stderr))),
+            _ => Err(failure("hp apply")(done.story() + &target.ended().unwrap_or_default())),
+        }
+    };
+    if let Some(left) = apply(&mut target)? {
+        return Ok(left);
+    }
+    let answers = ask(&mut target, &questions).map_err(failure("patched"))?;
+    same(&questions, &is, &answers)
+        .map_err(|e| failure("patched")(format!("the patched process is not the new build; {e}\n{story}")))?;
+    let revert = |target: &mut Target| {
+        let done = hp("revert", target)?.expect(0, "hp revert").map_err(failure("hp revert"))?;
+        // What stays of the patch may still have to be found by the program's own unwinder.
+        if done.stdout.contains("stay mapped") {
+            return Ok(());
+        }
+        crate::harness::restored(&code, &target.code(&base).map_err(failure("target"))?, 1)
+            .map_err(|e| failure("hp revert")(e + &done.story()))
+    };
+    revert(&mut target)?;
+    // What the program cannot set back, another process has never touched.
+    if pair.old.resets {
+        ask(&mut target, &["reset".to_owned()]).map_err(failure("reverted"))?;
+    } else {
+        ask(&mut target, &questions).map_err(failure("reverted"))?;
+        target = start()?;
+        if let Some(left) = apply(&mut target)? {
+            return Ok(left);
+        }
+        revert(&mut target)?;
+    }
+    let answers = ask(&mut target, &questions).map_err(failure("reverted"))?;
+    same(&questions, &was, &answers)
+        .map_err(|e| failure("reverted")(format!("the reverted process is not the old build; {e}\n{story}")))?;
+    Ok(Outcome::Patched)
+}
+
+fn ask(target: &mut Target, questions: &[String]) -> Result<Vec<String>, String> {
+    questions.iter().map(|q| target.ask(q).map_err(|e| format!("asked `{q}`: {e}"))).collect()
+}
+
+fn same(questions: &[String], expected: &[String], got: &[String]) -> Result<(), String> {
+    let unlike: Vec<usize> = (0..questions.len()).filter(|i| expected[*i] != got[*i]).collect();
+    match unlike.first() {
+        None => Ok(()),
+        Some(first) => Err(format!(
+            "{} of {} answers differ, first that to `{}` (number {first}):\n  expected: {}\n  got:      {}",
+            unlike.len(),
+            questions.len(),
+            questions[*first],
+            expected[*first],
+            got[*first]
+        )),
+    }
+}

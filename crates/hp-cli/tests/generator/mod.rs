@@ -1,0 +1,9 @@
+//! Programs from seeds, their next versions, the ways to build them, and what is asked of a pair.
+
+pub(crate) mod drive;
+mod edits;
+mod generate;
+mod program;
+mod render;
+pub(crate) mod shrink;
+mod ways;
