@@ -29,21 +29,41 @@ const CLIENTS: &str = "50";
 /// Goal: the 99th percentile beside that of the undisturbed run.
 const GOAL: f64 = 1.1;
 
-/// Runs both parts; false if the loaded server missed its goal.
-pub(crate) fn run(cache: &Cache) -> Result<bool> {
+/// The parts, as they can be asked for.
+const PARTS: [&str; 3] = ["stops", "command", "redis"];
+
+/// Runs these parts, or all; false if the loaded server missed its goal.
+pub(crate) fn run(cache: &Cache, parts: &[&str]) -> Result<bool> {
+    if let Some(word) = parts.iter().find(|word| !PARTS.contains(word)) {
+        bail!("{word}: a part is one of {}", PARTS.join(", "));
+    }
+    let wanted = |part| parts.is_empty() || parts.contains(&part);
     let hp = release_build()?;
+    if wanted("stops") {
+        stops()?;
+    }
+    if wanted("command") {
+        in_a_folder(|folder| command::run(&hp, folder))?;
+    }
+    if wanted("redis") { redis(cache, &hp) } else { Ok(true) }
+}
+
+fn stops() -> Result<()> {
     let benched = crate::succeeds(&mut crate::cargo(&["bench", "--quiet", "-p", "hp-apply", "--bench", "pauses"]))?;
     if !benched {
         bail!("the bench of the pauses failed");
     }
-    in_a_folder(|folder| command::run(&hp, folder))?;
+    Ok(())
+}
+
+fn redis(cache: &Cache, hp: &Path) -> Result<bool> {
     let pair = cache.pairs().join(CASE);
     let benchmark = cache.pairs().join("tools/redis-benchmark");
     if !pair.join("old/redis-server").is_file() || !benchmark.is_file() {
         eprintln!("xtask: no pair of redis here (cargo xtask pairs): the loaded server is left out");
         return Ok(true);
     }
-    in_a_folder(|folder| loaded(folder, &hp, &pair, &benchmark))
+    in_a_folder(|folder| loaded(folder, hp, &pair, &benchmark))
 }
 
 fn release_build() -> Result<PathBuf> {

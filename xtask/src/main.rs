@@ -29,7 +29,7 @@ usage: cargo xtask <task>
   ci                         what .ci/run does: format, lints, documentation, every test
   fuzz TARGET [RUNS]         runs a fuzz target for so many executions (default 1000000)
   fuzz TARGET keep           adds the inputs that it grew to fuzz/corpus, as far as they add coverage
-  bench apply                what patching costs a target: pauses, and latencies of a loaded server
+  bench apply [PART...]      what patching costs a target: its stops, the whole command, latencies of a loaded redis
   bench diff [--full] [WORD...]   what hp diff costs, on the pairs whose names contain a word, beside one decode, objdump
                              with diff, and bsdiff (--full: on large pairs too); see docs/BENCHMARKS.md
   pairs                      builds the old/new pairs of real servers and prints where they are
@@ -63,7 +63,7 @@ fn run(arguments: &[String]) -> Result<bool> {
             }
         }
         ["ci"] => ci(),
-        ["bench", "apply"] => bench_apply::run(&Cache::open()?),
+        ["bench", "apply", parts @ ..] => bench_apply::run(&Cache::open()?, parts),
         ["bench", rest @ ..] => bench::run(rest),
         ["fuzz", target] => fuzz::run(target, 1_000_000),
         ["fuzz", target, "keep"] => fuzz::keep(target),

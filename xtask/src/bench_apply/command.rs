@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 
 /// Applies, and as many reverts.
 const ROUNDS: usize = 60;
-/// Calls of a function, timed together.
-const CALLS: u32 = 100_000_000;
+/// Calls of a function that are timed together, and how often; the least counts.
+const CALLS: u32 = 10_000_000;
+const TIMES: u32 = 10;
 
 const SOURCE: &str = r#"
 #include <pthread.h>
@@ -172,7 +173,11 @@ impl Target {
     }
 
     fn call_ns(&mut self) -> Result<f64> {
-        Ok(self.ask(&format!("c{CALLS}"))? / f64::from(CALLS))
+        let mut least = f64::INFINITY;
+        for _ in 0..TIMES {
+            least = least.min(self.ask(&format!("c{CALLS}"))?);
+        }
+        Ok(least / f64::from(CALLS))
     }
 }
 
