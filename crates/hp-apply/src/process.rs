@@ -286,15 +286,19 @@ pub(crate) fn not_permitted(pid: i32, status: &Status) -> String {
     {
         return format!("not permitted: process {pid}: {why}");
     }
-    match String::from_utf8_lossy(&scope).trim() {
-        scope @ ("1" | "2" | "3") => format!(
-            "not permitted: process {pid}: kernel.yama.ptrace_scope is {scope}; CAP_SYS_PTRACE is needed{}",
-            if scope == "3" { " and even that is not enough until it is lowered by a reboot" } else { "" }
-        ),
-        _ if own != 0 => format!(
-            "not permitted: process {pid} is not dumpable or has capabilities that you lack; CAP_SYS_PTRACE is needed"
-        ),
-        _ => format!("not permitted: process {pid}: CAP_SYS_PTRACE is missing, or a security module forbids it"),
+    format!("not permitted: process {pid}{}", without_tracing(&scope, own == 0))
+}
+
+/// What is in the way of one who has no right to trace, by `kernel.yama.ptrace_scope` where there is one.
+fn without_tracing(scope: &[u8], is_root: bool) -> &'static str {
+    match scope.trim_ascii() {
+        b"1" => ": kernel.yama.ptrace_scope is 1; CAP_SYS_PTRACE is needed",
+        b"2" => ": kernel.yama.ptrace_scope is 2; CAP_SYS_PTRACE is needed",
+        b"3" => {
+            ": kernel.yama.ptrace_scope is 3; CAP_SYS_PTRACE is needed and even that is not enough until it is lowered by a reboot"
+        }
+        _ if is_root => ": CAP_SYS_PTRACE is missing, or a security module forbids it",
+        _ => " is not dumpable or has capabilities that you lack; CAP_SYS_PTRACE is needed",
     }
 }
 
@@ -328,6 +332,20 @@ mod tests {
         assert!(beside_tracing(all & !2, false).unwrap().contains("security module"));
         assert_eq!(beside_tracing(all & !(1 << 19), true), None);
         assert_eq!(capabilities(b"CapEff:\tnonsense\n"), 0);
+    }
+
+    #[test]
+    fn the_scope_of_tracing_is_named() {
+        for (scope, words) in
+            [("1\n", "ptrace_scope is 1; CAP_SYS_PTRACE is needed"), ("2\n", "ptrace_scope is 2"), ("3\n", "a reboot")]
+        {
+            assert!(without_tracing(scope.as_bytes(), false).contains(words), "{scope}");
+            assert!(without_tracing(scope.as_bytes(), true).contains(words), "{scope}");
+        }
+        for none in ["", "0\n"] {
+            assert!(without_tracing(none.as_bytes(), false).contains("not dumpable"));
+            assert!(without_tracing(none.as_bytes(), true).contains("security module"));
+        }
     }
 
     #[test]
