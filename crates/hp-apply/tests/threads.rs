@@ -406,6 +406,11 @@ impl Freezer {
 impl Drop for Freezer {
     fn drop(&mut self) {
         let _ = std::fs::write(self.folder.join(self.file()), if self.deep { "THAWED" } else { "0" });
+        // Whoever is in it lives longer than this.
+        let inside = std::fs::read_to_string(self.folder.join("cgroup.procs")).unwrap_or_default();
+        for pid in inside.lines() {
+            let _ = std::fs::write(self.folder.with_file_name("cgroup.procs"), pid);
+        }
         for _ in 0..100 {
             if std::fs::remove_dir(&self.folder).is_ok() {
                 return;
