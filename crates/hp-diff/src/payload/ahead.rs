@@ -86,7 +86,7 @@ impl Payload<'_, '_> {
     }
 
     /// What a function does with the address that a site makes. The first question answers it for all its sites.
-    fn touched(&mut self, id: FunctionId, site: &Site) -> Touched {
+    pub(super) fn touched(&mut self, id: FunctionId, site: &Site) -> Touched {
         let new = self.new;
         if self.touched.0 != Some(id) {
             let sites = new.code[id].ranges.iter().flat_map(|code| &code.sites);

@@ -5,9 +5,11 @@ use hp_pack::{Place, Relocation, RelocationKind, SectionKind, SymbolKind};
 use super::islands::islands;
 use super::{Bind, Bound, ISLAND, Payload, Problem, stays_inside};
 use crate::arch::{self, Encoding, Site, Use};
+use crate::build::Build;
 use crate::describe::describe;
 use crate::entity::{CodeRange, FunctionId, ObjectId, Target};
 use crate::finding::Code;
+use crate::judge::Judge;
 use crate::usage::{is_indexed, is_number, range_of};
 
 impl Payload<'_, '_> {
@@ -145,6 +147,9 @@ impl Payload<'_, '_> {
         if displacement || new.table(id, site.target).is_some() {
             return true;
         }
+        if !is_start && self.is_the_same_either_way(id, site) {
+            return false;
+        }
         if is_start {
             let what = describe(new, id, site);
             self.finding(
@@ -156,6 +161,18 @@ impl Payload<'_, '_> {
             self.finding(Code::ImmediateUnclear, &name, format!("{:#x} at {at:#x} of the new build", site.target));
         }
         is_start
+    }
+
+    /// What may be a number or the address of a text's tail is right as it is, whichever it is: the base has the same text there.
+    fn is_the_same_either_way(&mut self, id: FunctionId, site: &Site) -> bool {
+        let (old, new, address) = (self.old, self.new, site.target);
+        let literal = |build: &Build<'_>| build.map.resolve(&build.image, site) == Target::Literal;
+        if !literal(old) || !literal(new) || !old.image.fixed_address || self.touched(id, site).calculated {
+            return false;
+        }
+        let (start, end) = new.map.literal_span(&new.image, address);
+        let as_long = old.map.literal(&old.image, address).len() == new.map.literal(&new.image, address).len();
+        as_long && Judge::new(old, new, self.pairs).same_content(start, start, end - start)
     }
 
     /// The old version of the function has this value, which is no address there: an address would be another one now.
