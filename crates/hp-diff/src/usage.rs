@@ -13,13 +13,24 @@ pub(crate) fn uses(build: &Build<'_>, function: FunctionId, object: ObjectId) ->
 
 /// True if an address that `function` makes is the end of what loops go over, and nothing else.
 pub(crate) fn is_limit(build: &Build<'_>, function: FunctionId, address: u64) -> bool {
+    let mut limits = limits(build, function, address).peekable();
+    limits.peek().is_some() && limits.all(|is_end| is_end)
+}
+
+/// True if `function` makes an address twice at least, as the end of what a loop goes over and as something else.
+pub(crate) fn means_two(build: &Build<'_>, function: FunctionId, address: u64) -> bool {
+    let all: Vec<bool> = limits(build, function, address).collect();
+    all.contains(&true) && all.contains(&false)
+}
+
+/// For each instruction of `function` that makes an address, whether a loop ends with it.
+fn limits(build: &Build<'_>, function: FunctionId, address: u64) -> impl Iterator<Item = bool> {
     let sites = build.code[function].ranges.iter().flat_map(|code| &code.sites);
-    let mut sites = sites.filter(|site| (site.target, site.usage) == (address, Use::Address)).peekable();
-    let is_end = |site: Site| {
+    let sites = sites.filter(move |site| (site.target, site.usage) == (address, Use::Address));
+    sites.map(move |site| {
         let range = range_of(build, function, &site);
         range.is_some_and(|r| build.followed.is_limit(&build.map, function, r.address + u64::from(site.instruction)))
-    };
-    sites.peek().is_some() && sites.all(is_end)
+    })
 }
 
 /// True if `function` calculates with the address that its site makes.

@@ -514,6 +514,14 @@ impl<'g, 'a> Ground<'g, 'a> {
             }
         }
         let Some(other) = other else { return first };
+        // Which of its instructions means which, an address does not say.
+        if within.patch && within.new.is_some_and(|f| loops::mean_two(self.new, f, n)) {
+            let name = self.new.objects[other.0].names[0];
+            return Doubt::no(format!(
+                "means {name}{:+#x} at one place and not at another, and the base has it elsewhere",
+                other.1
+            ));
+        }
         // Compilers lay out objects in the order in which code uses them. So where an object begins, another one may end by
         // chance, and in the base too.
         let starts = readings[0].1 == 0 && (within.patch || self.old.object_at(a).is_some_and(|there| there.1 == 0));

@@ -13,18 +13,28 @@ const AROUND: usize = 8;
 
 /// True if all that a function makes of `address` is what loops end with.
 pub(crate) fn end_with(side: &Side<'_>, function: &Family<'_>, address: u64) -> bool {
-    let mut any = false;
+    made(side, function, address) == (true, false)
+}
+
+/// True if a function makes `address` twice at least, as what a loop ends with and as something else.
+pub(crate) fn mean_two(side: &Side<'_>, function: &Family<'_>, address: u64) -> bool {
+    made(side, function, address) == (true, true)
+}
+
+/// Whether a function makes of `address` what loops end with, and anything else.
+fn made(side: &Side<'_>, function: &Family<'_>, address: u64) -> (bool, bool) {
+    let (mut limit, mut other) = (false, false);
     for part in side.family(function.entry) {
         let code: Vec<Step> = side.steps(*part).map(|(_, step)| step).collect();
         let makes = |step: &Step| step.fields.iter().any(|f| f.target == address && f.usage == Use::Address);
         for at in (0..code.len()).filter(|at| makes(&code[*at])) {
-            any = true;
-            if !ends(&code, at) {
-                return false;
+            match ends(&code, at) {
+                true => limit = true,
+                false => other = true,
             }
         }
     }
-    any
+    (limit, other)
 }
 
 fn ends(code: &[Step], made: usize) -> bool {

@@ -8,7 +8,7 @@ use crate::arch::Use;
 use crate::entity::{FunctionId, ObjectId, Target};
 use crate::finding::Code;
 use crate::judge::{Judge, Verdict};
-use crate::usage::{is_limit, uses};
+use crate::usage::{is_limit, means_two, uses};
 
 impl Payload<'_, '_> {
     /// Binds an address by what it leads to. `within` is the function that uses it.
@@ -132,6 +132,12 @@ impl Payload<'_, '_> {
         else {
             return Ok(chosen);
         };
+        // Which of its instructions means which, an address does not say.
+        if within.is_some_and(|g| means_two(new, g, address)) {
+            let name = new.map.objects[other.0].name();
+            let message = format!("it means {name}{:+#x} at one place and not at another", other.1);
+            return Err(Problem(Code::AmbiguousReference, message));
+        }
         let old_self = within.and_then(|id| self.pairs.functions.old_of(id));
         let meant_before: Vec<(ObjectId, i64)> = old_self.map_or_else(Vec::new, |f| {
             let sites = old.code[f].ranges.iter().flat_map(|c| &c.sites).filter(|s| s.usage == Use::Address);
