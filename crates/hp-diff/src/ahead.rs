@@ -43,7 +43,7 @@ pub(crate) enum Meant {
     Unclear,
 }
 
-/// Which object is meant by an address before it.
+/// Which object is meant by an address before it, or by its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum MeantObject {
     Certain(ObjectId),
@@ -51,12 +51,17 @@ pub(crate) enum MeantObject {
     Perhaps(ObjectId),
 }
 
-/// The objects that begin shortly behind `address`.
+/// The object that ends at `address`, and those that begin shortly behind it.
 pub(crate) fn objects<'b>(build: &'b Build<'_>, address: u64) -> impl Iterator<Item = ObjectId> + 'b {
-    build.map.objects_behind(address).take_while(move |id| build.map.objects[*id].address - address <= AHEAD)
+    let behind = build.map.objects_behind(address);
+    build
+        .map
+        .ending_at(address)
+        .into_iter()
+        .chain(behind.take_while(move |id| build.map.objects[*id].address - address <= AHEAD))
 }
 
-/// The object that `function` means by an address before it.
+/// The object that `function` means by an address before it, or by its end: from there loops go on with an index that is negative.
 pub(crate) fn meant_object(build: &Build<'_>, site: &Site, touched: Touched) -> Option<MeantObject> {
     let offset = touched.offset.filter(|_| site.usage == Use::Address && touched.calculated)?;
     // From the linker's own symbol a program goes through all objects of a section.
@@ -64,7 +69,13 @@ pub(crate) fn meant_object(build: &Build<'_>, site: &Site, touched: Touched) -> 
         return None;
     }
     let place = site.target.wrapping_add_signed(offset);
-    let object = build.map.object_at(place).filter(|id| build.map.objects[*id].address > site.target)?;
+    let object = build.map.object_at(place)?;
+    if build.map.objects[object].end() == site.target {
+        return Some(MeantObject::Certain(object));
+    }
+    if build.map.objects[object].address <= site.target {
+        return None;
+    }
     // An index that is not used behind the end of an array may all the same have the number of its elements.
     let here = build.map.object_at(site.target).is_some_and(|here| build.map.objects[here].end() == place);
     Some(if here { MeantObject::Perhaps(object) } else { MeantObject::Certain(object) })

@@ -148,7 +148,9 @@ impl<'j, 'a> Judge<'j, 'a> {
             return Verdict::Same;
         }
         if let (Some(x), Some(y)) = (self.old.table(pair.0, a.target), self.new.table(pair.1, b.target)) {
-            return self.tables(pair, x, y).into();
+            // What a loop reads by the end of an array that lies before the table is not the table.
+            let verdict = self.tables(pair, x, y).into();
+            return self.object_ahead(pair, a, b, verdict).unwrap_or(verdict);
         }
         let lead = self.or_agreed(self.question(pair, a, b), || self.lead(pair, a, b));
         let verdict = match lead {

@@ -315,9 +315,15 @@ impl Side<'_> {
         self.objects.get(first).is_some_and(|o| o.address - address <= AHEAD).then_some(first)
     }
 
+    /// The object that ends at an address.
+    fn object_ending(&self, address: u64) -> Option<usize> {
+        let last = self.objects.partition_point(|o| o.address < address).checked_sub(1)?;
+        (self.objects[last].end() == address).then_some(last)
+    }
+
     /// What code of range `range` means by `address`, which its instruction at `made` makes.
     pub(crate) fn meant(&self, range: usize, made: u64, address: u64) -> Meant {
-        let (starts, object) = (self.ahead(address), self.object_behind(address));
+        let (starts, object) = (self.ahead(address), self.object_behind(address).or(self.object_ending(address)));
         if starts.is_none() && object.is_none() {
             return Meant::Here;
         }
@@ -336,6 +342,8 @@ impl Side<'_> {
             // An index may have the number of an array's elements and not be used then.
             let ends = |(here, _): (usize, _)| Some(self.objects[here].end()) == place;
             match self.object_at(address).is_some_and(ends) {
+                // An index that runs up to the end.
+                _ if self.objects[object].end() == address => return Meant::There(start),
                 _ if start <= address => {}
                 true => return Meant::Any(vec![start]),
                 false => return Meant::There(start),
@@ -394,17 +402,19 @@ impl Side<'_> {
 }
 
 impl Ground<'_, '_> {
-    /// The object that begins shortly behind `n` is what the instruction at `here` in range `g` of the new build means, and is the
+    /// The object that begins shortly behind `n`, or ends there, is what the instruction at `here` in range `g` of the new build means, and is the
     /// same; `None` if it does not mean that, or the same objects begin there in both builds.
     fn same_object_ahead(&self, (a, n): (u64, u64), (g, here): (usize, u64), within: Within<'_>) -> Option<Answer> {
         let behind = |side: &Side<'_>, from: u64| {
             let first = side.objects.partition_point(|o| o.address <= from);
             let near = side.objects[first..].iter().take_while(|o| o.address - from <= AHEAD).count();
-            (first..first + near, (first..first + near).map(|o| side.objects[o].address - from).collect::<Vec<u64>>())
+            let all: Vec<usize> = side.object_ending(from).into_iter().chain(first..first + near).collect();
+            let distances: Vec<u64> = all.iter().map(|o| side.objects[*o].address.wrapping_sub(from)).collect();
+            (all, distances)
         };
         let ((old, x), (new, y)) = (behind(self.old, a), behind(self.new, n));
         let paired = |(o, p): (usize, usize)| self.pairs.objects.new_of(o) == Some(p) && self.is_unchanged(o);
-        if x == y && old.zip(new).all(paired) {
+        if x == y && old.into_iter().zip(new).all(paired) {
             return None;
         }
         let same = |at: u64| self.same(a.wrapping_add(at.wrapping_sub(n)), at, Use::Address, within);

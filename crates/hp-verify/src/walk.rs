@@ -322,9 +322,12 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
     fn same_meaning(&mut self, place: Place, (address, field): (u64, &Field), within: Within<'_>) -> Answer {
         let (new, n) = (self.ground.new, field.target);
         let range = new.range_at(address).filter(|_| self.ground.makes_address(field, within));
-        // A jump through a table has the table's start.
-        let range = range.filter(|_| within.new.is_none_or(|family| family.table(n).is_none()));
-        let meant = range.map_or(Meant::Here, |(range, _)| new.meant(range, address, n));
+        let meant = match range.map_or(Meant::Here, |(range, _)| new.meant(range, address, n)) {
+            Meant::There(at) if at < n => Meant::There(at),
+            // A jump through a table has the table's start.
+            _ if within.new.is_some_and(|family| family.table(n).is_some()) => Meant::Here,
+            meant => meant,
+        };
         let there = |at: u64| (place.behind(at.wrapping_sub(n)), at);
         match meant {
             Meant::Here => self.same_place(place, n, field.usage, within),

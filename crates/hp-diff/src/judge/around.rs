@@ -11,7 +11,7 @@ use crate::leftovers;
 use crate::usage::is_indexed;
 
 impl<'j, 'a> Judge<'j, 'a> {
-    /// Is the object the same that begins behind two addresses, if code means that and not what lies at them? `None` if the
+    /// Is the object the same that begins behind two addresses, or ends at them, if code means that and not what lies at them? `None` if the
     /// verdict stands.
     pub(super) fn object_ahead(
         &self,
@@ -34,7 +34,7 @@ impl<'j, 'a> Judge<'j, 'a> {
                 (Some(o), Some(p)) => {
                     any = true;
                     let paired = self.pairs.objects.new_of(o) == Some(p) && self.is_kept(o);
-                    if !paired || start(o) - a.target != other(p) - b.target {
+                    if !paired || start(o).wrapping_sub(a.target) != other(p).wrapping_sub(b.target) {
                         break false;
                     }
                 }
@@ -48,7 +48,7 @@ impl<'j, 'a> Judge<'j, 'a> {
         let meant = |build: &Build<'a>, id, site: &Site| {
             ahead::meant_object(build, site, ahead::touched(build, id, std::slice::from_ref(site))[0])
         };
-        let same = |o, p| match start(o) - a.target == other(p) - b.target {
+        let same = |o, p| match start(o).wrapping_sub(a.target) == other(p).wrapping_sub(b.target) {
             true => self.addresses(Some(pair), (start(o), other(p)), Use::Address),
             false => Verdict::Different,
         };

@@ -45,7 +45,7 @@ impl Payload<'_, '_> {
         Ok(Some((symbol, offset)))
     }
 
-    /// Binds a reference to the object that begins behind the address, if that is meant.
+    /// Binds a reference to the object that begins behind the address, or ends there, if that is meant.
     fn object_ahead(&mut self, id: FunctionId, site: &Site) -> Result<Option<Bound>, Problem> {
         let new = self.new;
         if new.map.function_at(site.target).is_some() || objects(new, site.target).next().is_none() {
@@ -56,7 +56,7 @@ impl Payload<'_, '_> {
             Some(MeantObject::Certain(object)) => (object, true),
             Some(MeantObject::Perhaps(object)) => (object, false),
         };
-        let distance = new.map.objects[object].address - site.target;
+        let distance = new.map.objects[object].address.wrapping_sub(site.target);
         if !certain {
             // The old build has both of them side by side, or one of the two would be wrong.
             let old = self.old;
@@ -73,6 +73,14 @@ impl Payload<'_, '_> {
         }
         let symbol = self.object(object)?;
         Ok(Some((symbol, (distance as i64).wrapping_neg())))
+    }
+
+    /// True if the end of an object is meant that lies before the address, whatever begins there.
+    pub(super) fn means_end(&mut self, id: FunctionId, site: &Site) -> bool {
+        let new = self.new;
+        let ends = site.usage == Use::Address && new.map.ending_at(site.target).is_some();
+        let meant = if ends { meant_object(new, site, self.touched(id, site)) } else { None };
+        matches!(meant, Some(MeantObject::Certain(object)) if new.map.objects[object].address < site.target)
     }
 
     /// True for a number beside a register that holds an index: then the address is in the number.

@@ -186,7 +186,7 @@ impl Payload<'_, '_> {
 
     pub(super) fn bind(&mut self, id: FunctionId, site: &Site) -> Result<Bind, Problem> {
         let new = self.new;
-        if let Some(table) = new.table(id, site.target) {
+        if let Some(table) = new.table(id, site.target).filter(|_| !self.means_end(id, site)) {
             return Ok(Bind::direct((self.jump_table(id, table), 0)));
         }
         if let Some(bound) = self.end(id, site)? {
