@@ -309,22 +309,19 @@ pub(crate) enum Meant {
 }
 
 impl Side<'_> {
-    /// The first object that begins shortly behind an address.
-    fn object_behind(&self, address: u64) -> Option<usize> {
-        let first = self.objects.partition_point(|o| o.address <= address);
-        self.objects.get(first).is_some_and(|o| o.address - address <= AHEAD).then_some(first)
-    }
-
-    /// The object that ends at an address.
-    fn object_ending(&self, address: u64) -> Option<usize> {
-        let last = self.objects.partition_point(|o| o.address < address).checked_sub(1)?;
-        (self.objects[last].end() == address).then_some(last)
+    /// The object that ends at an address, and those that begin shortly behind it.
+    fn objects_near(&self, address: u64) -> impl Iterator<Item = usize> {
+        let first = self.objects.partition_point(|o| o.address < address);
+        let ending = first.checked_sub(1).filter(|last| self.objects[*last].end() == address);
+        let behind = self.objects[first..].iter().enumerate().skip_while(move |(_, o)| o.address == address);
+        let near = behind.take_while(move |(_, o)| o.address - address <= AHEAD);
+        ending.into_iter().chain(near.map(move |(i, _)| first + i))
     }
 
     /// What code of range `range` means by `address`, which its instruction at `made` makes.
     pub(crate) fn meant(&self, range: usize, made: u64, address: u64) -> Meant {
-        let (starts, object) = (self.ahead(address), self.object_behind(address).or(self.object_ending(address)));
-        if starts.is_none() && object.is_none() {
+        let (starts, objects) = (self.ahead(address), self.objects_near(address).next().is_some());
+        if starts.is_none() && !objects {
             return Meant::Here;
         }
         let part = |part: &usize| (self.ranges[*part].address, self.ranges[*part].bytes);
@@ -334,9 +331,8 @@ impl Side<'_> {
             return Meant::Here;
         }
         let place = seen.reached.map(|reached| address.wrapping_add_signed(reached));
-        if let Some((object, _)) = place
-            .and_then(|place| self.object_at(place))
-            .filter(|_| object.is_some() && !self.markers.contains_key(&address))
+        if let Some((object, _)) =
+            place.and_then(|place| self.object_at(place)).filter(|_| objects && !self.markers.contains_key(&address))
         {
             let start = self.objects[object].address;
             // An index may have the number of an array's elements and not be used then.
@@ -402,17 +398,15 @@ impl Side<'_> {
 }
 
 impl Ground<'_, '_> {
-    /// The object that begins shortly behind `n`, or ends there, is what the instruction at `here` in range `g` of the new build means, and is the
-    /// same; `None` if it does not mean that, or the same objects begin there in both builds.
+    /// The object that begins shortly behind `n`, or ends there, is what the instruction at `here` in range `g` of the new build
+    /// means, and is the same; `None` if it does not mean that, or the same objects are there in both builds.
     fn same_object_ahead(&self, (a, n): (u64, u64), (g, here): (usize, u64), within: Within<'_>) -> Option<Answer> {
-        let behind = |side: &Side<'_>, from: u64| {
-            let first = side.objects.partition_point(|o| o.address <= from);
-            let near = side.objects[first..].iter().take_while(|o| o.address - from <= AHEAD).count();
-            let all: Vec<usize> = side.object_ending(from).into_iter().chain(first..first + near).collect();
+        let near = |side: &Side<'_>, from: u64| {
+            let all: Vec<usize> = side.objects_near(from).collect();
             let distances: Vec<u64> = all.iter().map(|o| side.objects[*o].address.wrapping_sub(from)).collect();
             (all, distances)
         };
-        let ((old, x), (new, y)) = (behind(self.old, a), behind(self.new, n));
+        let ((old, x), (new, y)) = (near(self.old, a), near(self.new, n));
         let paired = |(o, p): (usize, usize)| self.pairs.objects.new_of(o) == Some(p) && self.is_unchanged(o);
         if x == y && old.into_iter().zip(new).all(paired) {
             return None;

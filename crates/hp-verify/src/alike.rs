@@ -11,7 +11,6 @@ use sha2::{Digest, Sha256};
 
 use crate::code::Use;
 use crate::entities::{Family, Side};
-use crate::landing::Landings;
 
 /// The first function of the class of each of these.
 pub(crate) fn classes(side: &Side<'_>, copies: &FxHashSet<usize>) -> FxHashMap<usize, usize> {
@@ -20,9 +19,8 @@ pub(crate) fn classes(side: &Side<'_>, copies: &FxHashSet<usize>) -> FxHashMap<u
     }
     let mut order: Vec<usize> = copies.iter().copied().collect();
     order.sort_unstable();
-    let tables = Landings::of_build(side);
     let families: FxHashMap<usize, Family<'_>> = order.par_iter().map(|g| (*g, Family::of(side, *g))).collect();
-    let mut class = grouped(&order, |g| own_code(side, g, tables).ok_or(g));
+    let mut class = grouped(&order, |g| own_code(side, g).ok_or(g));
     loop {
         let finer = grouped(&order, |g| (class[&g], leads(side, g, &families[&g], &class)));
         if finer == class {
@@ -38,13 +36,13 @@ fn grouped<K: Hash + Eq>(order: &[usize], key: impl Fn(usize) -> K) -> FxHashMap
 }
 
 /// A function's bytes without the fields that lead somewhere, and what it does when an exception passes; `None` if that names types.
-pub(crate) fn own_code(side: &Side<'_>, g: usize, tables: Landings<'_>) -> Option<(Vec<u8>, String)> {
+pub(crate) fn own_code(side: &Side<'_>, g: usize) -> Option<(Vec<u8>, String)> {
     let range = &side.ranges[g];
     let mut bytes = range.bytes.to_vec();
     for (at, step) in side.steps(g) {
         step.fields.iter().for_each(|field| bytes[at + field.at..at + field.at + field.width].fill(0));
     }
-    let cleanups = match tables.get(range.address) {
+    let cleanups = match side.landings(range.address) {
         None => None,
         Some(table) => Some(table.ok()?.of_cleanups(range.address)?),
     };

@@ -15,7 +15,6 @@ use rustc_hash::FxHashMap;
 use crate::alike::own_code;
 use crate::entities::{Family, Side};
 use crate::ground::Ground;
-use crate::landing::Landings;
 use crate::rust;
 
 /// Pairs of one kind that are compared at most.
@@ -128,8 +127,7 @@ fn of_rust(side: &Side<'_>) -> Vec<usize> {
 
 /// These functions with their code, but for those whose exception tables name types.
 fn codes(side: &Side<'_>, functions: Vec<usize>) -> Vec<((Vec<u8>, String), usize)> {
-    let tables = Landings::of_build(side);
-    functions.into_par_iter().filter_map(|i| Some((own_code(side, i, tables)?, i))).collect()
+    functions.into_par_iter().filter_map(|i| Some((own_code(side, i)?, i))).collect()
 }
 
 fn names(side: &Side<'_>, i: usize) -> BTreeSet<String> {

@@ -52,20 +52,12 @@ struct Pointer<A> {
 /// By the start of the code: the table, or why it cannot be read.
 pub(crate) type Tables<K, A> = BTreeMap<K, Result<Table<A>, String>>;
 
-/// The tables of a build, which are read where they are asked for.
-#[derive(Clone, Copy)]
-pub(crate) struct Landings<'w>(&'w Side<'w>);
-
-impl<'w> Landings<'w> {
-    pub(crate) fn of_build(side: &'w Side<'w>) -> Landings<'w> {
-        Landings(side)
-    }
-
-    /// The table of the code that begins at a link-time address, or why it cannot be read.
-    pub(crate) fn get(&self, start: u64) -> Option<Result<Table<u64>, String>> {
-        let rows = self.0.entries.get(start)?;
+impl Side<'_> {
+    /// The exception table of the code that begins at a link-time address, or why it cannot be read.
+    pub(crate) fn landings(&self, start: u64) -> Option<Result<Table<u64>, String>> {
+        let rows = self.entries.get(start)?;
         let at = rows.exceptions.filter(|a| *a != 0)?;
-        Some(read(self.0.image.bytes_from(at), at, start, &rows))
+        Some(read(self.image.bytes_from(at), at, start, &rows))
     }
 }
 
@@ -263,8 +255,8 @@ impl Walk<'_, '_, '_> {
     /// The exception table of a piece of payload code and that of the new range that it equals.
     pub(crate) fn walk_landings(&mut self, start: u64, range: usize) {
         let new = &self.ground.new.ranges[range];
-        let mine = self.landings.0.remove(&Place::Payload(SectionKind::Text, start as i64));
-        let theirs = self.landings.1.get(new.address);
+        let mine = self.landings.remove(&Place::Payload(SectionKind::Text, start as i64));
+        let theirs = self.ground.new.landings(new.address);
         let problem = match (mine, theirs) {
             (None, None) => return,
             (Some(Ok(mine)), Some(Ok(theirs))) => self.same_landings(&mine, &theirs),
@@ -334,16 +326,11 @@ impl Walk<'_, '_, '_> {
     }
 
     /// The exception table of a thunk: for the instructions that it repeats, that of the old function.
-    pub(crate) fn check_thunk_landings(
-        &mut self,
-        start: u64,
-        pieces: &[Piece],
-        old: Landings<'_>,
-    ) -> Result<(), String> {
-        let mine = self.landings.0.remove(&Place::Payload(SectionKind::Thunks, start as i64)).transpose()?;
+    pub(crate) fn check_thunk_landings(&mut self, start: u64, pieces: &[Piece]) -> Result<(), String> {
+        let mine = self.landings.remove(&Place::Payload(SectionKind::Thunks, start as i64)).transpose()?;
         let function = pieces.first().and_then(|p| self.ground.old.range_at(p.old_address));
         let function = function.map_or(0, |(f, _)| self.ground.old.ranges[f].address);
-        let theirs = old.get(function).transpose()?;
+        let theirs = self.ground.old.landings(function).transpose()?;
         let Some(theirs) = theirs else {
             return if mine.is_none() {
                 Ok(())

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 
 use hp_pack::SectionKind;
 
-use crate::landing::Landings;
 use crate::overlay::{Layout, Place};
 use crate::report::Fault;
 use crate::slotted::Apart;
@@ -65,9 +64,8 @@ impl Walk<'_, '_, '_> {
                 Err(what) => faults.push(Fault::new("unwind", format!(".text+{at:#x}"), what)),
             }
         }
-        let tables = Landings::of_build(self.ground.old);
         for (start, pieces) in &records.thunks {
-            if let Err(what) = self.check_thunk_landings(*start, pieces, tables) {
+            if let Err(what) = self.check_thunk_landings(*start, pieces) {
                 faults.push(Fault::new("unwind", format!(".text.hpatch.thunks+{start:#x}"), what));
             }
             let place = Place::Payload(SectionKind::Thunks, *start as i64);
@@ -80,7 +78,7 @@ impl Walk<'_, '_, '_> {
             .keys()
             .map(|place| Fault::new("unwind", format!("{place:?}"), "rows for something that was not proven"));
         faults.extend(stray);
-        let left = std::mem::take(&mut self.landings.0);
+        let left = std::mem::take(&mut self.landings);
         faults.extend(left.keys().map(|place| Fault::new("unwind", format!("{place:?}"), "a stray exception table")));
         self.faults.extend(faults);
     }

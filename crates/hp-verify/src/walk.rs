@@ -16,7 +16,7 @@ use crate::derived::{Back, Derived};
 use crate::entities::Family;
 use crate::ground::{Doubt, Ground, Within, is_number};
 use crate::image::{SymbolType, Word};
-use crate::landing::{self, Landings, Tables};
+use crate::landing::{self, Tables};
 use crate::near::{Near, Span};
 use crate::overlay::{Layout, Place};
 use crate::report::{Fault, Kind, Proof};
@@ -58,8 +58,8 @@ pub(crate) struct Walk<'w, 'g, 'a> {
     thread_locals: BTreeSet<String>,
     /// The words looked at lead to the start or the inside of things, never to an end.
     pub(crate) exact: bool,
-    /// Exception tables that were not compared yet: of the patch; and those of the new build.
-    pub(crate) landings: (Tables<Place, Place>, Landings<'g>),
+    /// Exception tables of the patch that were not compared yet.
+    pub(crate) landings: Tables<Place, Place>,
     pub(crate) proof: Proof,
     pub(crate) faults: Vec<Fault>,
 }
@@ -90,7 +90,7 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
             relocated: patch.relocations.iter().map(|r| (r.section, r.offset)).collect(),
             thread_locals: BTreeSet::new(),
             exact: false,
-            landings: (BTreeMap::new(), Landings::of_build(ground.new)),
+            landings: BTreeMap::new(),
             proof: Proof { layouts: layouts.len(), ..Proof::default() },
             faults: Vec::new(),
         }
@@ -99,7 +99,7 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
     /// Goes through everything that the replaced functions lead to.
     pub(crate) fn run(&mut self) {
         match landing::of_patch(self.layouts) {
-            Ok(tables) => self.landings.0 = tables,
+            Ok(tables) => self.landings = tables,
             Err(fault) => self.faults.push(fault),
         }
         for record in &self.patch.functions {

@@ -11,8 +11,8 @@ use crate::leftovers;
 use crate::usage::is_indexed;
 
 impl<'j, 'a> Judge<'j, 'a> {
-    /// Is the object the same that begins behind two addresses, or ends at them, if code means that and not what lies at them? `None` if the
-    /// verdict stands.
+    /// Is the object the same that begins behind two addresses, or ends at them, if code means that and not what lies at
+    /// them? `None` if the verdict stands.
     pub(super) fn object_ahead(
         &self,
         pair: (FunctionId, FunctionId),
@@ -26,6 +26,7 @@ impl<'j, 'a> Judge<'j, 'a> {
         let (mut x, mut y) = (ahead::objects(self.old, a.target), ahead::objects(self.new, b.target));
         let start = |o: ObjectId| self.old.map.objects[o].address;
         let other = |p: ObjectId| self.new.map.objects[p].address;
+        let as_far = |o, p| start(o).wrapping_sub(a.target) == other(p).wrapping_sub(b.target);
         let mut any = false;
         let alike = loop {
             match (x.next(), y.next()) {
@@ -34,7 +35,7 @@ impl<'j, 'a> Judge<'j, 'a> {
                 (Some(o), Some(p)) => {
                     any = true;
                     let paired = self.pairs.objects.new_of(o) == Some(p) && self.is_kept(o);
-                    if !paired || start(o).wrapping_sub(a.target) != other(p).wrapping_sub(b.target) {
+                    if !paired || !as_far(o, p) {
                         break false;
                     }
                 }
@@ -48,7 +49,7 @@ impl<'j, 'a> Judge<'j, 'a> {
         let meant = |build: &Build<'a>, id, site: &Site| {
             ahead::meant_object(build, site, ahead::touched(build, id, std::slice::from_ref(site))[0])
         };
-        let same = |o, p| match start(o).wrapping_sub(a.target) == other(p).wrapping_sub(b.target) {
+        let same = |o, p| match as_far(o, p) {
             true => self.addresses(Some(pair), (start(o), other(p)), Use::Address),
             false => Verdict::Different,
         };
