@@ -14,9 +14,11 @@ mod support;
 use load::Load;
 use servers::{Foreign, REWRITE, REWRITE_NEW, REWRITE_OLD, Server};
 use std::fs::File;
+use std::net::{TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use support::hp::{apply, diff, on_all, revert, status};
+use support::port::{self, Port};
 use support::process::{anonymous_code, children, program_text, signal, until};
 use support::trial;
 
@@ -118,10 +120,29 @@ fn main() {
     }
     let fork = trial("nginx-fork", missing(pairs.as_deref(), &NGINX[0]), || new_workers_inherit(&NGINX[0]));
     trials.push(fork);
+    trials.push(trial("ports", None, ports_stay_free));
     let mut arguments = libtest_mimic::Arguments::from_args();
     // Each case keeps all cores busy by itself.
     arguments.test_threads = Some(1);
     libtest_mimic::run(&arguments, trials).exit();
+}
+
+/// Servers bind their ports after these were chosen: neither another test nor a client may have one by then.
+fn ports_stay_free() {
+    let outgoing = port::outgoing();
+    let held: Vec<Port> = (0..50).map(|_| Port::claim()).collect();
+    let mut numbers: Vec<u16> = held.iter().map(|port| port.number).collect();
+    numbers.sort_unstable();
+    numbers.dedup();
+    assert_eq!(numbers.len(), held.len(), "a port was claimed twice");
+    for number in numbers {
+        assert!(!outgoing.contains(&number), "{number} is one of {outgoing:?}, which the kernel gives to clients");
+        for _ in 0..2 {
+            let listens = TcpListener::bind(("127.0.0.1", number));
+            assert!(listens.is_ok(), "{number} cannot be listened at, again and again: {listens:?}");
+        }
+        assert!(UdpSocket::bind(("127.0.0.1", number)).is_err(), "another process could claim {number}");
+    }
 }
 
 fn missing(pairs: Option<&Path>, case: &Case) -> Option<String> {

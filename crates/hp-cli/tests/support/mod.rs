@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "each test program uses its own part of this")]
 
 pub(crate) mod hp;
+pub(crate) mod port;
 pub(crate) mod process;
 pub(crate) mod target;
 

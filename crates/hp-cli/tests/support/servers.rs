@@ -2,6 +2,7 @@
 //! behaviour that a fix changes.
 
 use super::load::{Client, Connection, Load, expect};
+use super::support::port::Port;
 use super::support::process::{Running, children, until};
 use std::fs;
 use std::io::{Read, Write};
@@ -17,6 +18,8 @@ pub(crate) struct Server {
     pub(crate) process: Running,
     /// Where it listens.
     pub(crate) port: u16,
+    /// Dropped after the process has ended.
+    _claim: Port,
     folder: TempDir,
     _backend: Option<Backend>,
 }
@@ -49,25 +52,20 @@ impl Drop for Server {
     }
 }
 
-/// A port that was free a moment ago.
-fn free_port() -> u16 {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port is free");
-    listener.local_addr().expect("a bound socket has an address").port()
-}
-
 // ---------------------------------------------------------------- redis
 
 /// Starts redis without persistence.
 pub(crate) fn redis(program: &Path) -> Server {
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
-    let port = free_port();
+    let claim = Port::claim();
+    let port = claim.number;
     let mut command = Command::new(program);
     command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir"]);
     command.arg(folder.path()).arg("--logfile").arg(folder.path().join("log"));
     // The server's own tests use it.
     command.args(["--enable-debug-command", "local"]);
     let process = Running::start(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()));
-    let server = Server { process, port, folder, _backend: None };
+    let server = Server { process, port, _claim: claim, folder, _backend: None };
     let answers = || Connection::open(port).and_then(|mut c| c.redis(&["PING"])).is_ok_and(|reply| reply == "+PONG");
     assert!(until(Duration::from_secs(20), answers), "redis does not start: {}", server.log());
     server
@@ -113,7 +111,8 @@ pub(crate) fn redis_load(server: &Server) -> Load {
 /// Starts nginx with a master and two workers.
 pub(crate) fn nginx(program: &Path) -> Server {
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
-    let (port, backend) = (free_port(), Backend::start());
+    let (claim, backend) = (Port::claim(), Backend::start());
+    let port = claim.number;
     fs::create_dir(folder.path().join("dav")).expect("a folder can be made");
     fs::write(folder.path().join("dav/a"), "hi\n").expect("a file can be written");
     fs::write(folder.path().join("nginx.conf"), nginx_configuration(folder.path(), port, backend.port))
@@ -122,7 +121,7 @@ pub(crate) fn nginx(program: &Path) -> Server {
     command.arg("-p").arg(folder.path()).arg("-c").arg(folder.path().join("nginx.conf"));
     command.arg("-e").arg(folder.path().join("log"));
     let process = Running::start(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()));
-    let server = Server { process, port, folder, _backend: Some(backend) };
+    let server = Server { process, port, _claim: claim, folder, _backend: Some(backend) };
     let answers = || {
         let reply = Connection::open(port).and_then(|mut c| c.http("GET", "/health", ""));
         reply.is_ok_and(|(status, _)| status == 200) && server.pids().len() == 3
