@@ -1,10 +1,11 @@
-//! Programs that nobody thought of: from a seed a program of C, its next version by a few random edits, and a way to build both.
+//! Programs that nobody thought of: from a seed a program of C or C++, its next version by a few random edits, and a way to build both.
 //!
 //! The oracle is the new build itself, started fresh: the patched process must give the same answers to the last byte, and after
 //! the revert those of the old build. A refusal is counted, an answer that differs is a failure, and so is "nothing changed" where answers differ.
+//! Where the next version only has things in another order and the compiler made the same of every function, a patch is a failure.
 //!
-//! `HP_GENERATED=1000` runs so many seeds, from `HP_GENERATED_FROM` on; `HP_GENERATED_SEED=N` runs one, made as small as it still fails, and leaves
-//! its folder. See `docs/TESTING.md`.
+//! `HP_GENERATED=1000` runs so many seeds, from `HP_GENERATED_FROM` on, of the sort that `HP_GENERATED_SORT` names; `HP_GENERATED_SEED=N` runs one,
+//! made as small as it still fails, and leaves its folder. See `docs/TESTING.md`.
 
 mod generator;
 #[allow(dead_code, reason = "the processes of fixtures, without the fixtures")]
@@ -16,12 +17,12 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 
-use generator::drive::{Outcome, Pair, check};
+use generator::drive::{Outcome, Pair, SORTS, Sort, check};
 use libtest_mimic::{Arguments, Trial};
 
-/// Seeds of an ordinary run, from this one on.
+/// Seeds of an ordinary run, from this one on, and how many of each sort.
 const FIRST: u64 = 100;
-const SEEDS: u64 = 40;
+const SEEDS: [u64; SORTS.len()] = [32, 3, 4, 1];
 
 /// How often what came of builds of a kind.
 type Summary = Arc<Mutex<BTreeMap<(String, String), usize>>>;
@@ -29,26 +30,34 @@ type Summary = Arc<Mutex<BTreeMap<(String, String), usize>>>;
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let wanted = std::env::var("HP_GENERATED_SORT").unwrap_or_else(|_| SORTS[0].name.to_owned());
+    let Some(sort) = SORTS.into_iter().find(|sort| sort.name == wanted) else {
+        eprintln!("HP_GENERATED_SORT is one of {:?}", SORTS.map(|sort| sort.name));
+        return ExitCode::FAILURE;
+    };
     if let Some(seed) = number("HP_GENERATED_SEED") {
-        return look_at(seed);
+        return look_at(sort, seed);
     }
     let from = number("HP_GENERATED_FROM").unwrap_or(FIRST);
-    let seeds = from..from + number("HP_GENERATED").unwrap_or(SEEDS);
+    let seeds: Vec<(Sort, u64)> = match number("HP_GENERATED") {
+        Some(count) => (from..from + count).map(|seed| (sort, seed)).collect(),
+        None => SORTS.into_iter().zip(SEEDS).flat_map(|(sort, n)| (from..from + n).map(move |s| (sort, s))).collect(),
+    };
     let summary = Summary::default();
-    let trials = seeds.map(|seed| trial(seed, summary.clone())).collect();
+    let trials = seeds.into_iter().map(|(sort, seed)| trial(sort, seed, summary.clone())).collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
     print(&summary);
     conclusion.exit_code()
 }
 
-fn trial(seed: u64, summary: Summary) -> Trial {
-    let pair = Pair::of(seed);
+fn trial(sort: Sort, seed: u64, summary: Summary) -> Trial {
+    let (pair, name) = (Pair::of(sort, seed), sort.name);
     let missing = pair.way.missing();
     let ignored = missing.is_some();
     if let Some(tool) = missing {
-        eprintln!("ignored: seed {seed}: no {tool} here");
+        eprintln!("ignored: {name} {seed}: no {tool} here");
     }
-    Trial::test(format!("seed_{seed}"), move || {
+    Trial::test(format!("{name}_{seed}"), move || {
         let folder = tempfile::Builder::new().prefix("hp-generated-").tempdir()?;
         let root = folder.path().canonicalize()?;
         let result = check(&pair, &root);
@@ -65,13 +74,13 @@ fn trial(seed: u64, summary: Summary) -> Trial {
                 Err(failure) => failure.story.lines().take(8).collect::<Vec<_>>().join("\n    "),
                 _ => String::new(),
             };
-            eprintln!("seed {seed}: {word} | {} | {}\n    {story}", pair.way.line(), pair.edits.join(", "));
+            eprintln!("{name} {seed}: {word} | {} | {}\n    {story}", pair.way.line(), pair.edits.join(", "));
         }
         if let Ok(mut summary) = summary.lock() {
             *summary.entry((word, pair.way.kind())).or_default() += 1;
         }
         result.map(|_| ()).map_err(|f| {
-            format!("{}\nseed {seed}: {}\n  {}\n{}", f.word, pair.way.line(), pair.edits.join("\n  "), f.story).into()
+            format!("{}\n{name} {seed}: {}\n  {}\n{}", f.word, pair.way.line(), pair.edits.join("\n  "), f.story).into()
         })
     })
     .with_ignored_flag(ignored)
@@ -93,9 +102,9 @@ fn print(summary: &Summary) {
 }
 
 /// One seed, in a folder that stays.
-fn look_at(seed: u64) -> ExitCode {
-    let pair = Pair::of(seed);
-    let root = std::env::temp_dir().join(format!("hp-generated-{seed}"));
+fn look_at(sort: Sort, seed: u64) -> ExitCode {
+    let pair = Pair::of(sort, seed);
+    let root = std::env::temp_dir().join(format!("hp-generated-{}-{seed}", sort.name));
     let _ = std::fs::remove_dir_all(&root);
     println!("{}: {}\n  {}", root.display(), pair.way.line(), pair.edits.join("\n  "));
     match check(&pair, &root.join("whole")) {

@@ -3,14 +3,33 @@
 use std::path::Path;
 use std::process::Command;
 
+use crate::generator::assembly::same_code;
 use crate::generator::edits::edit;
 use crate::generator::generate;
-use crate::generator::program::Program;
+use crate::generator::program::{Language, Program};
 use crate::generator::render;
 use crate::generator::ways::Way;
 use crate::harness::process::{Target, run};
 use crate::random::Random;
 use serde_json::Value;
+
+/// What is made of seeds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Sort {
+    /// In front of a seed's number.
+    pub(crate) name: &'static str,
+    pub(crate) language: Language,
+    /// The next version has the same functions and objects in another order, and perhaps strangers beside them.
+    pub(crate) moves: bool,
+}
+
+/// All of them.
+pub(crate) const SORTS: [Sort; 4] = [
+    Sort { name: "seed", language: Language::C, moves: false },
+    Sort { name: "moved", language: Language::C, moves: true },
+    Sort { name: "cpp", language: Language::Cpp, moves: false },
+    Sort { name: "cpp_moved", language: Language::Cpp, moves: true },
+];
 
 /// What the generator makes of a seed.
 #[derive(Clone)]
@@ -19,20 +38,21 @@ pub(crate) struct Pair {
     pub(crate) new: Program,
     pub(crate) edits: Vec<String>,
     pub(crate) way: Way,
+    moves: bool,
     /// Numbers for the questions.
     seed: u64,
 }
 
 impl Pair {
-    pub(crate) fn of(seed: u64) -> Pair {
+    pub(crate) fn of(sort: Sort, seed: u64) -> Pair {
         let r = &mut Random(seed);
-        let old = generate::program(r);
+        let old = generate::program(sort.language, r);
         let (mut new, mut edits) = (old.clone(), Vec::new());
         // Some edits change nothing.
         while (0..old.files.len()).all(|i| render::file(&old, i) == render::file(&new, i)) {
-            edits.extend(edit(&mut new, r));
+            edits.extend(edit(&mut new, sort.moves, r));
         }
-        Pair { old, new, edits, way: Way::any(r), seed }
+        Pair { old, new, edits, way: Way::any(sort.language, r), moves: sort.moves, seed }
     }
 
     /// What to ask: every entry with several arguments, in any order.
@@ -91,7 +111,13 @@ pub(crate) fn check(pair: &Pair, root: &Path) -> Result<Outcome, Failure> {
     let questions = pair.questions();
     let fresh = |program: &Path, what: &'static str| {
         let mut target = Target::start(program, &[]).map_err(failure("build"))?;
-        ask(&mut target, &questions).map_err(failure(what))
+        let answers = ask(&mut target, &questions).map_err(failure(what))?;
+        if pair.old.resets {
+            ask(&mut target, &["reset".to_owned()]).map_err(failure(what))?;
+            let again = ask(&mut target, &questions).map_err(failure(what))?;
+            same(&questions, &answers, &again).map_err(failure("the program does not set itself back"))?;
+        }
+        Ok(answers)
     };
     let (was, is) = (fresh(&old, "the old build")?, fresh(&new, "the new build")?);
     let patch = root.join("fix.hpatch");
@@ -107,6 +133,16 @@ pub(crate) fn check(pair: &Pair, root: &Path) -> Result<Outcome, Failure> {
     let done = run(&mut command).map_err(failure("hp"))?;
     let story = done.story();
     match done.code {
+        Some(0) if pair.moves => {
+            let of = |program, name| pair.way.assembly(program, &root.join(name)).map_err(failure("build"));
+            if let (Some(was), Some(is)) = (of(&pair.old, "old-s")?, of(&pair.new, "new-s")?)
+                && same_code(&was, &is)
+            {
+                return Err(failure("moved")(format!(
+                    "the compiler made the same of every function, hp did not\n{story}"
+                )));
+            }
+        }
         Some(0) => {}
         Some(1) => {
             let report: Value =

@@ -4,10 +4,10 @@ use crate::generator::generate::{any_piece, choices, function, needs, number, ob
 use crate::generator::program::{ALWAYS_INLINE, Class, Item, Kind, Program, once_in, pick};
 use crate::random::Random;
 
-/// Makes one to four edits; says which.
-pub(crate) fn edit(program: &mut Program, r: &mut Random) -> Vec<String> {
+/// Makes one to four edits, or `moves` what lies there; says which.
+pub(crate) fn edit(program: &mut Program, moves: bool, r: &mut Random) -> Vec<String> {
     // Once in a while nothing that is seen: what moved only.
-    let moves_only = once_in(r, 12);
+    let moves_only = once_in(r, 12) || moves;
     let count = [1, 1, 1, 2, 2, 3, 4][r.below(7)];
     let mut done = Vec::new();
     for _ in 0..40 {
@@ -89,7 +89,7 @@ fn named(program: &Program, id: usize) -> &str {
 fn changed_number(program: &mut Program, r: &mut Random) -> Option<String> {
     let place = any(program, r, |_| true)?;
     // A static local's first value is what a running process has made its own from.
-    let first = usize::from(at(program, place).kind == Kind::StaticLocal);
+    let first = usize::from(at(program, place).kind.keeps());
     let index = first + r.below(3);
     let value = if once_in(r, 2) { number(r) } else { at(program, place).numbers[index.min(3)] + 1 };
     let p = at(program, place);
@@ -238,7 +238,7 @@ fn new_kind(program: &mut Program, r: &mut Random) -> Option<String> {
 }
 
 fn piece_removed(program: &mut Program, r: &mut Random) -> Option<String> {
-    let (id, at) = any(program, r, |kind| kind != Kind::StaticLocal)?;
+    let (id, at) = any(program, r, |kind| !kind.keeps())?;
     let piece = program.functions.get_mut(&id)?.pieces.remove(at);
     Some(format!("{}: {:?} removed", named(program, id), piece.kind))
 }
@@ -275,7 +275,7 @@ fn removed_function(program: &mut Program, r: &mut Random) -> Option<String> {
     }
     let file = program.functions[&id].file;
     program.functions.remove(&id);
-    program.files[file].retain(|item| *item != Item::Function(id));
+    program.items(file).retain(|item| *item != Item::Function(id));
     Some(format!("{name} removed"))
 }
 
@@ -316,7 +316,7 @@ fn stranger_in_front(program: &mut Program, r: &mut Random) -> Option<String> {
         f.attribute = "";
     }
     f.name = format!("stranger_{id}");
-    f.pieces.retain(|p| p.kind != Kind::StaticLocal);
+    f.pieces.retain(|p| !p.kind.keeps());
     program.files[file].retain(|item| *item != Item::Function(id));
     program.files[file].insert(0, Item::Function(id));
     Some(format!("stranger_{id} in front of file {file}"))

@@ -1,6 +1,9 @@
 //! From a seed to a program.
 
-use crate::generator::program::{ALWAYS_INLINE, Class, Function, Item, Kind, Object, Piece, Program, once_in, pick};
+use crate::generator::classes;
+use crate::generator::program::{
+    ALWAYS_INLINE, Class, Function, HEADER, Item, Kind, Language, Object, Piece, Program, once_in, pick,
+};
 use crate::random::Random;
 use std::collections::BTreeMap;
 
@@ -61,10 +64,13 @@ const TYPES: &[&str] = &[
 ];
 
 /// The program of a seed.
-pub(crate) fn program(r: &mut Random) -> Program {
+pub(crate) fn program(language: Language, r: &mut Random) -> Program {
     let files = 1 + r.below(3);
     let mut program = Program {
+        language,
         files: vec![Vec::new(); files],
+        header: Vec::new(),
+        types: Vec::new(),
         objects: BTreeMap::new(),
         functions: BTreeMap::new(),
         entries: Vec::new(),
@@ -78,12 +84,15 @@ pub(crate) fn program(r: &mut Random) -> Program {
         let file = r.below(files);
         function(&mut program, r, file, 0);
     }
+    if language == Language::Cpp {
+        classes::types(&mut program, r);
+    }
     for class in [Class::Scalar, Class::Scalar, Class::Ints, Class::Node, Class::Buffer] {
         let file = r.below(files);
         object(&mut program, r, file, class);
     }
     for _ in 0..8 + r.below(22) {
-        let (file, class) = (r.below(files), any_class(r));
+        let (file, class) = (r.below(files), any_class(language, r));
         object(&mut program, r, file, class);
     }
     for level in [0, 0, 0, 1, 1, 1, 2, 2, 3] {
@@ -91,9 +100,12 @@ pub(crate) fn program(r: &mut Random) -> Program {
             let file = r.below(files);
             function(&mut program, r, file, level);
         }
+        if language == Language::Cpp && once_in(r, 3) {
+            function(&mut program, r, HEADER, level);
+        }
     }
-    let global: Vec<usize> =
-        program.functions.iter().filter(|(_, f)| !f.is_static && f.parameters == 2).map(|(id, _)| *id).collect();
+    let asked = |f: &Function| !f.is_static && f.parameters == 2 && f.method.is_none();
+    let global: Vec<usize> = program.functions.iter().filter(|(_, f)| asked(f)).map(|(id, _)| *id).collect();
     program.entries = global;
     // What nothing can reach is made reachable.
     for (id, f) in program.functions.clone() {
@@ -117,7 +129,10 @@ pub(crate) fn program(r: &mut Random) -> Program {
     program
 }
 
-fn any_class(r: &mut Random) -> Class {
+fn any_class(language: Language, r: &mut Random) -> Class {
+    if language == Language::Cpp && once_in(r, 5) {
+        return Class::Shape;
+    }
     use Class::{
         Buffer, ConstInts, ConstNode, Cursor, Functions, Holder, Hook, Ints, Local, Node, Ops, Pointers, Reals, Scalar,
         Texts, Word,
@@ -180,6 +195,7 @@ pub(crate) fn object(program: &mut Program, r: &mut Random, file: usize, class: 
         texts: Vec::new(),
         objects: Vec::new(),
         functions: Vec::new(),
+        of: 0,
     };
     let small = |r: &mut Random| r.below(100) as i64;
     match class {
@@ -244,6 +260,10 @@ pub(crate) fn object(program: &mut Program, r: &mut Random, file: usize, class: 
             }
         }
         Class::Word => o.texts = vec![text(r)],
+        Class::Shape => {
+            o.of = r.below(program.types.len());
+            o.values = vec![small(r)];
+        }
     }
     let id = program.fresh();
     program.objects.insert(id, o);
@@ -252,13 +272,14 @@ pub(crate) fn object(program: &mut Program, r: &mut Random, file: usize, class: 
 }
 
 fn insert(program: &mut Program, r: &mut Random, file: usize, item: Item) {
-    let at = r.below(program.files[file].len() + 1);
-    program.files[file].insert(at, item);
+    let items = program.items(file);
+    let at = r.below(items.len() + 1);
+    items.insert(at, item);
 }
 
 /// A new function at a random place of a file.
 pub(crate) fn function(program: &mut Program, r: &mut Random, file: usize, level: usize) -> usize {
-    let is_static = !once_in(r, 3);
+    let is_static = !once_in(r, 3) && file != HEADER;
     let attribute = match r.below(12) {
         0 | 1 => "__attribute__((noinline))",
         2 if is_static => ALWAYS_INLINE,
@@ -275,17 +296,23 @@ pub(crate) fn function(program: &mut Program, r: &mut Random, file: usize, level
         attribute,
         parameters: if is_static && once_in(r, 3) { 3 + r.below(4) } else { 2 },
         pieces: Vec::new(),
+        method: None,
     };
     let id = program.fresh();
     program.functions.insert(id, f);
     insert(program, r, file, Item::Function(id));
+    body(program, r, id);
+    id
+}
+
+/// Pieces for a function that has none.
+pub(crate) fn body(program: &mut Program, r: &mut Random, id: usize) {
     let pieces = if once_in(r, 4) { 1 } else { 1 + r.below(5) };
     for _ in 0..pieces {
         if let Some(piece) = any_piece(program, r, id) {
             program.functions.get_mut(&id).expect("it was inserted").pieces.push(piece);
         }
     }
-    id
 }
 
 fn blank(program: &mut Program, kind: Kind) -> Piece {
@@ -321,6 +348,10 @@ pub(crate) fn needs(kind: Kind) -> (&'static [&'static [Class]], usize) {
         Kind::NodeStore => (&[&[Class::Node]], 0),
         Kind::NodeCopy => (&[&[Class::ConstNode, Class::Node]], 0),
         Kind::Fill => (&[&[Class::Buffer]], 0),
+        Kind::Virtual | Kind::Cast | Kind::TypeName | Kind::Member => (&[&[Class::Shape], &[Class::Shape]], 0),
+        Kind::ShapeStore => (&[&[Class::Shape]], 0),
+        Kind::Template => (&[INTS], 0),
+        Kind::Try | Kind::Cleanup => (&[], 1),
         _ => (&[], 0),
     }
 }
@@ -393,7 +424,11 @@ pub(crate) fn any_piece(program: &mut Program, r: &mut Random, function: usize) 
         Kind::Fill,
         Kind::Vector,
     ];
-    let kind = KINDS[r.below(KINDS.len())];
+    let kind = if program.language == Language::Cpp && once_in(r, 2) {
+        classes::KINDS[r.below(classes::KINDS.len())]
+    } else {
+        KINDS[r.below(KINDS.len())]
+    };
     piece(program, r, function, kind)
 }
 
@@ -411,6 +446,18 @@ pub(crate) fn piece(program: &mut Program, r: &mut Random, function: usize, kind
         p.functions.push(*pick(r, &callees)?);
     }
     if matches!(kind, Kind::CallTable | Kind::CallOps) && level == 0 {
+        return None;
+    }
+    // Virtual functions have level 1 at most.
+    if matches!(kind, Kind::Virtual | Kind::Heap | Kind::Member) && level < 2 {
+        return None;
+    }
+    // What a method keeps is not set back.
+    if kind.keeps() && program.functions[&function].method.is_some() {
+        return None;
+    }
+    // Two files' copies of a function cannot both keep their labels.
+    if kind == Kind::Goto && file == HEADER {
         return None;
     }
     p.numbers = (0..4).map(|_| number(r)).collect();

@@ -42,6 +42,8 @@ pub(crate) enum Class {
     Word,
     /// A number of each thread.
     Local,
+    /// An object of a class with virtual functions; C++.
+    Shape,
 }
 
 impl Class {
@@ -67,6 +69,8 @@ pub(crate) struct Object {
     pub(crate) texts: Vec<String>,
     pub(crate) objects: Vec<usize>,
     pub(crate) functions: Vec<usize>,
+    /// Of a shape: its class, by its place in the program's list.
+    pub(crate) of: usize,
 }
 
 /// What a piece of a function does. The comments of `render` show each.
@@ -114,6 +118,70 @@ pub(crate) enum Kind {
     Sum,
     Fill,
     Vector,
+    // Of C++ only, from here on.
+    Virtual,
+    Cast,
+    TypeName,
+    Heap,
+    Member,
+    ShapeStore,
+    Throw,
+    Try,
+    Cleanup,
+    Template,
+    Lambda,
+    Stateless,
+    Guarded,
+    GuardedText,
+    Strings,
+    Numbers,
+    Map,
+    Erased,
+    Listed,
+}
+
+/// The language that a program is written in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord)]
+pub(crate) enum Language {
+    C,
+    Cpp,
+}
+
+impl Language {
+    /// How files' names end.
+    pub(crate) fn extension(self) -> &'static str {
+        match self {
+            Language::C => "c",
+            Language::Cpp => "cpp",
+        }
+    }
+}
+
+/// A class with virtual functions; C++.
+#[derive(Clone, Debug)]
+pub(crate) struct Type {
+    pub(crate) name: String,
+    /// Earlier in the list.
+    pub(crate) base: Option<usize>,
+    /// The base is a virtual one.
+    pub(crate) virtually: bool,
+    /// It has a second base, which has a virtual function too.
+    pub(crate) mixed: bool,
+    /// Its destructor says so.
+    pub(crate) tells: bool,
+}
+
+/// The virtual functions of classes, in the order of a table.
+pub(crate) const SLOTS: [&str; 3] = ["run", "ask", "mix"];
+
+/// In place of a file's number: what every file includes.
+pub(crate) const HEADER: usize = usize::MAX;
+
+impl Kind {
+    /// It has a variable that stays from call to call, whose first value no edit may change.
+    pub(crate) fn keeps(self) -> bool {
+        matches!(self, Kind::StaticLocal | Kind::Guarded | Kind::GuardedText)
+    }
 }
 
 /// One piece of a function's body.
@@ -140,6 +208,8 @@ pub(crate) struct Function {
     pub(crate) attribute: &'static str,
     pub(crate) parameters: usize,
     pub(crate) pieces: Vec<Piece>,
+    /// A virtual function of a class: the class and the place among `SLOTS`.
+    pub(crate) method: Option<(usize, usize)>,
 }
 
 /// What lies in a file, in its order.
@@ -152,7 +222,11 @@ pub(crate) enum Item {
 /// A whole program.
 #[derive(Clone, Debug)]
 pub(crate) struct Program {
+    pub(crate) language: Language,
     pub(crate) files: Vec<Vec<Item>>,
+    /// Functions that every file has.
+    pub(crate) header: Vec<Item>,
+    pub(crate) types: Vec<Type>,
     pub(crate) objects: BTreeMap<usize, Object>,
     pub(crate) functions: BTreeMap<usize, Function>,
     /// The functions that can be asked for, by number; they stay in every version.
@@ -172,6 +246,11 @@ impl Program {
         self.next
     }
 
+    /// What lies in a file, or in the header.
+    pub(crate) fn items(&mut self, file: usize) -> &mut Vec<Item> {
+        if file == HEADER { &mut self.header } else { &mut self.files[file] }
+    }
+
     /// The objects of `class` that code in `file` can name.
     pub(crate) fn visible(&self, file: usize, class: Class) -> Vec<usize> {
         let fits = |o: &Object| o.class == class && (!o.is_static || o.file == file);
@@ -181,7 +260,8 @@ impl Program {
     /// The functions that code of `level` in `file` can call, those with two parameters only where they are `called_through` a pointer.
     pub(crate) fn callable(&self, file: usize, level: usize, called_through: bool) -> Vec<usize> {
         let fits = |f: &Function| {
-            f.level < level
+            f.method.is_none()
+                && f.level < level
                 && (!f.is_static || f.file == file)
                 && (!called_through || f.parameters == 2 && f.attribute != ALWAYS_INLINE)
         };
@@ -191,6 +271,7 @@ impl Program {
     /// Its address is in a table or a variable, or taken in code.
     pub(crate) fn address_taken(&self, id: usize) -> bool {
         self.entries.contains(&id)
+            || self.functions[&id].method.is_some()
             || self.objects.values().any(|o| o.functions.contains(&id))
             || self
                 .functions

@@ -1,8 +1,9 @@
-//! A program as text of C: `main.c`, which only reads commands, and a file for each of the program's own.
+//! A program as text of C or C++: `main.c`, which only reads commands, and a file for each of the program's own.
 
 use std::fmt::Write as _;
 
-use crate::generator::program::{ALWAYS_INLINE, Class, Function, Item, Kind, Object, Piece, Program};
+use crate::generator::cpp;
+use crate::generator::program::{ALWAYS_INLINE, Class, Function, HEADER, Item, Kind, Language, Object, Piece, Program};
 
 /// What reads commands: `call I A B`, `reset`, `quit`. It stays as it is: a process waits here for its next command.
 pub(crate) const MAIN: &str = r#"#include <stdio.h>
@@ -111,23 +112,33 @@ pub(crate) fn file(program: &Program, file: usize) -> String {
         text.push_str("#define LINES_SHOWN\n");
     }
     text.push_str(HEAD);
+    if program.language == Language::Cpp {
+        text.push_str(cpp::HEAD);
+        cpp::types(&mut text, program);
+    }
     // Of other files: what is not static.
     for o in program.objects.values().filter(|o| o.file != file && !o.is_static) {
-        let _ = writeln!(text, "extern {};", declarator(o));
+        let _ = writeln!(text, "extern {};", declarator(program, o));
     }
-    for f in program.functions.values().filter(|f| f.file != file && !f.is_static) {
-        let _ = writeln!(text, "{};", signature(f));
+    for f in program.functions.values().filter(|f| f.file != file && !f.is_static && f.method.is_none()) {
+        let _ = writeln!(text, "{};", signature(program, f));
     }
     // Of this file: all, so that its items can have any order.
     for item in &program.files[file] {
         let _ = match item {
             Item::Object(id) => {
                 let o = &program.objects[id];
-                writeln!(text, "{}{};", if o.is_static { "static " } else { "extern " }, declarator(o))
+                let declared = declarator(program, o);
+                match (o.is_static, program.language) {
+                    (true, Language::C) => writeln!(text, "static {declared};"),
+                    (true, Language::Cpp) => writeln!(text, "namespace {{ extern {declared}; }}"),
+                    (false, _) => writeln!(text, "extern {declared};"),
+                }
             }
+            Item::Function(id) if program.functions[id].method.is_some() => Ok(()),
             Item::Function(id) => {
                 let f = &program.functions[id];
-                writeln!(text, "{}{};", if f.is_static { "static " } else { "" }, signature(f))
+                writeln!(text, "{}{};", if f.is_static { "static " } else { "" }, signature(program, f))
             }
         };
     }
@@ -135,17 +146,16 @@ pub(crate) fn file(program: &Program, file: usize) -> String {
         "static int by_value(const void *a, const void *b) {\n    int x = *(const int *)a, y = *(const int *)b;\n    return (x > y) - (x < y);\n}\n\
          static int by_bits(const void *a, const void *b) {\n    int x = *(const int *)a & 7, y = *(const int *)b & 7;\n    return x != y ? x - y : by_value(b, a);\n}\n",
     );
-    for item in &program.files[file] {
+    for item in program.header.iter().chain(&program.files[file]) {
         match item {
             Item::Object(id) => {
                 let o = &program.objects[id];
-                let _ = writeln!(
-                    text,
-                    "{}{}{};",
-                    if o.is_static { "static " } else { "" },
-                    declarator(o),
-                    initial(program, o)
-                );
+                let defined = declarator(program, o) + &initial(program, o);
+                let _ = match (o.is_static, program.language) {
+                    (true, Language::C) => writeln!(text, "static {defined};"),
+                    (true, Language::Cpp) => writeln!(text, "namespace {{ {defined}; }}"),
+                    (false, _) => writeln!(text, "{defined};"),
+                };
             }
             Item::Function(id) => function(&mut text, program, &program.functions[id]),
         }
@@ -153,12 +163,15 @@ pub(crate) fn file(program: &Program, file: usize) -> String {
     reset(&mut text, program, file);
     if file == 0 {
         text.push_str(RUNTIME);
+        if program.language == Language::Cpp {
+            text.push_str(cpp::RUNTIME);
+        }
         asked(&mut text, program);
     }
     text
 }
 
-fn declarator(o: &Object) -> String {
+fn declarator(program: &Program, o: &Object) -> String {
     let (name, ty, len) = (&o.name, o.ty, o.len);
     match o.class {
         Class::Scalar => format!("{ty} {name}"),
@@ -176,17 +189,23 @@ fn declarator(o: &Object) -> String {
         Class::Hook => format!("fn *{name}"),
         Class::Holder => format!("const void *{name}"),
         Class::Word => format!("const char *{name}"),
+        // That of another file is asked for through a function.
+        Class::Local if program.language == Language::Cpp && !o.is_static => format!("thread_local {ty} {name}"),
         Class::Local => format!("__thread {ty} {name}"),
+        Class::Shape => format!("{} {name}", program.types[o.of].name),
     }
 }
 
-fn quoted(text: &str) -> String {
+pub(crate) fn quoted(text: &str) -> String {
     format!("\"{text}\"")
 }
 
 /// An initial value with its `=`, or nothing where all is zero.
 fn initial(program: &Program, o: &Object) -> String {
     let value = expression(program, o);
+    if o.class == Class::Shape {
+        return format!("({value})");
+    }
     if value.is_empty() { value } else { format!(" = {value}") }
 }
 
@@ -216,6 +235,7 @@ fn expression(program: &Program, o: &Object) -> String {
         Class::Hook => called(&o.functions[0]),
         Class::Holder => o.objects.first().map(|id| format!("&{}", name(id))).unwrap_or_default(),
         Class::Word => quoted(&o.texts[0]),
+        Class::Shape => o.values[0].to_string(),
     }
 }
 
@@ -226,24 +246,30 @@ fn element(program: &Program, id: usize, at: i64) -> String {
 
 const PARAMETERS: &[&str] = &["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"];
 
-fn signature(f: &Function) -> String {
+fn signature(program: &Program, f: &Function) -> String {
     let parameters: Vec<String> = PARAMETERS[..f.parameters].iter().map(|p| format!("unsigned long {p}")).collect();
-    format!("{} unsigned long {}({})", f.attribute, f.name, parameters.join(", "))
+    let of = f.method.map(|(of, _)| format!("{}::", program.types[of].name)).unwrap_or_default();
+    let inline = if f.file == HEADER { "inline " } else { "" };
+    format!("{inline}{} unsigned long {of}{}({})", f.attribute, f.name, parameters.join(", "))
 }
 
 fn function(text: &mut String, program: &Program, f: &Function) {
-    let _ = writeln!(text, "\n{}{} {{", if f.is_static { "static " } else { "" }, signature(f));
+    let _ = writeln!(text, "\n{}{} {{", if f.is_static { "static " } else { "" }, signature(program, f));
     text.push_str("    unsigned long r = a ^ (b << 3);\n");
-    let locals: Vec<&Piece> = f.pieces.iter().filter(|p| p.kind == Kind::StaticLocal).collect();
+    let locals: Vec<&Piece> = f.pieces.iter().filter(|p| p.kind.keeps()).collect();
     for p in &locals {
-        let _ = writeln!(text, "    static long kept_{} = {};", p.uid, p.numbers[0] & 0xff);
+        let ty = if p.kind == Kind::GuardedText { "std::string" } else { "long" };
+        let _ = writeln!(text, "    static {ty} kept_{} = {};", p.uid, first(p));
     }
     if program.resets && !locals.is_empty() {
         text.push_str("    if (resetting) {\n");
         for p in &locals {
-            let _ = writeln!(text, "        kept_{} = {};", p.uid, p.numbers[0] & 0xff);
+            let _ = writeln!(text, "        kept_{} = {};", p.uid, first(p));
         }
         text.push_str("        return 0;\n    }\n");
+    }
+    if let Some(method) = f.method {
+        text.push_str(&cpp::method_begins(program, method));
     }
     for (index, parameter) in PARAMETERS[..f.parameters].iter().enumerate().skip(2) {
         let _ = writeln!(text, "    r += {parameter} * {};", 2 * index + 1);
@@ -256,11 +282,20 @@ fn function(text: &mut String, program: &Program, f: &Function) {
     text.push_str("    return r;\n}\n");
 }
 
-fn ul(n: i64) -> String {
+/// The first value of what a function keeps between its calls.
+fn first(p: &Piece) -> String {
+    match p.kind {
+        Kind::Guarded => format!("seeded({})", p.numbers[0] & 0xff),
+        Kind::GuardedText => format!("worded({})", quoted(&p.texts[0])),
+        _ => (p.numbers[0] & 0xff).to_string(),
+    }
+}
+
+pub(crate) fn ul(n: i64) -> String {
     format!("{}UL", n.cast_unsigned())
 }
 
-fn call(program: &Program, p: &Piece, callee: usize) -> String {
+pub(crate) fn call(program: &Program, p: &Piece, callee: usize) -> String {
     let f = &program.functions[&callee];
     let mut arguments = vec![format!("a + {}", ul(p.numbers[0] & 0xff))];
     arguments.push(if p.numbers[1] % 3 == 0 { ul(p.numbers[1]) } else { "b".into() });
@@ -493,6 +528,7 @@ fn piece(program: &Program, f: &Function, p: &Piece) -> String {
             small(0),
             p.numbers[1] & 0xffff
         ),
+        _ => cpp::piece(program, f, p),
     }
 }
 
@@ -535,12 +571,15 @@ fn reset(text: &mut String, program: &Program, file: usize) {
                     "    {{ static const {ty} begin_with[] = {value}; memcpy({name}, begin_with, sizeof {name}); }}"
                 ),
                 Class::Buffer => writeln!(text, "    memset({name}, 0, sizeof {name});"),
+                Class::Node if program.language == Language::Cpp => writeln!(text, "    {name} = node{value};"),
                 Class::Node => writeln!(text, "    {name} = (struct node){value};"),
+                Class::Shape => writeln!(text, "    {name}.id = {value};"),
                 _ => writeln!(text, "    {name} = {};", if value.is_empty() { "0" } else { &value }),
             };
         }
-        for f in program.functions.values().filter(|f| f.file == file) {
-            if f.pieces.iter().any(|p| p.kind == Kind::StaticLocal) {
+        let here = |f: &&Function| f.file == file || f.file == HEADER && file == 0;
+        for f in program.functions.values().filter(here) {
+            if f.pieces.iter().any(|p| p.kind.keeps()) {
                 let _ = writeln!(text, "    {}({});", f.name, vec!["0"; f.parameters].join(", "));
             }
         }
@@ -558,6 +597,9 @@ fn asked(text: &mut String, program: &Program) {
     text.push_str(
         "APART const char *answer(unsigned long which, unsigned long a, unsigned long b) {\n    static char out[500];\n    unsigned long r;\n    noted_size = 0;\n    noted[0] = 0;\n",
     );
+    if program.language == Language::Cpp {
+        text.push_str("    try {\n");
+    }
     if program.entries_by_switch {
         text.push_str("    switch (which) {\n");
         for (index, name) in names.iter().enumerate() {
@@ -566,6 +608,9 @@ fn asked(text: &mut String, program: &Program) {
         text.push_str("    default: r = 0;\n    }\n");
     } else {
         text.push_str("    r = which < LENGTH(entries) ? entries[which](a, b) : 0;\n");
+    }
+    if program.language == Language::Cpp {
+        text.push_str(cpp::HANDLERS);
     }
     text.push_str("    snprintf(out, sizeof out, \"%lu %s\", r, noted);\n    return out;\n}\n");
     for file in 0..program.files.len() {

@@ -106,7 +106,7 @@ fn bare(program: &mut Program) {
         }
         program.functions.retain(|id, _| !functions.contains(id));
         program.objects.retain(|id, _| !objects.contains(id));
-        for file in &mut program.files {
+        for file in program.files.iter_mut().chain([&mut program.header]) {
             file.retain(|item| match item {
                 Item::Object(id) => !objects.contains(id),
                 Item::Function(id) => !functions.contains(id),

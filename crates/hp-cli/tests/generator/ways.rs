@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::generator::program::{Program, once_in, pick};
+use crate::generator::program::{Language, Program, once_in, pick};
 use crate::generator::render::{MAIN, file};
 use crate::harness::build::on_path;
 use crate::harness::process::run;
@@ -23,7 +23,7 @@ pub(crate) struct Way {
 
 impl Way {
     /// Any way that the tools have.
-    pub(crate) fn any(r: &mut Random) -> Way {
+    pub(crate) fn any(language: Language, r: &mut Random) -> Way {
         let clang = once_in(r, 2);
         let library = once_in(r, 6);
         let mut compile = vec![*pick(r, &["-O0", "-O1", "-O2", "-O2", "-O2", "-O3", "-Os"]).expect("not empty")];
@@ -105,7 +105,21 @@ impl Way {
             link.retain(|flag| *flag != "-Wl,--emit-relocs");
         }
         let strip = once_in(r, 5);
-        Way { compiler: if clang { "clang" } else { "gcc" }, compile, link, library, strip }
+        let compiler = match (clang, language) {
+            (true, Language::C) => "clang",
+            (false, Language::C) => "gcc",
+            (true, Language::Cpp) => "clang++",
+            (false, Language::Cpp) => "g++",
+        };
+        if language == Language::Cpp {
+            compile.push("-std=gnu++17");
+            for (n, flag) in [(6, "-fvisibility-inlines-hidden"), (12, "-fno-threadsafe-statics")] {
+                if once_in(r, n) {
+                    compile.push(flag);
+                }
+            }
+        }
+        Way { compiler, compile, link, library, strip }
     }
 
     /// The tool that this machine lacks for it, if any.
@@ -155,7 +169,7 @@ impl Way {
         texts.extend((0..program.files.len()).map(|i| (format!("part{i}"), file(program, i))));
         let mut objects = Vec::new();
         for (name, text) in &texts {
-            let source = format!("{name}.c");
+            let source = format!("{name}.{}", program.language.extension());
             fs::write(folder.join(&source), text).map_err(fail)?;
             fs::write(sources.join(&source), text).map_err(fail)?;
             let object = folder.join(format!("{name}.o"));
@@ -165,9 +179,7 @@ impl Way {
                 fs::copy(root.join(earlier).join(format!("{name}.o")), &object).map_err(fail)?;
                 continue;
             }
-            let mut command = Command::new(self.compiler);
-            command.current_dir(&sources).args(&self.compile).args(["-w", "-c", &source, "-o"]).arg(&object);
-            run(&mut command)?.expect(0, "compiling")?;
+            self.compiled(&sources, &["-c"], &source, &object)?;
         }
         let (exe, library) = (folder.join("program"), folder.join("libparts.so"));
         let mut command = Command::new(self.compiler);
@@ -177,7 +189,8 @@ impl Way {
             run(library_command.args(&objects[1..]).arg("-o").arg(&library))?.expect(0, "linking the library")?;
             command.arg("-pie").arg(&objects[0]).arg("-L").arg(&folder).args(["-lparts", "-Wl,-rpath,$ORIGIN"]);
             if self.compile.contains(&"-flto") {
-                command.args(["-flto", if self.compiler == "clang" { "-fuse-ld=lld" } else { "-fuse-ld=bfd" }]);
+                command
+                    .args(["-flto", if self.compiler.starts_with("clang") { "-fuse-ld=lld" } else { "-fuse-ld=bfd" }]);
             }
         } else {
             command.args(&self.link).args(&objects);
@@ -188,5 +201,28 @@ impl Way {
             run(Command::new("strip").arg(&image))?.expect(0, "strip")?;
         }
         Ok([exe, image])
+    }
+
+    fn compiled(&self, sources: &Path, how: &[&str], source: &str, out: &Path) -> Result<(), String> {
+        let mut command = Command::new(self.compiler);
+        command.current_dir(sources).args(&self.compile).args(how).args(["-w", source, "-o"]).arg(out);
+        run(&mut command)?.expect(0, "compiling")?;
+        Ok(())
+    }
+
+    /// What the compiler makes of each of the program's own files, as text of assembly; none where that is not yet the code.
+    pub(crate) fn assembly(&self, program: &Program, root: &Path) -> Result<Option<Vec<String>>, String> {
+        if self.compile.contains(&"-flto") {
+            return Ok(None);
+        }
+        fs::create_dir_all(root).map_err(|e| format!("{}: {e}", root.display()))?;
+        let text = |i: usize| {
+            let source = format!("part{i}.{}", program.language.extension());
+            let out = root.join("out.s");
+            fs::write(root.join(&source), file(program, i)).map_err(|e| e.to_string())?;
+            self.compiled(root, &["-S", "-g0"], &source, &out)?;
+            fs::read_to_string(out).map_err(|e| e.to_string())
+        };
+        (0..program.files.len()).map(text).collect::<Result<_, _>>().map(Some)
     }
 }
