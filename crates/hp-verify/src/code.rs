@@ -110,29 +110,6 @@ impl Step {
         matches!(self.instruction.flow_control(), Return | UnconditionalBranch | IndirectBranch)
     }
 
-    /// Reads one of many 32-bit numbers and makes 64 bits of it: the register that gets it, and the one that leads to all of them.
-    fn reads_number(&self) -> Option<(Register, Register)> {
-        let i = &self.instruction;
-        let reads = i.mnemonic() == Mnemonic::Movsxd
-            && i.op1_kind() == OpKind::Memory
-            && i.memory_index() != Register::None
-            && i.memory_index_scale() == 4;
-        reads.then(|| (i.op0_register(), i.memory_base()))
-    }
-
-    /// Adds one register to another one: which they are, and where the sum is, if it is kept.
-    fn adds(&self) -> Option<(Register, Register, Option<Register>)> {
-        let i = &self.instruction;
-        let registers = i.op_count() == 2 && [i.op0_kind(), i.op1_kind()] == [OpKind::Register; 2];
-        if registers && i.mnemonic() == Mnemonic::Add {
-            return Some((i.op0_register(), i.op1_register(), Some(i.op0_register())));
-        }
-        let memory = (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory);
-        let two = i.memory_base() != Register::None && i.memory_index() != Register::None;
-        let sum = (i.mnemonic() == Mnemonic::Lea).then(|| i.op0_register());
-        (memory && two && i.memory_index_scale() == 1).then(|| (i.memory_base(), i.memory_index(), sum))
-    }
-
     /// A jump through a register or a table.
     pub(crate) fn is_computed_jump(&self) -> bool {
         self.instruction.flow_control() == FlowControl::IndirectBranch && self.fields.iter().all(|f| !f.relative)
@@ -272,43 +249,4 @@ pub(crate) fn stubs(address: u64, data: &[u8]) -> Vec<(u64, u64)> {
 pub(crate) fn padding(bytes: &[u8]) -> usize {
     let is_padding = |s: &Step| matches!(s.instruction.mnemonic(), Mnemonic::Nop | Mnemonic::Int3);
     steps(0, bytes, false).take_while(|(_, s)| is_padding(s)).last().map_or(0, |(at, s)| at + s.len())
-}
-
-/// How many instructions there may be between reading a distance and adding to it.
-const NEAR: usize = 16;
-
-/// Recognises code that keeps distances instead of addresses: it reads a number from a table, and adds the table's start to it.
-#[derive(Debug, Default)]
-pub(crate) struct Distances {
-    /// The last numbers that were read: into which register, from where, and how many instructions ago.
-    read: Vec<(Register, Register, usize)>,
-    /// The last sum of the two that no jump has gone to yet, and how many instructions ago.
-    sum: Option<(Register, usize)>,
-    found: bool,
-}
-
-impl Distances {
-    pub(crate) fn see(&mut self, step: &Step) {
-        self.read.iter_mut().for_each(|read| read.2 += 1);
-        self.read.retain(|read| read.2 < NEAR);
-        self.read.extend(step.reads_number().map(|(number, table)| (number, table, 0)));
-        let jumps_to = step.is_computed_jump() && step.instruction.op0_kind() == OpKind::Register;
-        self.sum = match self.sum {
-            Some((sum, ago)) if jumps_to && sum == step.instruction.op0_register() && ago < NEAR => None,
-            Some((sum, ago)) => Some((sum, ago + 1)),
-            None => None,
-        };
-        if let Some((x, y, sum)) = step.adds()
-            && self.read.iter().any(|read| [(x, y), (y, x)].contains(&(read.0, read.1)))
-        {
-            // One before this one was no jump's, and what is only read or written is none.
-            self.found |= self.sum.is_some() || sum.is_none();
-            self.sum = sum.map(|sum| (sum, 0));
-        }
-    }
-
-    /// True if the code that was seen keeps distances to data; those of a jump through a table are none.
-    pub(crate) fn found(&self) -> bool {
-        self.found || self.sum.is_some()
-    }
 }

@@ -30,6 +30,11 @@ impl<T: Copy + PartialEq> Derived<T> {
         Derived { held: Vec::new(), factory: InstructionInfoFactory::new() }
     }
 
+    /// The address that a register holds, if nothing was added to it.
+    pub(crate) fn held(&self, register: Register) -> Option<T> {
+        self.held.iter().find(|held| held.0 == register && held.2 == 0).map(|held| held.1)
+    }
+
     /// Follows one instruction. `made` is what its field leads to, if it makes an address of it. Returns from which
     /// addresses it reaches back, and how far.
     pub(crate) fn see(&mut self, step: &Step, made: Option<T>) -> Vec<Back<T>> {

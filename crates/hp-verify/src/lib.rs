@@ -45,6 +45,7 @@ mod code;
 mod copies;
 mod counted;
 mod derived;
+mod distances;
 mod entities;
 mod ground;
 mod image;

@@ -4,8 +4,9 @@
 
 use iced_x86::FlowControl;
 
-use crate::code::{Distances, Field, Step, Use};
+use crate::code::{Field, Step, Use};
 use crate::derived::Derived;
+use crate::distances::Distances;
 use crate::entities::Side;
 use crate::templates;
 
@@ -46,7 +47,7 @@ pub(crate) fn range(side: &Side<'_>, range: usize, watched: &dyn Fn(u64) -> bool
     let mut made = Vec::new();
     for (at, step) in side.steps(range) {
         let here = base + at as u64;
-        distances.see(&step);
+        distances.see(&step, &|register| derived.held(register));
         let address = step.fields.iter().find(|f| f.usage == Use::Address).map(|f| f.target);
         let back = derived.see(&step, address).into_iter().filter(|b| side.is_end_of_text(b.from, b.bytes));
         scan.texts.extend(back.map(|b| b.from - b.bytes));
@@ -67,7 +68,7 @@ pub(crate) fn range(side: &Side<'_>, range: usize, watched: &dyn Fn(u64) -> bool
         }
     }
     if distances.found() {
-        scan.places = made.iter().map(|(target, _)| *target).collect();
+        scan.places = made.iter().map(|(target, _)| *target).filter(|at| distances.may_begin_at(*at)).collect();
     }
     made.sort_unstable();
     for same in made.chunk_by(|x, y| x.0 == y.0).filter(|same| side.may_be_odd(same[0].0)) {

@@ -75,10 +75,23 @@ pub(super) fn follow(
     factory: &mut InstructionInfoFactory,
     see: &mut dyn FnMut(usize, Held),
 ) {
-    let made = &code.instructions[first];
-    if !matches!(made.mnemonic(), Mnemonic::Lea | Mnemonic::Mov) || made.op0_kind() != OpKind::Register {
-        return;
+    if matches!(code.instructions[first].mnemonic(), Mnemonic::Lea | Mnemonic::Mov) {
+        follow_result(code, first, factory, see);
     }
+}
+
+/// The same of what any instruction leaves in its first operand, if that is a register. False if there is more than was followed.
+pub(super) fn follow_result(
+    code: &Decoded,
+    first: usize,
+    factory: &mut InstructionInfoFactory,
+    see: &mut dyn FnMut(usize, Held),
+) -> bool {
+    let made = &code.instructions[first];
+    if made.op0_kind() != OpKind::Register {
+        return false;
+    }
+    let mut whole = true;
     let held = Held { holder: Holder::Register(made.op0_register().full_register()), offset: 0, stepped: false };
     let mut open: Vec<(usize, Held)> = code.behind(first).map(|next| (next, held)).collect();
     let mut seen: FxHashSet<(u64, i64)> = open.iter().map(|(n, held)| key(*n, *held)).collect();
@@ -92,9 +105,11 @@ pub(super) fn follow(
                 if followed && seen.len() < FACTS && seen.insert(key(next, held)) {
                     open.push((next, held));
                 }
+                whole &= seen.len() < FACTS;
             }
         }
     }
+    whole
 }
 
 /// True if an instruction may lead before an address that some register holds. `lea` and `mov` of other things than the

@@ -11,8 +11,13 @@
 //! that lies before `a`, in whatever precedes it. (A bound from a `cmp` would have to be
 //! proven to belong to the same jump; too short would be fatal, too long is not.)
 
-use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{
+    ConditionCode, Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind,
+    Register,
+};
 
+use super::distances::{self, Made};
+use super::registers::written;
 use crate::arch::{Code, Encoding, JumpTable, Tables, Use};
 
 /// The function and what surrounds its tables.
@@ -36,9 +41,10 @@ pub(crate) fn tables(codes: &[&Code], context: &Context<'_>) -> Tables {
     let is_boundary = |address: u64| jumps.iter().any(|(start, jumps)| jumps.is_boundary(address.wrapping_sub(*start)));
     let shapes: Vec<&Shape> = jumps.iter().flat_map(|(_, jumps)| &jumps.shapes).collect();
     let any_relative = shapes.iter().any(|s| matches!(s, Shape::Relative(_)));
-    let sites = codes.iter().flat_map(|c| &c.sites);
-    let made: Vec<u64> =
-        sites.filter(|s| s.usage == Use::Address && s.encoding == Encoding::PcRelative).map(|s| s.target).collect();
+    let sites = ranges().flat_map(|((start, _), code)| code.sites.iter().map(move |site| (start, site)));
+    let sites = sites.filter(|(_, s)| s.usage == Use::Address && s.encoding == Encoding::PcRelative);
+    let made: Vec<Made> =
+        sites.map(|(start, s)| Made { at: start + u64::from(s.instruction), target: s.target }).collect();
     let mut starts: Vec<(u64, bool)> = shapes
         .iter()
         .filter_map(|s| match s {
@@ -47,7 +53,7 @@ pub(crate) fn tables(codes: &[&Code], context: &Context<'_>) -> Tables {
         })
         .collect();
     if any_relative {
-        starts.extend(made.iter().map(|target| (*target, true)));
+        starts.extend(made.iter().map(|made| (made.target, true)));
     }
     starts.sort_unstable();
     starts.dedup();
@@ -68,10 +74,10 @@ pub(crate) fn tables(codes: &[&Code], context: &Context<'_>) -> Tables {
     let unresolved = shapes.iter().find(|s| !known(s)).map(|shape| match shape {
         Shape::Relative(jump) | Shape::Absolute(jump, _) => *jump,
     });
-    let mut distances = if codes.iter().any(|c| c.distances) { made } else { Vec::new() };
-    distances.retain(|address| tables.iter().all(|t| t.address != *address));
-    distances.sort_unstable();
-    distances.dedup();
+    let distances = match codes.iter().any(|c| c.distances) {
+        true => distances::perhaps(context.ranges, made, &|address| tables.iter().any(|t| t.address == address)),
+        false => Vec::new(),
+    };
     Tables { jumps: tables, unresolved_jump: unresolved, distances }
 }
 
@@ -184,9 +190,11 @@ impl Window {
         if [x, y].contains(&Register::None) {
             return;
         }
-        let adds_base = (2..=self.count.min(WINDOW + 1)).map(nth).any(|load| {
+        let adds_base = (2..=self.count.min(WINDOW + 1)).any(|n| {
+            let load = nth(n);
             let distance = load.mnemonic() == Mnemonic::Movsxd && load.op1_kind() == OpKind::Memory;
-            distance && [(x, y), (y, x)].contains(&(load.op0_register(), load.memory_base()))
+            let both = distance && [(x, y), (y, x)].contains(&(load.op0_register(), load.memory_base()));
+            both && x != y && !overwritten((2..n).rev().map(nth), [x, y])
         });
         if adds_base {
             self.distances += 1;
@@ -216,6 +224,15 @@ impl Window {
     pub(super) fn jumps(&self) -> Jumps {
         self.jumps.clone()
     }
+}
+
+/// True if one of the registers is another value behind these instructions, as far as they run one after the other in any case.
+fn overwritten<'i>(mut code: impl Iterator<Item = &'i Instruction>, registers: [Register; 2]) -> bool {
+    let mut factory = InstructionInfoFactory::new();
+    let straight = |i: &&Instruction| matches!(i.flow_control(), FlowControl::Next);
+    code.by_ref().take_while(straight).any(|i| {
+        written(i, &mut factory).iter().any(|r| registers.contains(r) && i.condition_code() == ConditionCode::None)
+    })
 }
 
 /// The table that a jump reads, seen from what comes `before` it, last first.

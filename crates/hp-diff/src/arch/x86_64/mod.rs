@@ -7,6 +7,7 @@ mod counted;
 mod decode;
 mod derived;
 mod displaced;
+mod distances;
 mod identity;
 mod immediates;
 mod indexed;
