@@ -12,7 +12,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use crate::code::{self, Field, Step, Use};
 use crate::entities::{Side, text_length};
 use crate::ground::{Answer, Ground, Within};
-use crate::image::{Image, Section};
+use crate::image::{Image, Section, Word};
 use crate::report::Kind;
 
 /// How far behind an address a constant begins at most that is meant by it, in bytes.
@@ -386,14 +386,25 @@ impl Side<'_> {
         if begins { text_length(self.image.bytes_from(place)).saturating_sub(1) } else { 0 }
     }
 
-    /// Two entries at least that lead from here to one and the same function.
+    /// Two entries at least that lead from here to one and the same function: distances, or addresses inside of it, which
+    /// nothing but a jump reads.
     fn is_label_table(&self, at: u64) -> bool {
-        let label = |n: u64| {
+        let parent = |range: usize| self.ranges[range].parent;
+        let distance = |n: u64| {
             let distance = self.image.i32_at(at + 4 * n)?;
             let (range, _) = self.range_at(at.wrapping_add_signed(i64::from(distance)))?;
-            Some(self.ranges[range].parent)
+            Some(parent(range))
         };
-        label(0).is_some_and(|parent| label(1) == Some(parent))
+        let label = |n: u64| {
+            let target = match self.image.words.get(&(at + 8 * n)) {
+                Some(Word::Address(target)) => Some(*target),
+                _ => self.image.u64_at(at + 8 * n).filter(|_| self.image.fixed),
+            };
+            let (range, inside) = self.range_at(target?)?;
+            (inside > 0).then(|| parent(range))
+        };
+        let two = |entry: &dyn Fn(u64) -> Option<usize>| entry(0).is_some_and(|first| entry(1) == Some(first));
+        two(&distance) || at.is_multiple_of(8) && two(&label)
     }
 }
 

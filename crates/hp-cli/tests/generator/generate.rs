@@ -182,7 +182,8 @@ fn name(program: &mut Program, r: &mut Random, file: usize, is_static: bool, wor
 
 /// A new object at a random place of a file; none if what it needs is not there.
 pub(crate) fn object(program: &mut Program, r: &mut Random, file: usize, class: Class) -> Option<usize> {
-    let is_static = !once_in(r, 4);
+    // Who has it in every file shares it.
+    let (is_static, file) = if file == HEADER { (false, 0) } else { (!once_in(r, 4), file) };
     let zero = once_in(r, 2);
     let mut o = Object {
         name: name(program, r, file, is_static, NAMES),

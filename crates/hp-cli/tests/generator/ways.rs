@@ -18,7 +18,7 @@ pub(crate) struct Way {
     link: Vec<&'static str>,
     /// All but `main.c` is a shared library, which is what is patched.
     pub(crate) library: bool,
-    strip: bool,
+    pub(crate) strip: bool,
 }
 
 impl Way {

@@ -71,7 +71,10 @@ fn of(code: &Decoded, first: usize, origins: &mut Origins<'_>) -> Touched {
         };
         Some(offset.wrapping_add(added).wrapping_add(instruction.memory_displacement64() as i64))
     };
-    Touched { calculated, offset: held.into_iter().find_map(place) }
+    let offset = held.into_iter().find_map(place);
+    // `add $text,%rdi`: what is reached from there lies as far from the address as the register says, which nobody knows.
+    let sum = !matches!(instruction.mnemonic(), Mnemonic::Lea | Mnemonic::Mov | Mnemonic::Cmp | Mnemonic::Push);
+    Touched { calculated: calculated || sum, offset: offset.filter(|_| !sum) }
 }
 
 fn accesses(instruction: &Instruction) -> bool {
@@ -200,6 +203,14 @@ mod tests {
             [&MAKES[..], &[0xb9, 1, 0, 0, 0, 0x0f, 0xb6, 4, 0x0a, 0x48, 0x83, 0xc1, 1, 0x84, 0xc0, 0x75, 0xf4, 0xc3]]
                 .concat();
         assert_eq!(of(&code), Some(1));
+    }
+
+    #[test]
+    fn a_register_that_the_address_is_added_to() {
+        // add rdi,0x401000; movzx eax,byte [rdi]; ret
+        let code = [0x48, 0x81, 0xc7, 0, 0x10, 0x40, 0, 0x0f, 0xb6, 7, 0xc3];
+        let found = all([(0x1000, &code[..])].into_iter(), &[0x1000])[0];
+        assert_eq!(found, super::Touched { calculated: true, offset: None });
     }
 
     #[test]
