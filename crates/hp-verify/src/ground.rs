@@ -95,8 +95,29 @@ pub(crate) struct Ground<'g, 'a> {
     pub(crate) contents: [Contents<'a>; 2],
 }
 
-/// How deep constants without a name may lead into one another.
-const DEPTH: usize = 24;
+/// The constants without a name that lead to where something is compared, the last one first.
+pub(crate) struct Trail<'t> {
+    /// Starts in the base and in the new build, and how many bytes are compared.
+    content: Option<(u64, u64, u64)>,
+    above: Option<&'t Trail<'t>>,
+    /// How many more may follow.
+    left: usize,
+}
+
+impl Trail<'_> {
+    /// Nothing leads there.
+    pub(crate) const START: Trail<'static> = Trail { content: None, above: None, left: 24 };
+
+    fn on(&self, content: Option<(u64, u64, u64)>) -> Trail<'_> {
+        Trail { content, above: Some(self), left: self.left.saturating_sub(1) }
+    }
+
+    /// These bytes are being compared already: that something leads back to them does not make them differ.
+    fn has(&self, (a, n, size): (u64, u64, u64)) -> bool {
+        let covers = |content: (u64, u64, u64)| (content.0, content.1) == (a, n) && content.2 >= size;
+        std::iter::successors(Some(self), |trail| trail.above).any(|trail| trail.content.is_some_and(covers))
+    }
+}
 
 impl<'g, 'a> Ground<'g, 'a> {
     pub(crate) fn new(old: &'g Side<'a>, new: &'g Side<'a>, replaced: Vec<Replaced>) -> Ground<'g, 'a> {
@@ -144,9 +165,10 @@ impl<'g, 'a> Ground<'g, 'a> {
     fn same_object(&self, (o, p): (usize, usize)) -> bool {
         let (x, y) = (&self.old.objects[o], &self.new.objects[p]);
         let within = Within { rust: rust::is_name(x.names[0]) && rust::is_name(y.names[0]), ..Within::default() };
-        let table =
-            || self.named_distances((o, p)).map(|entries| self.same_distances(x.address, &entries, within, DEPTH));
-        let content = || self.same_content((x.address, y.address), x.size, within, DEPTH);
+        let table = || {
+            self.named_distances((o, p)).map(|entries| self.same_distances(x.address, &entries, within, &Trail::START))
+        };
+        let content = || self.same_content((x.address, y.address), x.size, within, &Trail::START);
         x.size == y.size
             && x.constant == y.constant
             && table().map_or_else(|| content().is_ok(), |answer| answer.is_ok())
@@ -167,7 +189,7 @@ impl<'g, 'a> Ground<'g, 'a> {
 
     /// Is old place `a` the same as new place `n`, used in this way?
     pub(crate) fn same(&self, a: u64, n: u64, usage: Use, within: Within<'_>) -> Answer {
-        self.same_at(a, n, usage, within, DEPTH)
+        self.same_at(a, n, usage, within, &Trail::START)
     }
 
     /// True if a field of the new build makes an address of it, and is no number.
@@ -187,7 +209,7 @@ impl<'g, 'a> Ground<'g, 'a> {
         Use::Access(if self.new.object_at(n).is_some() { 1 } else { back })
     }
 
-    fn same_at(&self, a: u64, n: u64, usage: Use, within: Within<'_>, depth: usize) -> Answer {
+    fn same_at(&self, a: u64, n: u64, usage: Use, within: Within<'_>, trail: &Trail<'_>) -> Answer {
         if (a, n) == (0, 0) {
             // A weak symbol that the linker found nowhere.
             return Ok(Kind::Marker);
@@ -203,7 +225,7 @@ impl<'g, 'a> Ground<'g, 'a> {
                 Some(_) if usage == Use::Address && within.patch && self.becomes_canonical(word) => {
                     Doubt::no(format!("the stub for {} is its address in the new build only", shown(word)))
                 }
-                Some(old) => self.same_word(old, word, depth),
+                Some(old) => self.same_word(old, word, trail),
                 None => Doubt::no(format!("the base has no stub there, the new build has one for {}", shown(word))),
             };
         }
@@ -224,12 +246,12 @@ impl<'g, 'a> Ground<'g, 'a> {
             Some(section) if section.is_slots() && usage == Use::Address && self.ends_there(n) => {
                 self.same_address(a, n, &self.new.readings(n), within)
             }
-            Some(section) if section.is_slots() => self.same_slot(a, n, depth),
+            Some(section) if section.is_slots() => self.same_slot(a, n, trail),
             Some(section) if section.code && self.same_data_in_code(a, n, usage) => Ok(Kind::Literal),
             Some(section) if section.code => Doubt::no(format!("{n:#x} of the new build is code without a symbol")),
             section => {
                 let constant = section.is_some_and(|s| s.is_constant()) || self.new.is_constant(n);
-                self.same_data(a, n, usage, within, (section.is_some(), constant), depth)
+                self.same_data(a, n, usage, within, (section.is_some(), constant), trail)
             }
         }
     }
@@ -318,12 +340,12 @@ impl<'g, 'a> Ground<'g, 'a> {
         Some(&self.replaced[i]).filter(|r| a < r.end)
     }
 
-    fn same_slot(&self, a: u64, n: u64, depth: usize) -> Answer {
+    fn same_slot(&self, a: u64, n: u64, trail: &Trail<'_>) -> Answer {
         let old_slot = self.old.image.section_at(a).is_some_and(|s| s.is_slots());
         match (self.old.image.words.get(&a), self.new.image.words.get(&n)) {
             _ if !old_slot => Doubt::no(format!("{a:#x} of the base is no table slot")),
             (Some(v), Some(w)) => {
-                let kind = self.same_word(v, w, depth)?;
+                let kind = self.same_word(v, w, trail)?;
                 self.same_tail(a + 8, n + 8, w).map(|()| kind)
             }
             // An unresolved weak symbol, or the table's own start.
@@ -352,18 +374,18 @@ impl<'g, 'a> Ground<'g, 'a> {
     }
 
     /// Do two words, as the dynamic linker fills them, hold the same?
-    pub(crate) fn same_word(&self, v: &Word, w: &Word, depth: usize) -> Answer {
-        self.same_word_within(v, w, false, depth)
+    pub(crate) fn same_word(&self, v: &Word, w: &Word, trail: &Trail<'_>) -> Answer {
+        self.same_word_within(v, w, false, trail)
     }
 
-    fn same_word_within(&self, v: &Word, w: &Word, rust: bool, depth: usize) -> Answer {
+    fn same_word_within(&self, v: &Word, w: &Word, rust: bool, trail: &Trail<'_>) -> Answer {
         let differ = || Doubt::no(format!("the base has {} there, the new build {}", shown(v), shown(w)));
         match (v, w) {
             (Word::Address(a), Word::Address(n)) | (Word::Resolver(a), Word::Resolver(n)) => {
-                if std::mem::discriminant(v) != std::mem::discriminant(w) || depth == 0 {
+                if std::mem::discriminant(v) != std::mem::discriminant(w) || trail.left == 0 {
                     return differ();
                 }
-                self.same_at(*a, *n, Use::Address, Within { rust, ..Within::data(false) }, depth - 1)
+                self.same_at(*a, *n, Use::Address, Within { rust, ..Within::data(false) }, trail)
             }
             (Word::Symbol(x, i), Word::Symbol(y, j)) if (x, i) == (y, j) => Ok(Kind::Import),
             (Word::Copy(x), Word::Copy(y)) if x == y => Ok(Kind::Import),
@@ -400,7 +422,7 @@ impl<'g, 'a> Ground<'g, 'a> {
         usage: Use,
         within: Within<'_>,
         (inside, constant): (bool, bool),
-        depth: usize,
+        trail: &Trail<'_>,
     ) -> Answer {
         let readings = self.new.readings(n);
         let contained = self.new.object_at(n).is_some();
@@ -419,7 +441,7 @@ impl<'g, 'a> Ground<'g, 'a> {
         if inside && constant {
             let filled = self.new.is_filled(n, self.new.literal_span(n));
             if matches!(usage, Use::Access(_)) || filled || readings.is_empty() {
-                return self.same_literal(a, n, usage, within, depth);
+                return self.same_literal(a, n, usage, within, trail);
             }
         }
         if let Some(kind) = self.same_marker(a, n) {
@@ -475,7 +497,7 @@ impl<'g, 'a> Ground<'g, 'a> {
             && x.constant
             && y.constant
             && x.size == y.size
-            && self.same_content((x.address, y.address), x.size, Within::default(), DEPTH).is_ok()
+            && self.same_content((x.address, y.address), x.size, Within::default(), &Trail::START).is_ok()
     }
 
     /// Neither has a pair, and they look alike.
@@ -567,12 +589,12 @@ impl<'g, 'a> Ground<'g, 'a> {
     }
 
     /// A constant without a symbol, which is what it contains.
-    fn same_literal(&self, a: u64, n: u64, usage: Use, within: Within<'_>, depth: usize) -> Answer {
+    fn same_literal(&self, a: u64, n: u64, usage: Use, within: Within<'_>, trail: &Trail<'_>) -> Answer {
         if !self.old.is_constant(a) {
             return Doubt::no(format!("{a:#x} of the base is no constant"));
         }
         if let Use::Access(size) = usage {
-            return self.same_content((a, n), size, within, depth).map(|()| Kind::Literal);
+            return self.same_content((a, n), size, within, trail).map(|()| Kind::Literal);
         }
         if let Some(family) = within.new
             && let Some(table) = family.table(n)
@@ -582,9 +604,9 @@ impl<'g, 'a> Ground<'g, 'a> {
         if self.new.tables.contains(&n)
             && let Some(entries) = self.new.distances(n)
         {
-            return self.same_distances(a, &entries, within, depth);
+            return self.same_distances(a, &entries, within, trail);
         }
-        if within.rust && self.same_to_border(a, n, within, depth) {
+        if within.rust && self.same_to_border(a, n, within, trail) {
             return Ok(Kind::Literal);
         }
         let (x, y) = (self.old.literal(a), self.new.literal(n));
@@ -596,25 +618,26 @@ impl<'g, 'a> Ground<'g, 'a> {
         if within.patch && x.len() as u64 > size {
             return Doubt::no(format!("the constant at {a:#x} of the base goes on behind that of the new build"));
         }
-        self.same_content((a, n), size.max(y.len() as u64), within, depth).map(|()| Kind::Literal)
+        self.same_content((a, n), size.max(y.len() as u64), within, trail).map(|()| Kind::Literal)
     }
 
     /// A table of distances in the base leads to the same places.
-    fn same_distances(&self, a: u64, entries: &[u64], within: Within<'_>, depth: usize) -> Answer {
+    fn same_distances(&self, a: u64, entries: &[u64], within: Within<'_>, trail: &Trail<'_>) -> Answer {
         let within = Within { old: None, new: None, ..within };
+        let trail = trail.on(None);
         for (i, entry) in entries.iter().enumerate() {
             let distance = self.old.image.i32_at(a + 4 * i as u64);
-            let Some(distance) = distance.filter(|_| depth > 0) else {
+            let Some(distance) = distance.filter(|_| trail.left > 0) else {
                 return Doubt::no(format!("the table of distances at {a:#x} of the base is shorter"));
             };
-            self.same_at(a.wrapping_add_signed(i64::from(distance)), *entry, Use::Address, within, depth - 1)?;
+            self.same_at(a.wrapping_add_signed(i64::from(distance)), *entry, Use::Address, within, &trail)?;
         }
         Ok(Kind::Literal)
     }
 
     /// Constants that are equal to where the next one begins in the new build. In the base it may begin later if nothing but
     /// padding follows; and in unchanged code it may begin earlier for the same reason.
-    fn same_to_border(&self, a: u64, n: u64, within: Within<'_>, depth: usize) -> bool {
+    fn same_to_border(&self, a: u64, n: u64, within: Within<'_>, trail: &Trail<'_>) -> bool {
         let (x, y) = (self.old.next_border(a).wrapping_sub(a), self.new.next_border(n).wrapping_sub(n));
         let size = if within.patch { y } else { x.min(y) };
         let padded = |side: &Side<'_>, at: u64, room: u64| {
@@ -623,7 +646,7 @@ impl<'g, 'a> Ground<'g, 'a> {
         };
         size > 0
             && (x == y || padded(self.old, a, x) && padded(self.new, n, y))
-            && self.same_content((a, n), size, within, depth).is_ok()
+            && self.same_content((a, n), size, within, trail).is_ok()
     }
 
     /// The same text of so many bytes: it ends where something else begins in one of the builds, and earlier in none.
@@ -680,11 +703,15 @@ impl<'g, 'a> Ground<'g, 'a> {
     }
 
     /// `size` bytes at `a` and `n`: equal, and words that hold addresses lead to the same.
-    fn same_content(&self, (a, n): (u64, u64), size: u64, within: Within<'_>, depth: usize) -> Result<(), Doubt> {
+    fn same_content(&self, (a, n): (u64, u64), size: u64, within: Within<'_>, trail: &Trail<'_>) -> Result<(), Doubt> {
         let differ = || Doubt::No(format!("{a:#x} of the base has another content than {n:#x} of the new build"));
-        if depth == 0 {
+        if trail.left == 0 {
             return Doubt::no("constants lead into one another too deeply to follow");
         }
+        if trail.has((a, n, size)) {
+            return Ok(());
+        }
+        let trail = &trail.on(Some((a, n, size)));
         let (Some(x), Some(y)) = (self.old.image.initial(a, size), self.new.image.initial(n, size)) else {
             return Err(differ());
         };
@@ -693,8 +720,8 @@ impl<'g, 'a> Ground<'g, 'a> {
         while at < x.len() {
             let here = (self.old.image.words.get(&(a + at as u64)), self.new.image.words.get(&(n + at as u64)));
             let answer = match here {
-                (None, None) => self.same_plain(a, n, at, (&x, &y)),
-                (Some(v), Some(w)) => self.same_word_within(v, w, within.rust, depth - 1).map(|_| 8),
+                (None, None) => self.same_plain((a, n), at, (&x, &y), trail),
+                (Some(v), Some(w)) => self.same_word_within(v, w, within.rust, trail).map(|_| 8),
                 _ => Err(differ()),
             };
             match answer {
@@ -710,7 +737,13 @@ impl<'g, 'a> Ground<'g, 'a> {
     }
 
     /// One byte that is no word, or in an image with a fixed address a word that may be one.
-    fn same_plain(&self, a: u64, n: u64, at: usize, (x, y): (&[u8], &[u8])) -> Result<usize, Doubt> {
+    fn same_plain(
+        &self,
+        (a, n): (u64, u64),
+        at: usize,
+        (x, y): (&[u8], &[u8]),
+        trail: &Trail<'_>,
+    ) -> Result<usize, Doubt> {
         let differ = || {
             Doubt::No(format!(
                 "byte {:#x} of the base differs from {:#x} of the new build",
@@ -724,7 +757,7 @@ impl<'g, 'a> Ground<'g, 'a> {
             (self.old.image.fixed && self.new.image.fixed, aligned, word(x), word(y))
             && (leads_somewhere(self.old, v) || leads_somewhere(self.new, w))
         {
-            return self.same_at(v, w, Use::Address, Within::data(false), 2).map(|_| 8);
+            return self.same_at(v, w, Use::Address, Within::data(false), trail).map(|_| 8);
         }
         if x[at] == y[at] { Ok(1) } else { Err(differ()) }
     }

@@ -11,7 +11,7 @@ use hp_pack::{Place as SymbolPlace, SectionKind};
 
 use crate::code::Use;
 use crate::entities::Side;
-use crate::ground::{Doubt, Within};
+use crate::ground::{Doubt, Trail, Within};
 use crate::image::{Image, Word};
 use crate::overlay::{Layout, Place};
 use crate::report::{Fault, Kind};
@@ -21,8 +21,6 @@ use crate::walk::Walk;
 
 type Slice<'d> = EndianSlice<'d, LittleEndian>;
 
-/// How deep constants without a name may lead into one another.
-const DEPTH: usize = 24;
 const OMITTED: u8 = 0xff;
 
 /// A table; `A` is how it names places.
@@ -315,7 +313,7 @@ impl Walk<'_, '_, '_> {
                 }
             },
             Place::Base(a) => match word(&ground.old.image, Pointer { to: a, indirect: true }) {
-                Some(was) => ground.same_word(&was, &is, DEPTH)?,
+                Some(was) => ground.same_word(&was, &is, &Trail::START)?,
                 None => return Doubt::no("a type behind a word of the base that holds no address"),
             },
             _ => return Doubt::no("a type that is neither behind a slot nor behind a word of the base"),
