@@ -11,6 +11,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::code::{self, Field, Step, Use};
 use crate::entities::{Side, text_length};
+use crate::flags::{self, Flags, Way};
 use crate::ground::{Answer, Ground, Within};
 use crate::image::{Image, Section, Word};
 use crate::report::Kind;
@@ -34,6 +35,28 @@ struct State {
     /// Registers that hold the address plus a number.
     held: Vec<(Register, i64)>,
     numbers: FxHashMap<Register, i64>,
+    /// Registers whose values come from such numbers, though it is not known how.
+    mixed: FxHashSet<Register>,
+    flags: Flags,
+}
+
+impl State {
+    /// Goes one of the ways behind a conditional jump; false if the numbers do not go there.
+    fn goes(&mut self, jump: &Instruction, taken: bool) -> bool {
+        match flags::way(jump, self.flags, taken) {
+            Way::Open => return true,
+            Way::Closed => return false,
+            Way::Doubtful => self.forget(),
+        }
+        true
+    }
+
+    /// No number is known any more.
+    fn forget(&mut self) {
+        self.numbers.clear();
+        self.mixed.clear();
+        self.flags = Flags::Apart;
+    }
 }
 
 /// Code that is decoded where it is needed: the ranges of one function, with their addresses.
@@ -70,7 +93,8 @@ impl<'w> Ways<'w> {
         let mut state = State::default();
         for step in last {
             set_numbers(&step.instruction, &mut state, factory);
-            if step.ends() {
+            let conditional = step.instruction.flow_control() == FlowControl::ConditionalBranch;
+            if step.ends() || conditional && !state.goes(&step.instruction, false) {
                 state = State::default();
             }
         }
@@ -110,7 +134,9 @@ impl<'w> Ways<'w> {
         state.held = vec![(first.instruction.op0_register().full_register(), 0)];
         let mut seen: FxHashSet<u64> = FxHashSet::default();
         let mut open = vec![(first.instruction.next_ip(), state)];
-        while let Some((mut at, mut state)) = open.pop() {
+        // Where these numbers do not go others may.
+        let mut later = Vec::new();
+        while let Some((mut at, mut state)) = open.pop().or_else(|| later.pop()) {
             while !state.held.is_empty() && seen.insert(at) {
                 let Some(step) = self.step(at) else { break };
                 look(&step.instruction, &state, &mut found);
@@ -124,7 +150,20 @@ impl<'w> Ways<'w> {
                     open.extend(target.map(|target| (target, state)));
                     break;
                 }
-                open.extend(target.map(|target| (target, state.clone())));
+                if let Some(target) = target {
+                    let mut there = state.clone();
+                    if there.goes(&step.instruction, true) {
+                        open.push((target, there));
+                    } else {
+                        there.forget();
+                        later.push((target, there));
+                    }
+                    if !state.goes(&step.instruction, false) {
+                        state.forget();
+                        later.push((step.instruction.next_ip(), state));
+                        break;
+                    }
+                }
                 at = step.instruction.next_ip();
             }
         }
@@ -219,12 +258,42 @@ fn set_numbers(instruction: &Instruction, state: &mut State, factory: &mut Instr
     let number = to.and_then(|to| Some((to.full_register(), result(instruction, &state.numbers)?)));
     if matches!(instruction.flow_control(), FlowControl::Call | FlowControl::IndirectCall) {
         state.numbers.retain(|register, _| KEPT.contains(register));
+        state.mixed.retain(|register| KEPT.contains(register));
+        state.flags = Flags::Apart;
         return;
+    }
+    let used = factory.info(instruction).used_registers().iter();
+    let reads = |access| !matches!(access, OpAccess::Write | OpAccess::CondWrite | OpAccess::None);
+    let has = |r: Register| state.numbers.contains_key(&r) || state.mixed.contains(&r);
+    let has_part = used.filter(|u| reads(u.access())).any(|u| has(u.register().full_register()));
+    if instruction.rflags_modified() != 0 {
+        let known = |n: u32| match n < instruction.op_count() {
+            true if instruction.op_kind(n) == OpKind::Register => {
+                state.numbers.get(&instruction.op_register(n).full_register()).copied()
+            }
+            true => instruction.try_immediate(n).ok().map(u64::cast_signed),
+            false => None,
+        };
+        // What a place in memory has that a known number leads to may go with the number.
+        let place = [instruction.memory_base(), instruction.memory_index()];
+        let apart = |n: u32| match instruction.op_kind(n) {
+            OpKind::Register => !has(instruction.op_register(n).full_register()),
+            OpKind::Memory => !place.iter().any(|r| has(r.full_register())),
+            _ => true,
+        };
+        state.flags = flags::behind(instruction, &known, &apart, has_part);
     }
     for register in written(instruction, factory) {
         state.numbers.remove(&register);
+        match has_part {
+            true => state.mixed.insert(register),
+            false => state.mixed.remove(&register),
+        };
     }
-    state.numbers.extend(number);
+    if let Some((register, number)) = number {
+        state.mixed.remove(&register);
+        state.numbers.insert(register, number);
+    }
 }
 
 /// What is known behind an instruction.
@@ -489,6 +558,25 @@ mod tests {
             [&[0xb9, 1, 0, 0, 0][..], &MAKES, &[0x8a, 4, 0x0a, 0x48, 0x83, 0xc1, 1, 0x84, 0xc0, 0x75, 0xf5, 0xc3]]
                 .concat();
         assert_eq!(of(&code, 5), Sight { calculated: true, reached: Some(1) });
+    }
+
+    #[test]
+    fn an_index_that_is_larger_where_it_is_used() {
+        // xor ecx,ecx; lea rdx,[rip+0x100]; L: cmp rcx,1; jbe M; mov al,[rdx+rcx]; M: add rcx,1; cmp rcx,rsi; jne L; ret
+        let loops =
+            [0x48, 0x83, 0xf9, 1, 0x76, 3, 0x8a, 4, 0x0a, 0x48, 0x83, 0xc1, 1, 0x48, 0x39, 0xf1, 0x75, 0xee, 0xc3];
+        let code = [&[0x31, 0xc9][..], &MAKES, &loops].concat();
+        assert_eq!(of(&code, 2), Sight { calculated: true, reached: None });
+        // From 2 on it is used.
+        let code = [&[0xb9, 2, 0, 0, 0][..], &MAKES, &loops].concat();
+        assert_eq!(of(&code, 5), Sight { calculated: true, reached: Some(2) });
+        // xor ecx,ecx; lea esi,[rcx-2]; cmp esi,5; ja (the ret); lea rdx,[rip+0x100]; mov al,[rdx+rcx]; ret
+        let code =
+            [&[0x31, 0xc9, 0x8d, 0x71, 0xfe, 0x83, 0xfe, 5, 0x77, 10][..], &MAKES, &[0x8a, 4, 0x0a, 0xc3]].concat();
+        assert_eq!(of(&code, 10), Sight { calculated: true, reached: None });
+        // xor ecx,ecx; imul esi,ecx,3; cmp esi,5; jb (the ret); lea rdx,[rip+0x100]; mov al,[rdx+rcx]; ret
+        let code = [&[0x31, 0xc9, 0x6b, 0xf1, 3, 0x83, 0xfe, 5, 0x72, 10][..], &MAKES, &[0x8a, 4, 0x0a, 0xc3]].concat();
+        assert_eq!(of(&code, 10), Sight { calculated: true, reached: None });
     }
 
     #[test]

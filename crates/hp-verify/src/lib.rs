@@ -47,6 +47,7 @@ mod counted;
 mod derived;
 mod distances;
 mod entities;
+mod flags;
 mod ground;
 mod image;
 mod landing;

@@ -88,7 +88,7 @@ impl Payload<'_, '_> {
         let field = |range: &CodeRange<'_>| arch::field(range.bytes, site.instruction, site.offset);
         match range_of(self.new, id, site).map(field) {
             Some(Field::Displacement) => true,
-            Some(Field::Offset) => self.touched(id, site).offset.is_some(),
+            Some(Field::Offset) => self.touched(id, site).counted,
             _ => false,
         }
     }

@@ -15,6 +15,7 @@ mod jump_table;
 mod known;
 mod limit;
 mod over_calls;
+mod passages;
 mod plt;
 mod registers;
 mod switches;

@@ -11,11 +11,14 @@ use rustc_hash::FxHashSet;
 
 use super::derived::{Held, Holder, follow};
 use super::indexed::calculates;
+use super::passages::{Condition, Passage, passage};
 use super::registers::{KEPT, has_memory};
 use super::ways::Decoded;
 
 /// Instructions that the origin of an index is looked for in.
 const STEPS: usize = 2000;
+/// What is asked of a number on the way, at most.
+const CONDITIONS: usize = 16;
 
 /// What a function does with an address that it makes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -24,6 +27,8 @@ pub(crate) struct Touched {
     pub calculated: bool,
     /// How far from it the function certainly reads or writes, in bytes.
     pub offset: Option<i64>,
+    /// The register beside the address holds a number on one of the ways, whatever is asked of it: the address is no number then.
+    pub counted: bool,
 }
 
 /// What a function does with the addresses that the instructions at `made` make.
@@ -38,13 +43,13 @@ fn of(code: &Decoded, first: usize, origins: &mut Origins<'_>) -> Touched {
     // The address is the operand's own displacement.
     if has_memory(instruction) && !instruction.is_ip_rel_memory_operand() {
         let registers = (instruction.memory_base(), instruction.memory_index());
-        let offset = match registers {
-            (Register::None, register) | (register, Register::None) if accesses(instruction) => {
-                origins.scaled(first, register)
-            }
+        let register = match registers {
+            (Register::None, register) | (register, Register::None) => Some(register).filter(|_| accesses(instruction)),
             _ => None,
         };
-        return Touched { calculated: registers != (Register::None, Register::None), offset };
+        let offset = register.and_then(|register| origins.scaled(first, register));
+        let counted = offset.is_some() || register.is_some_and(|r| origins.number(first, r, Heed::Nothing).is_some());
+        return Touched { calculated: registers != (Register::None, Register::None), offset, counted };
     }
     let mut held: Vec<(usize, Register, i64)> = Vec::new();
     let mut calculated = false;
@@ -74,7 +79,8 @@ fn of(code: &Decoded, first: usize, origins: &mut Origins<'_>) -> Touched {
     let offset = held.into_iter().find_map(place);
     // `add $text,%rdi`: what is reached from there lies as far from the address as the register says, which nobody knows.
     let sum = !matches!(instruction.mnemonic(), Mnemonic::Lea | Mnemonic::Mov | Mnemonic::Cmp | Mnemonic::Push);
-    Touched { calculated: calculated || sum, offset: offset.filter(|_| !sum) }
+    let offset = offset.filter(|_| !sum);
+    Touched { calculated: calculated || sum, offset, counted: offset.is_some() }
 }
 
 fn accesses(instruction: &Instruction) -> bool {
@@ -94,41 +100,83 @@ impl Origins<'_> {
         let instruction = &self.code.instructions[at];
         let is_index = register == instruction.memory_index();
         let scale = if is_index { i64::from(instruction.memory_index_scale()) } else { 1 };
-        Some(self.number(at, register)?.wrapping_mul(scale))
+        Some(self.number(at, register, Heed::Jumps)?.wrapping_mul(scale))
     }
 
     /// A number that a register holds at an instruction on one of the ways there: the one that was set nearest to it.
-    fn number(&mut self, at: usize, register: Register) -> Option<i64> {
+    fn number(&mut self, at: usize, register: Register, heed: Heed) -> Option<i64> {
         let code = self.code;
-        let mut open: VecDeque<(usize, Register, i64)> =
-            code.before(at).map(|n| (n, register.full_register(), 0)).collect();
-        let mut seen: FxHashSet<(usize, Register, i64)> = open.iter().copied().collect();
-        while let Some((n, register, added)) = open.pop_front() {
-            let from = match origin(code, n, register, &mut self.factory) {
-                Origin::Number(number) => return Some(number.wrapping_add(added)),
+        let mut open: VecDeque<Carried> = VecDeque::new();
+        let mut seen: FxHashSet<(usize, Register, i64)> = FxHashSet::default();
+        self.step_back(at, (register.full_register(), 0), &[], heed, (&mut open, &mut seen));
+        while let Some(Carried { at, register, added, asked }) = open.pop_front() {
+            let from = match origin(code, at, register, &mut self.factory) {
+                Origin::Number(number) => {
+                    let number = number.wrapping_add(added);
+                    if asked.iter().all(|condition| condition.holds(number)) {
+                        return Some(number);
+                    }
+                    continue;
+                }
                 Origin::Unknown => continue,
                 Origin::From(register, number) => (register, added.wrapping_add(number)),
             };
-            for next in code.before(n) {
-                let state = (next, from.0, from.1);
-                if seen.len() < STEPS && seen.insert(state) {
-                    open.push_back(state);
-                }
-            }
+            self.step_back(at, from, &asked, heed, (&mut open, &mut seen));
         }
         None
     }
+
+    /// Goes on with what may run right before an instruction, where what is asked of the number on the way is understood.
+    fn step_back(
+        &mut self,
+        at: usize,
+        (register, added): (Register, i64),
+        asked: &[Condition],
+        heed: Heed,
+        (open, seen): (&mut VecDeque<Carried>, &mut FxHashSet<(usize, Register, i64)>),
+    ) {
+        for before in self.code.before(at) {
+            if seen.len() >= STEPS || seen.contains(&(before, register, added)) {
+                continue;
+            }
+            let mut asked = asked.to_vec();
+            match passage(self.code, (before, at), (register, added), &mut self.factory) {
+                _ if heed == Heed::Nothing => {}
+                Passage::Free => {}
+                Passage::If(condition) if asked.len() < CONDITIONS => asked.push(condition),
+                _ => continue,
+            }
+            seen.insert((before, register, added));
+            open.push_back(Carried { at: before, register, added, asked });
+        }
+    }
+}
+
+/// What a number must go by.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Heed {
+    Jumps,
+    Nothing,
+}
+
+/// A register behind an instruction, on a way to where the number in it is used.
+struct Carried {
+    at: usize,
+    register: Register,
+    /// The number there is so much less than at the end.
+    added: i64,
+    asked: Vec<Condition>,
 }
 
 /// Where the value of a register behind an instruction comes from.
-enum Origin {
+pub(super) enum Origin {
     Number(i64),
     /// What this register held before it, plus a number.
     From(Register, i64),
     Unknown,
 }
 
-fn origin(code: &Decoded, n: usize, register: Register, factory: &mut InstructionInfoFactory) -> Origin {
+pub(super) fn origin(code: &Decoded, n: usize, register: Register, factory: &mut InstructionInfoFactory) -> Origin {
     let instruction = &code.instructions[n];
     let called = matches!(instruction.flow_control(), FlowControl::Call | FlowControl::IndirectCall);
     if called && !KEPT.contains(&register) {
@@ -206,11 +254,32 @@ mod tests {
     }
 
     #[test]
+    fn an_index_that_is_larger_where_it_is_used() {
+        // xor ecx,ecx; lea rdx,[rip+0x100]; L: cmp rcx,1; jbe M; mov al,[rdx+rcx]; M: add rcx,1; cmp rcx,rsi; jne L; ret
+        let loops =
+            [0x48, 0x83, 0xf9, 1, 0x76, 3, 0x8a, 4, 0x0a, 0x48, 0x83, 0xc1, 1, 0x48, 0x39, 0xf1, 0x75, 0xee, 0xc3];
+        let code = [&[0x31, 0xc9][..], &MAKES, &loops].concat();
+        assert_eq!(touched(&code, 0x1002), None);
+        // cmp rsi,rcx; ja L: each number is below one that nobody knows
+        let mut counted = loops;
+        counted[13..18].copy_from_slice(&[0x48, 0x39, 0xce, 0x77, 0xee]);
+        assert_eq!(touched(&[&[0x31, 0xc9][..], &MAKES, &counted].concat(), 0x1002), Some(2));
+        // From 2 on it is used.
+        assert_eq!(touched(&[&[0xb9, 2, 0, 0, 0][..], &MAKES, &loops].concat(), 0x1005), Some(2));
+        // xor ecx,ecx; lea esi,[rcx-2]; cmp esi,5; ja (the ret); lea rdx,[rip+0x100]; mov al,[rdx+rcx]; ret
+        let other = [&[0x31, 0xc9, 0x8d, 0x71, 0xfe, 0x83, 0xfe, 5, 0x77, 10][..], &MAKES, &[0x8a, 4, 0x0a, 0xc3]];
+        assert_eq!(touched(&other.concat(), 0x100a), None);
+        // xor ecx,ecx; imul esi,ecx,3; cmp esi,5; jb (the ret); lea rdx,[rip+0x100]; mov al,[rdx+rcx]; ret
+        let other = [&[0x31, 0xc9, 0x6b, 0xf1, 3, 0x83, 0xfe, 5, 0x72, 10][..], &MAKES, &[0x8a, 4, 0x0a, 0xc3]];
+        assert_eq!(touched(&other.concat(), 0x100a), None);
+    }
+
+    #[test]
     fn a_register_that_the_address_is_added_to() {
         // add rdi,0x401000; movzx eax,byte [rdi]; ret
         let code = [0x48, 0x81, 0xc7, 0, 0x10, 0x40, 0, 0x0f, 0xb6, 7, 0xc3];
         let found = all([(0x1000, &code[..])].into_iter(), &[0x1000])[0];
-        assert_eq!(found, super::Touched { calculated: true, offset: None });
+        assert_eq!(found, super::Touched { calculated: true, offset: None, counted: false });
     }
 
     #[test]
