@@ -8,9 +8,11 @@
 //!
 //! Not handled: split DWARF (`.dwo`, `.dwp`). Readers report it.
 
-use gimli::{DwarfSections, RunTimeEndian, SectionId};
+use gimli::{Abbreviations, DebugAbbrevOffset, DwarfSections, RunTimeEndian, SectionId};
 use object::{CompressionFormat, Object, ObjectKind, ObjectSection, ObjectSymbol, RelocationKind, RelocationTarget};
+use rayon::prelude::*;
 use std::borrow::Cow;
+use std::sync::{Arc, OnceLock};
 
 /// How the rest of the crate reads DWARF: slices of the sections, so names borrow from them.
 pub(crate) type Reader<'d> = gimli::EndianSlice<'d, RunTimeEndian>;
@@ -47,11 +49,22 @@ pub(crate) struct Source<'data> {
     pub(crate) supplement: Option<object::File<'data>>,
     /// For a relocatable object: where its sections were placed, by index; empty if they were not.
     pub(crate) bases: Vec<u64>,
+    /// The abbreviations of the main file's units, read once for all who read units.
+    abbreviations: OnceLock<Arc<Tables>>,
 }
+
+/// Tables of abbreviations, by where they lie in their section.
+type Tables = Vec<(DebugAbbrevOffset, Arc<Abbreviations>)>;
 
 impl<'data> From<object::File<'data>> for Source<'data> {
     fn from(main: object::File<'data>) -> Self {
-        Source { main, supplement: None, bases: Vec::new() }
+        Source::new(main, None)
+    }
+}
+
+impl<'data> Source<'data> {
+    pub(crate) fn new(main: object::File<'data>, supplement: Option<object::File<'data>>) -> Self {
+        Source { main, supplement, bases: Vec::new(), abbreviations: OnceLock::new() }
     }
 }
 
@@ -59,6 +72,7 @@ impl<'data> From<object::File<'data>> for Source<'data> {
 pub(crate) struct Sections<'data> {
     sections: DwarfSections<Cow<'data, [u8]>>,
     supplement: Option<DwarfSections<Cow<'data, [u8]>>>,
+    abbreviations: Arc<Tables>,
     endian: RunTimeEndian,
     relocatable: bool,
 }
@@ -81,9 +95,12 @@ impl<'data> Sections<'data> {
         };
         let sections = load(file)?;
         let supplement = source.supplement.as_ref().map(load).transpose()?;
+        let read = || Arc::new(tables(&sections.borrow(|bytes| Reader::new(bytes, endian))));
+        let abbreviations = Arc::clone(source.abbreviations.get_or_init(read));
         Ok(Some(Sections {
             sections,
             supplement,
+            abbreviations,
             endian,
             relocatable: file.kind() == ObjectKind::Relocatable && source.bases.is_empty(),
         }))
@@ -92,6 +109,9 @@ impl<'data> Sections<'data> {
     /// A reader over the loaded sections.
     pub(crate) fn dwarf(&self) -> gimli::Dwarf<Reader<'_>> {
         let mut dwarf = self.sections.borrow(|bytes| Reader::new(bytes, self.endian));
+        for (offset, table) in self.abbreviations.iter() {
+            dwarf.abbreviations_cache.set::<Reader<'_>>(*offset, Arc::clone(table));
+        }
         if let Some(supplement) = self.supplement() {
             dwarf.set_sup(supplement);
         }
@@ -107,6 +127,18 @@ impl<'data> Sections<'data> {
     pub(crate) fn relocatable(&self) -> bool {
         self.relocatable
     }
+}
+
+/// The abbreviations of all units. Who reads a unit whose table is malformed says so.
+fn tables(dwarf: &gimli::Dwarf<Reader<'_>>) -> Tables {
+    let (mut offsets, mut units) = (Vec::new(), dwarf.units());
+    while let Ok(Some(header)) = units.next() {
+        offsets.push(header.debug_abbrev_offset());
+    }
+    offsets.sort_unstable_by_key(|offset| offset.0);
+    offsets.dedup();
+    let table = |offset| Some((offset, Arc::new(dwarf.debug_abbrev.abbreviations(offset).ok()?)));
+    offsets.into_par_iter().filter_map(table).collect()
 }
 
 /// One section's bytes as the linker would have left them; empty if the file has no such section.

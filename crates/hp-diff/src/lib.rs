@@ -285,6 +285,8 @@ pub fn diff(old: &Path, new: &Path, options: &Options) -> Result<Report, Error> 
     if !differs {
         // Where there is nothing to patch, it does not matter whether layouts could be compared.
         findings.retain(|f| f.code != Code::LayoutUnproven);
+        // Nor does a type whose change no code shows.
+        findings.iter_mut().filter(|f| f.code == Code::LayoutChanged).for_each(|f| f.level = Level::Warning);
     }
     let twins = Twins::new(&old, &new, &pairs, &changes);
     if old.image.linked {

@@ -290,7 +290,7 @@ fn debug_source<'a>(input: &'a Input, elf: &ElfFile64<'a, Endianness>) -> Result
         Some(file) => Some(open(&file.path, &file.data)?),
         None => None,
     };
-    Ok(Source { main, supplement, bases: Vec::new() })
+    Ok(Source::new(main, supplement))
 }
 
 fn malformed(path: &std::path::Path, e: &object::Error) -> Error {

@@ -328,12 +328,13 @@ fn parse_unit<'d>(
         base,
         signatures,
         linked,
-        nodes: Vec::new(),
+        nodes: Vec::with_capacity(length as usize / BYTES_OF_NODE),
         side: Vec::new(),
         imports: Vec::new(),
     };
     parser.walk()?;
-    let (nodes, side, imports) = (parser.nodes, parser.side, parser.imports);
+    let (mut nodes, side, imports) = (parser.nodes, parser.side, parser.imports);
+    nodes.shrink_to_fit();
     Ok(Unit { base, length, nodes, side, die, is_c, partial, imports })
 }
 
@@ -348,6 +349,9 @@ fn is_c(unit: &gimli::Unit<Reader<'_>>) -> gimli::Result<bool> {
         _ => true,
     })
 }
+
+/// A unit has about so many bytes for each DIE that is kept; where it has fewer, the list grows.
+const BYTES_OF_NODE: usize = 16;
 
 struct Parser<'a, 'd> {
     dwarf: &'a gimli::Dwarf<Reader<'d>>,
