@@ -127,27 +127,31 @@ impl Distances {
         });
     }
 
-    /// An instruction reads from a table.
+    /// An instruction reads from a table: from one of many numbers behind a register, `(b,i,4)`, or behind either one of `(b,i)`.
     fn begin(&mut self, step: &Step, holds: &dyn Fn(Register) -> Option<u64>) {
         let i = &step.instruction;
-        let table = i.memory_base();
-        if table == Register::None || i.memory_index() == Register::None || i.mnemonic() == Mnemonic::Lea {
+        let (base, index) = (i.memory_base(), i.memory_index());
+        if base == Register::None || index == Register::None || i.mnemonic() == Mnemonic::Lea {
             return;
         }
-        let start = || holds(table).filter(|_| i.memory_displacement64() == 0);
-        let register = i.op0_kind() == OpKind::Register;
-        match i.mnemonic() {
-            Mnemonic::Movsxd | Mnemonic::Mov if register && i.memory_size().size() == 4 => {
-                let number = i.op0_register().full_register();
-                // Its own index may have been a sum: `mov (b,r),r`.
-                let wide = i.mnemonic() == Mnemonic::Movsxd;
-                if number == table {
-                    self.numbers.extend(start());
-                } else if wide && i.memory_index_scale() == 4 || start().is_some() {
-                    self.read.push(Read { number, table, start: start(), wide, ago: 0, straight: true });
-                }
+        let number = match i.mnemonic() {
+            Mnemonic::Movsxd | Mnemonic::Mov if i.op0_kind() == OpKind::Register && i.memory_size().size() == 4 => {
+                Some(i.op0_register().full_register())
             }
-            _ => self.numbers.extend(start()),
+            _ => None,
+        };
+        let wide = i.mnemonic() == Mnemonic::Movsxd;
+        let other = Some(index).filter(|_| i.memory_index_scale() == 1);
+        for table in [Some(base), other].into_iter().flatten() {
+            let start = holds(table).filter(|_| i.memory_displacement64() == 0);
+            match number {
+                Some(number) if number != table => {
+                    if wide && matches!(i.memory_index_scale(), 1 | 4) || start.is_some() {
+                        self.read.push(Read { number, table, start, wide, ago: 0, straight: true });
+                    }
+                }
+                _ => self.numbers.extend(start),
+            }
         }
     }
 }
@@ -210,6 +214,8 @@ mod tests {
         for adds in [&[0x48, 0x01, 0xd1][..], &[0x48, 0x01, 0xca], &[0x48, 0x8d, 0x04, 0x11], &[0x8a, 0x04, 0x11]] {
             assert_eq!(of(&[&READS[..], adds].concat()), (true, true), "{adds:x?}");
         }
+        // The start is the index: movsxd rsi,[rax+rdx]; add rsi,rdx
+        assert_eq!(of(&[0x48, 0x63, 0x34, 0x10, 0x48, 0x01, 0xd6]), (true, true));
         // A jump goes there: add rcx,rdx; jmp rcx
         assert_eq!(of(&[&READS[..], &[0x48, 0x01, 0xd1, 0xff, 0xe1]].concat()), (false, true));
         // Perhaps not overwritten: je +7; lea rdx,[rbx+rbx*8+0]; add rcx,rdx

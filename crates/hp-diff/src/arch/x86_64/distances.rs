@@ -8,6 +8,7 @@ use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register};
 use rustc_hash::FxHashSet;
 
 use super::derived::{Held, Holder, follow_result};
+use super::jump_table::starts;
 use super::registers::has_memory;
 use super::ways::Decoded;
 
@@ -42,12 +43,12 @@ pub(super) fn perhaps(ranges: &[(u64, &[u8])], mut made: Vec<Made>, known: &dyn 
 /// What the table holds whose start the instruction at `made` makes.
 fn table(code: &Decoded, made: u64, factory: &mut InstructionInfoFactory) -> Table {
     let Some(first) = code.at(made) else { return Table::Unknown };
-    let mut starts: FxHashSet<(usize, Register)> = FxHashSet::default();
+    let mut held_in: FxHashSet<(usize, Register)> = FxHashSet::default();
     let mut whole = follow_result(code, first, factory, &mut |n, held| {
-        starts.extend(register(held).map(|register| (n, register)));
+        held_in.extend(register(held).map(|register| (n, register)));
     });
     let mut reads: Vec<usize> =
-        starts.iter().filter(|(n, start)| reads_entry(&code.instructions[*n], *start)).map(|(n, _)| *n).collect();
+        held_in.iter().filter(|(n, start)| reads_entry(&code.instructions[*n], *start)).map(|(n, _)| *n).collect();
     reads.sort_unstable();
     let (mut distances, mut numbers) = (false, false);
     for read in reads {
@@ -61,7 +62,7 @@ fn table(code: &Decoded, made: u64, factory: &mut InstructionInfoFactory) -> Tab
             let Some(number) = register(held) else { return };
             let i = &code.instructions[n];
             distances |= sum(i).is_some_and(|(x, y)| {
-                x == number && starts.contains(&(n, y)) || y == number && starts.contains(&(n, x))
+                x == number && held_in.contains(&(n, y)) || y == number && held_in.contains(&(n, x))
             });
             // A number of 32 bits that becomes one of 64 is followed no further.
             widened |= match i.mnemonic() {
@@ -89,11 +90,10 @@ fn register(held: Held) -> Option<Register> {
 
 /// Reads one of many numbers that lie from the address in `start` on.
 fn reads_entry(instruction: &Instruction, start: Register) -> bool {
-    let registers = (instruction.memory_base(), instruction.memory_index());
     has_memory(instruction)
         && instruction.mnemonic() != Mnemonic::Lea
-        && registers.1 != Register::None
-        && registers.0.full_register() == start
+        && instruction.memory_index() != Register::None
+        && starts(instruction).any(|register| register.full_register() == start)
         && instruction.memory_displacement64() == 0
 }
 
@@ -129,6 +129,8 @@ mod tests {
 
     #[test]
     fn the_start_that_is_added_to_what_was_read_is_one() {
+        // movsxd rsi,[rax+rdx]; add rsi,rdx
+        assert!(is_candidate(&[0x48, 0x63, 0x34, 0x10, 0x48, 0x01, 0xd6]));
         // add rcx,rdx. The other way round. lea rax,[rcx+rdx]. mov al,[rcx+rdx]
         for adds in [&[0x48, 0x01, 0xd1][..], &[0x48, 0x01, 0xca], &[0x48, 0x8d, 0x04, 0x11], &[0x8a, 0x04, 0x11]] {
             assert!(is_candidate(&[&READS[..], adds].concat()), "{adds:x?}");
@@ -148,6 +150,8 @@ mod tests {
 
     #[test]
     fn what_numbers_are_read_from_is_none() {
+        // movsxd rsi,[rax+rdx]; add rsi,rax: the other register
+        assert!(!is_candidate(&[0x48, 0x63, 0x34, 0x10, 0x48, 0x01, 0xc6]));
         // lea rdx,[rbx+rbx*8]; lea rax,[rcx+rdx]: another value by then
         assert!(!is_candidate(&[&READS[..], &[0x48, 0x8d, 0x14, 0xdb, 0x48, 0x8d, 0x04, 0x11]].concat()));
         // add rax,rcx; mov eax,[rdx+rcx*4]; add eax,[rdx+rcx*4]; movzx eax,byte [rdx+rcx]

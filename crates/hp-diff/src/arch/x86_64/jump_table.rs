@@ -193,8 +193,8 @@ impl Window {
         let adds_base = (2..=self.count.min(WINDOW + 1)).any(|n| {
             let load = nth(n);
             let distance = load.mnemonic() == Mnemonic::Movsxd && load.op1_kind() == OpKind::Memory;
-            let both = distance && [(x, y), (y, x)].contains(&(load.op0_register(), load.memory_base()));
-            both && x != y && !overwritten((2..n).rev().map(nth), [x, y])
+            let both = |table| [(x, y), (y, x)].contains(&(load.op0_register(), table));
+            distance && starts(load).any(both) && x != y && !overwritten((2..n).rev().map(nth), [x, y])
         });
         if adds_base {
             self.distances += 1;
@@ -224,6 +224,12 @@ impl Window {
     pub(super) fn jumps(&self) -> Jumps {
         self.jumps.clone()
     }
+}
+
+/// The registers of a memory operand that may lead to the start of a table: `(b,i,4)`, or either one of `(b,i)`.
+pub(super) fn starts(instruction: &Instruction) -> impl Iterator<Item = Register> + use<> {
+    let index = (instruction.memory_index_scale() == 1).then(|| instruction.memory_index());
+    [Some(instruction.memory_base()), index].into_iter().flatten().filter(|register| *register != Register::None)
 }
 
 /// True if one of the registers is another value behind these instructions, as far as they run one after the other in any case.
