@@ -130,7 +130,7 @@ codes! {
     StaticUnwinder = "HP0313", Error, "exceptions of a static program would not find their way",
         "The program is linked statically with the runtime of C++ or Rust, and the calls by which its unwinder looks for unwind rows are not known (the program is stripped, or the unwinder is of another kind): an exception or panic that passes through new code would end the program. If none passes through the replaced functions, accept with --allow HP0313.";
     LayoutChanged = "HP0401", Error, "a type's layout changed",
-        "Objects of this type that live in the running process have the old layout; code with the new layout would read and write the wrong bytes. Restart the program, or change the fix so that the type keeps its layout.";
+        "Objects of this type that live in the running process have the old layout; code with the new layout would read and write the wrong bytes. Restart the program, or change the fix so that the type keeps its layout. Where no code differs it is only a warning.";
     LayoutUnproven = "HP0402", Error, "layouts could not be compared",
         "At least one build has no debug information, so nothing shows that types kept their layout. Build with -g; if you know that no type changed, accept with --allow HP0402.";
     NumberChanged = "HP0403", Warning, "a number in lasting memory changed its meaning, or a bound was corrected",
