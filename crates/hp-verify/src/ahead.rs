@@ -434,6 +434,16 @@ impl Side<'_> {
         }
     }
 
+    /// The object behind `address` that code may mean which adds to that what nobody knows, though it lies in another object.
+    pub(crate) fn perhaps_behind(&self, range: usize, made: u64, address: u64) -> Option<usize> {
+        self.object_at(address).filter(|(_, offset)| *offset > 0)?;
+        let behind = self.objects_near(address).find(|o| self.objects[*o].address > address)?;
+        let part = |part: &usize| (self.ranges[*part].address, self.ranges[*part].bytes);
+        let parts = self.family(self.ranges[range].parent).iter().map(part).collect();
+        let seen = Ways::new(parts, self.image.fixed).sight(made);
+        (seen.calculated && seen.reached.is_none()).then_some(behind)
+    }
+
     /// Where what is at `place` begins, from `from` on: behind the last terminator, if a text reaches from there to the place.
     fn start_by(&self, from: u64, place: u64) -> Option<u64> {
         let before = self.image.bytes(from, place.checked_sub(from)?)?;

@@ -257,7 +257,9 @@ impl<'a> Side<'a> {
     /// Where the entries of the table at `address` lead, if that can be one of 32-bit distances from its start to constants, as
     /// rustc and clang make of arrays of texts. It reaches to the next border.
     pub(crate) fn distances(&self, address: u64) -> Option<Vec<u64>> {
-        let is_data = |a: u64| self.is_constant(a) && self.image.section_at(a).is_some_and(|s| !s.code);
+        // Nothing but an unwinder reads its rows, which say nothing of texts.
+        let text = |s: &Section<'_>| !s.code && !s.name.starts_with(".eh_frame") && s.name != ".gcc_except_table";
+        let is_data = |a: u64| self.is_constant(a) && self.image.section_at(a).is_some_and(text);
         if !is_data(address) || self.image.words.contains_key(&address) {
             return None;
         }

@@ -328,6 +328,14 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
             _ if within.new.is_some_and(|family| family.table(n).is_some()) => Meant::Here,
             meant => meant,
         };
+        if let (Meant::Here, Place::Payload(..), Some((range, _))) = (&meant, place, range)
+            && let Some(other) = new.perhaps_behind(range, address, n)
+        {
+            return Doubt::no(format!(
+                "may also mean {}, which begins behind what is copied",
+                new.objects[other].names[0]
+            ));
+        }
         let there = |at: u64| (place.behind(at.wrapping_sub(n)), at);
         match meant {
             Meant::Here => self.same_place(place, n, field.usage, within),

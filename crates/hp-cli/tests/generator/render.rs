@@ -347,6 +347,9 @@ fn piece(program: &Program, f: &Function, p: &Piece) -> String {
         }
         Kind::BackLoop => {
             let bias = 1 + p.numbers[0].rem_euclid(3);
+            if p.numbers[2].rem_euclid(4) == 3 {
+                return format!("{} r += {}[i - {bias}] * i; }}", from_later(bias, &format!("LENGTH({})", o(0))), o(0));
+            }
             format!(
                 "for (unsigned long i = {bias}; i <= {bias} + a % LENGTH({}); i++) r += {}[i - {bias}] * i;",
                 o(0),
@@ -363,6 +366,11 @@ fn piece(program: &Program, f: &Function, p: &Piece) -> String {
             1 => format!("r += hash({});", t(0)),
             _ => format!("note(\"%s;\", {});", t(0)),
         },
+        Kind::Tail if p.numbers[2].rem_euclid(4) == 3 => {
+            let bias = 1 + p.numbers[0].rem_euclid(3);
+            let length = (p.texts[0].len() + 1).to_string();
+            format!("{} r += (unsigned char){}[i - {bias}]; }}", from_later(bias, &length), t(0))
+        }
         Kind::Tail => format!("r += hash(&{}[a % {}]);", t(0), p.texts[0].len() + 1),
         Kind::Choice => format!("note(\"%s;\", (a & 31) > {} ? {} : {});", small(0) & 31, t(0), t(1)),
         Kind::Deref => format!(
@@ -530,6 +538,11 @@ fn piece(program: &Program, f: &Function, p: &Piece) -> String {
         ),
         _ => cpp::piece(program, f, p),
     }
+}
+
+/// A loop from zero on, with a condition that holds from its round `bias` on.
+fn from_later(bias: i64, length: &str) -> String {
+    format!("for (unsigned long i = 0; i < {bias} + a % {length}; i++) {{ r = r * 3 + (b >> (i & 7)); if (i >= {bias})")
 }
 
 fn library(p: &Piece, one: &str, two: &str) -> String {

@@ -339,6 +339,15 @@ impl Payload<'_, '_> {
             changed.is_some_and(|o| old.map.objects[o].address.wrapping_add_signed(offset) == place)
         };
         if meanings.iter().any(|m| outdated(&m)) {
+            // Another object lies at the same distance from there in both builds: only where the code reaches says which is meant.
+            let kept = places.contains(&Some(place)) && !matches!(target, Target::Object(_, 0));
+            let reached = self.touched(id, site).offset.map(|offset| site.target.wrapping_add_signed(offset));
+            let inside = reached.is_some_and(|reached| new.map.object_at(reached) == Some(first.0));
+            if kept && !inside {
+                let name = new.map.objects[first.0].name();
+                let message = format!("code adds an index to it; it may mean {name}{:+#x}, which changed", first.1);
+                return Err(Problem(Code::AmbiguousReference, message));
+            }
             return Ok(None);
         }
         // What lies before an object may be a literal of its own: then the old build must have it there too.
