@@ -51,17 +51,19 @@ pub(crate) enum MeantObject {
     Perhaps(ObjectId),
 }
 
-/// The object that ends at `address`, and those that begin shortly behind it.
+/// The objects that end shortly before `address` or there, and those that begin shortly behind it.
 pub(crate) fn objects<'b>(build: &'b Build<'_>, address: u64) -> impl Iterator<Item = ObjectId> + 'b {
+    let near = |id: &ObjectId| build.map.objects[*id].end().abs_diff(address) <= AHEAD;
     let behind = build.map.objects_behind(address);
     build
         .map
-        .ending_at(address)
+        .last_before(address)
+        .filter(near)
         .into_iter()
         .chain(behind.take_while(move |id| build.map.objects[*id].address - address <= AHEAD))
 }
 
-/// The object that `function` means by an address before it, or by its end: from there loops go on with an index that is negative.
+/// The object that `function` means by an address before it, or behind it: from there loops go on with an index that is negative.
 pub(crate) fn meant_object(build: &Build<'_>, site: &Site, touched: Touched) -> Option<MeantObject> {
     let offset = touched.offset.filter(|_| site.usage == Use::Address && touched.calculated)?;
     // From the linker's own symbol a program goes through all objects of a section.
@@ -70,10 +72,11 @@ pub(crate) fn meant_object(build: &Build<'_>, site: &Site, touched: Touched) -> 
     }
     let place = site.target.wrapping_add_signed(offset);
     let object = build.map.object_at(place)?;
-    if build.map.objects[object].end() == site.target {
+    let (start, end) = (build.map.objects[object].address, build.map.objects[object].end());
+    if end <= site.target {
         return Some(MeantObject::Certain(object));
     }
-    if build.map.objects[object].address <= site.target {
+    if start <= site.target {
         return None;
     }
     // An index that is not used behind the end of an array may all the same have the number of its elements.

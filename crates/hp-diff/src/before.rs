@@ -4,9 +4,10 @@
 //! is gone through backwards, the end's alone. So where code reaches back from an address, that is what has to be
 //! the same in both builds, and what a copy of the code has to find there.
 
+use crate::ahead;
 use crate::arch::{self, Code, Decoded, Site, Use};
 use crate::build::Build;
-use crate::entity::{Function, FunctionId, ObjectId};
+use crate::entity::{Function, FunctionId, ObjectId, Target};
 use crate::image::Image;
 use crate::usage::range_of;
 
@@ -21,10 +22,10 @@ pub(crate) struct Before {
     pub behind: bool,
 }
 
-/// How far one instruction of a function leads back at most, in bytes; 0 where none does.
+/// How far one instruction of a function leads back at most, or an index that one makes negative, in bytes; 0 where none does.
 pub(crate) fn step(build: &Build<'_>, function: FunctionId) -> u64 {
     let ranges = build.code.get(function).into_iter().flat_map(|code| &code.ranges);
-    ranges.map(|c| u64::from(c.steps_back)).max().unwrap_or(0)
+    ranges.map(|c| u64::from(c.steps_back.max(c.counts_back))).max().unwrap_or(0)
 }
 
 /// What the site of `function` means that lies before the address; `None` if code does not reach back from there.
@@ -36,13 +37,21 @@ pub(crate) fn before(build: &Build<'_>, function: FunctionId, site: &Site) -> Op
     let range = range_of(build, function, site)?;
     let reach = build.followed.reach(&build.map, function, range.address + u64::from(site.instruction));
     if reach.near == 0 {
-        return None;
+        return before_index(build, function, site);
     }
     let (near, far) = (site.target.wrapping_sub(reach.near.into()), site.target.wrapping_sub(reach.far.into()));
     let object = build.map.object_at(near);
     let text = text_start(&build.image, site.target).filter(|start| object.is_none() && *start <= near);
-    // A pointer that is only calculated may stand before its own object; but not so in a text.
-    if !reach.accessed && text.is_none() {
+    // A pointer that is only calculated may stand before its own object; but not so in a text, nor is it chance that an object begins
+    // there which ends at the address.
+    let whole = |id: ObjectId| {
+        let object = &build.map.objects[id];
+        let size = site.target.wrapping_sub(object.address);
+        object.end() == site.target && [reach.near, reach.far].iter().any(|reached| u64::from(*reached) == size)
+    };
+    let calculated = !reach.accessed && text.is_none() && !object.is_some_and(whole);
+    // Without symbols nothing says which: both count.
+    if calculated && !(object.is_none() && build.map.is_stripped()) {
         return None;
     }
     let first = match object {
@@ -52,7 +61,16 @@ pub(crate) fn before(build: &Build<'_>, function: FunctionId, site: &Site) -> Op
             build.map.references.up_to(near).checked_sub(1).map_or(near, |i| references[i])
         }),
     };
-    Some(Before { start: far.max(first).min(near), object, behind: reach.behind })
+    let far = if reach.open { first } else { far };
+    Some(Before { start: far.max(first).min(near), object, behind: reach.behind || calculated })
+}
+
+/// The literal that ends at the address or goes on there, and that an index leads back into; of objects see [`crate::ahead::meant_object`].
+fn before_index(build: &Build<'_>, function: FunctionId, site: &Site) -> Option<Before> {
+    let touched = ahead::touched(build, function, std::slice::from_ref(site))[0];
+    let place = site.target.wrapping_add_signed(touched.offset.filter(|offset| *offset < 0 && touched.calculated)?);
+    let literal = build.map.resolve_address(&build.image, place, Use::Address) == Target::Literal;
+    literal.then_some(Before { start: place, object: None, behind: !touched.below })
 }
 
 /// The starts of texts that a function knows only by their ends.

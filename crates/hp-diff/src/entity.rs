@@ -128,7 +128,7 @@ impl DataObject<'_> {
     /// What the C library's start files and the linker put into every image (glibc's `csu`, gcc's `crtstuff.c`): no code of the
     /// program makes addresses of it. It lies at the same place in most builds, which says nothing.
     fn is_of_start_files(&self) -> bool {
-        matches!(self.name(), "__abi_tag" | "_IO_stdin_used" | "__GNU_EH_FRAME_HDR" | "__FRAME_END__")
+        is_of_start_files(self.name())
     }
 
     /// What compilers make for the C++ runtime (Itanium C++ ABI, 5.1.4.1): type infos and their names, virtual tables,
@@ -136,6 +136,11 @@ impl DataObject<'_> {
     pub(crate) fn is_runtime_record(&self) -> bool {
         ["_ZTI", "_ZTS", "_ZTV", "_ZTT", "_ZTC", "_ZGV"].iter().any(|prefix| self.name().starts_with(prefix))
     }
+}
+
+/// True for the name of something that the C library's start files and the linker put into every image.
+pub(crate) fn is_of_start_files(name: &str) -> bool {
+    matches!(name, "__abi_tag" | "_IO_stdin_used" | "__GNU_EH_FRAME_HDR" | "__FRAME_END__")
 }
 
 /// Where an address leads.

@@ -18,6 +18,8 @@ use crate::report::Kind;
 
 /// How far behind an address a constant begins at most that is meant by it, in bytes.
 const AHEAD: u64 = 64;
+/// How far before an address an array is looked for that its end stands for, in bytes.
+const FAR: u64 = 4096;
 /// Letters of a text that is taken for what unchanged code means that calculates with its address.
 const LONG: usize = 8;
 
@@ -232,8 +234,19 @@ fn result(instruction: &Instruction, numbers: &FxHashMap<Register, i64>) -> Opti
     match instruction.mnemonic() {
         Mnemonic::Mov | Mnemonic::Movsxd => immediate(instruction).or_else(|| known(from()?)),
         Mnemonic::Xor if from() == Some(to) => Some(0),
+        // Zero is in what bits are taken of, and all ones in what bits are added to.
+        Mnemonic::And if immediate(instruction).is_some_and(|n| n >= 0) => Some(0),
+        Mnemonic::Or if to.size() == 8 => immediate(instruction).filter(|n| *n < 0),
+        Mnemonic::Not if to.size() == 8 => known(to).map(|n| !n),
+        Mnemonic::Neg if to.size() == 8 => known(to).map(i64::wrapping_neg),
+        Mnemonic::Shl if to.size() == 8 && instruction.op1_kind() == OpKind::Immediate8 => {
+            Some(known(to)?.wrapping_shl(u32::from(instruction.immediate8())))
+        }
+        Mnemonic::Sub if to.size() == 8 && from().is_some() => Some(known(to)?.wrapping_sub(known(from()?)?)),
         Mnemonic::Add => Some(known(to)?.wrapping_add(immediate(instruction)?)),
+        Mnemonic::Sub => Some(known(to)?.wrapping_sub(immediate(instruction)?)),
         Mnemonic::Inc => Some(known(to)?.wrapping_add(1)),
+        Mnemonic::Dec => Some(known(to)?.wrapping_sub(1)),
         Mnemonic::Lea
             if instruction.memory_index() == Register::None && instruction.memory_base() != Register::None =>
         {
@@ -375,6 +388,8 @@ pub(crate) enum Meant {
     There(u64),
     /// What lies there or one of these.
     Any(Vec<u64>),
+    /// A constant without a symbol that lies before it, so many bytes at least.
+    Before(u64),
 }
 
 impl Side<'_> {
@@ -390,7 +405,7 @@ impl Side<'_> {
     /// What code of range `range` means by `address`, which its instruction at `made` makes.
     pub(crate) fn meant(&self, range: usize, made: u64, address: u64) -> Meant {
         let (starts, objects) = (self.ahead(address), self.objects_near(address).next().is_some());
-        if starts.is_none() && !objects {
+        if starts.is_none() && !objects && !self.is_unnamed(address.wrapping_sub(1)) {
             return Meant::Here;
         }
         let part = |part: &usize| (self.ranges[*part].address, self.ranges[*part].bytes);
@@ -413,6 +428,9 @@ impl Side<'_> {
                 true => return Meant::Any(vec![start]),
                 false => return Meant::There(start),
             }
+        }
+        if let Some(place) = place.filter(|place| *place < address && self.is_unnamed(*place)) {
+            return Meant::Before(address - place);
         }
         let Some((starts, _)) = starts else { return Meant::Here };
         let there = |from: u64, place: u64| match self.start_by(from, place) {
@@ -442,6 +460,12 @@ impl Side<'_> {
         let parts = self.family(self.ranges[range].parent).iter().map(part).collect();
         let seen = Ways::new(parts, self.image.fixed).sight(made);
         (seen.calculated && seen.reached.is_none()).then_some(behind)
+    }
+
+    /// Constant data that no symbol covers.
+    fn is_unnamed(&self, place: u64) -> bool {
+        let data = self.image.section_at(place).is_some_and(|s| !s.code && !s.is_slots());
+        data && self.is_constant(place) && self.object_at(place).is_none()
     }
 
     /// Where what is at `place` begins, from `from` on: behind the last terminator, if a text reaches from there to the place.
@@ -511,6 +535,23 @@ impl Ground<'_, '_> {
         }
     }
 
+    /// What lies before `n` is the same, if an index leads there and the bytes differ; else `None`.
+    fn same_before_index(&self, (a, n): (u64, u64), (g, here): (usize, u64), within: Within<'_>) -> Option<Answer> {
+        if !self.new.is_unnamed(n.wrapping_sub(1)) {
+            return None;
+        }
+        let room = n - self.new.last_border(n).max(n.saturating_sub(FAR));
+        let bytes = |image: &Image<'_>, from: u64| image.bytes(from.wrapping_sub(room), room).map(<[u8]>::to_vec);
+        let plain = self.new.image.words.range(n - room..n).next().is_none();
+        if plain && bytes(&self.old.image, a) == bytes(&self.new.image, n) {
+            return None;
+        }
+        match self.new.meant(g, here, n) {
+            Meant::Before(bytes) => Some(self.same_before(a, n, bytes, within)),
+            _ => None,
+        }
+    }
+
     /// What a field of the instruction at `here` in range `g` of the new build means is the same, if that may begin behind
     /// the address and the bytes there differ; else `None`.
     pub(crate) fn same_ahead(
@@ -526,6 +567,9 @@ impl Ground<'_, '_> {
         if let Some(answer) = self.same_object_ahead((a, n), (g, here), within) {
             return Some(answer);
         }
+        if let Some(answer) = self.same_before_index((a, n), (g, here), within) {
+            return Some(answer);
+        }
         let (starts, end) = self.new.ahead(n)?;
         let start = if self.new.is_constant(n) { n } else { starts[0] };
         let bytes = |image: &Image<'_>, from: u64| image.bytes(from, end - start).map(<[u8]>::to_vec);
@@ -535,7 +579,7 @@ impl Ground<'_, '_> {
             return None;
         }
         match self.new.meant(g, here, n) {
-            Meant::Here => None,
+            Meant::Here | Meant::Before(_) => None,
             Meant::There(at) => Some(self.same(a.wrapping_add(at.wrapping_sub(n)), at, Use::Address, within)),
             // Where a long text begins, hardly something else is meant by chance.
             Meant::Any(_) if self.old.letters(a).min(self.new.letters(n)) >= LONG => None,

@@ -194,6 +194,11 @@ impl<'a> Side<'a> {
         self.borders.get(self.borders.partition_point(|b| *b <= address)).copied().unwrap_or(u64::MAX)
     }
 
+    /// Where the last thing begins or ends before an address.
+    pub(crate) fn last_border(&self, address: u64) -> u64 {
+        self.borders.partition_point(|b| *b < address).checked_sub(1).map_or(0, |i| self.borders[i])
+    }
+
     /// How long the constant without a symbol at `address` is at most: to where the next thing begins; a text
     /// reaches to its terminator even if something refers to its tail.
     pub(crate) fn literal_span(&self, address: u64) -> u64 {
@@ -529,6 +534,10 @@ fn objects<'a>(image: &Image<'a>) -> (Vec<DataObject<'a>>, Markers<'a>) {
         let of_linker = section.is_some_and(|s| s.is_slots() || s.name == ".dynamic");
         let anonymous = symbol.local && is_anonymous(symbol.name) && section.is_some_and(Section::is_constant);
         if symbol.name.starts_with(".L") || anonymous || of_linker && symbol.size > 0 {
+            continue;
+        }
+        // Where constants end unwind information begins, and the last array ends: of its names no program knows.
+        if symbol.local && matches!(symbol.name, "__GNU_EH_FRAME_HDR" | "__FRAME_END__") {
             continue;
         }
         match (symbol.kind, symbol.size, section) {

@@ -527,7 +527,9 @@ impl<'g, 'a> Ground<'g, 'a> {
     fn same_address(&self, a: u64, n: u64, readings: &[(usize, i64)], within: Within<'_>) -> Answer {
         let first = self.same_reading(a, readings[0]);
         let here = self.mapped(readings[0]);
-        let apart = |r: &&(usize, i64)| self.mapped(**r) != here;
+        // A constant that changed is in the patch, wherever the base has its old content.
+        let moves = |p: usize| within.patch && self.pairs.objects.old_of(p).is_some_and(|o| self.changed.contains(&o));
+        let apart = |r: &&(usize, i64)| self.mapped(**r) != here || moves(r.0) || moves(readings[0].0);
         let other = readings[1..].iter().find(|r| r.1 >= 0 && apart(r));
         if within.patch && !within.startup {
             let elsewhere = |name: &&&str| self.old.markers.iter().any(|(at, names)| *at != a && names.contains(name));

@@ -338,7 +338,15 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
         }
         let there = |at: u64| (place.behind(at.wrapping_sub(n)), at);
         match meant {
+            Meant::Here if field.usage == Use::Address && self.may_be_other_end(place, n, within) => {
+                Doubt::no(format!("{n:#x} of the new build may also be where an array ends that the function uses"))
+            }
             Meant::Here => self.same_place(place, n, field.usage, within),
+            Meant::Before(bytes) => {
+                let before = n.wrapping_sub(bytes);
+                self.same_place(place.before(bytes), before, self.ground.use_before(before, bytes), within)?;
+                self.same_place(place, n, field.usage, within)
+            }
             Meant::There(at) => self.same_place(there(at).0, at, Use::Address, within),
             Meant::Any(starts) => {
                 let mut kind = Kind::Literal;
@@ -351,6 +359,20 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
                 Ok(kind)
             }
         }
+    }
+
+    /// A place in constants that the patch brings is where an object begins in the new build, and another one ends there which the function
+    /// uses: what it means is not known, unless the patch has that one before it.
+    fn may_be_other_end(&self, place: Place, n: u64, within: Within<'_>) -> bool {
+        let Place::Payload(kind @ (SectionKind::Rodata | SectionKind::DataRelRo), offset) = place else { return false };
+        let new = self.ground.new;
+        let ends = |r: &(usize, i64)| r.1 > 0 && r.1 as u64 == new.objects[r.0].size;
+        let readings = new.readings(n);
+        let begins = readings.first().is_some_and(|r| r.1 == 0);
+        let Some((other, size)) = readings.into_iter().find(ends).filter(|_| begins) else { return false };
+        let object = &new.objects[other];
+        let here = self.near.to(kind, offset, 0).any(|span| span.end == offset && span.end - span.start == size);
+        !here && within.new.is_some_and(|family| family.uses(object.address, object.end()))
     }
 
     /// A short branch to another function cannot reach it from the payload; it goes to a jump beside its own.

@@ -86,6 +86,8 @@ pub(crate) struct Code {
     pub jumps: Option<Box<Jumps>>,
     /// How far one instruction at most leads before an address that a register holds, in bytes.
     pub steps_back: u16,
+    /// How far an index that an instruction makes negative leads back at most, in bytes; 0 where none does.
+    pub counts_back: u16,
     /// Reads or writes thread-local storage other than the stack protector's word.
     pub thread_local: bool,
     /// Gives the stack pointer a value that may be none of its own: see [`switches_stacks`].

@@ -156,6 +156,11 @@ impl<'a> Map<'a> {
         filled || image.bytes(address, end - address).is_some_and(|b| b.iter().any(|x| *x != 0))
     }
 
+    /// The last object that ends at an address or before it.
+    pub(crate) fn last_before(&self, address: u64) -> Option<ObjectId> {
+        self.object_starts.below(address).checked_sub(1).filter(|id| self.objects[*id].end() <= address)
+    }
+
     pub(crate) fn ending_at(&self, address: u64) -> Option<ObjectId> {
         let i = self.object_starts.below(address).checked_sub(1)?;
         (self.objects[i].end() == address).then_some(i)

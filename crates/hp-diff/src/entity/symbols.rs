@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use object::SymbolKind;
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use super::{CodeRange, DataObject, Function};
+use super::{CodeRange, DataObject, Function, is_of_start_files};
 use crate::image::{Image, Section, Symbol, is_constant_section};
 use crate::{arch, names, rust};
 
@@ -134,7 +134,9 @@ pub(super) fn objects<'a>(image: &Image<'a>) -> (Vec<DataObject<'a>>, BTreeMap<u
         // gold gives sizes to the linker's own tables.
         let linkers = |s: &Section<'_>| s.name == ".dynamic" || s.name.starts_with(".got");
         if symbol.size == 0 || image.section_at(symbol.address).is_some_and(linkers) {
-            if !symbol.name.starts_with('.') {
+            // Where constants end unwind information begins, and the last array ends: of its names no program knows.
+            let start_files = symbol.local && is_of_start_files(symbol.name);
+            if !symbol.name.starts_with('.') && !start_files {
                 markers.entry(symbol.address).or_default().push(symbol.name);
             }
             continue;

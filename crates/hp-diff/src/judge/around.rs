@@ -172,7 +172,7 @@ impl<'j, 'a> Judge<'j, 'a> {
             (Some((o, m)), Some((p, n))) => m == n && self.is_kept(o) && self.pairs.objects.new_of(o) == Some(p),
             (None, None) => {
                 let bytes = |build: &'j Build<'a>, address: u64| build.image.bytes(address.wrapping_sub(step), step);
-                bytes(self.old, a) == bytes(self.new, b)
+                bytes(self.old, a).is_some_and(|before| bytes(self.new, b) == Some(before))
             }
             _ => false,
         }

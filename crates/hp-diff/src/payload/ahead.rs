@@ -45,7 +45,7 @@ impl Payload<'_, '_> {
         Ok(Some((symbol, offset)))
     }
 
-    /// Binds a reference to the object that begins behind the address, or ends there, if that is meant.
+    /// Binds a reference to the object that begins behind the address, or ends before it, if that is meant.
     fn object_ahead(&mut self, id: FunctionId, site: &Site) -> Result<Option<Bound>, Problem> {
         let new = self.new;
         if new.map.function_at(site.target).is_some() || objects(new, site.target).next().is_none() {
@@ -75,10 +75,10 @@ impl Payload<'_, '_> {
         Ok(Some((symbol, (distance as i64).wrapping_neg())))
     }
 
-    /// True if the end of an object is meant that lies before the address, whatever begins there.
+    /// True if an object is meant that ends before the address or there, whatever begins there.
     pub(super) fn means_end(&mut self, id: FunctionId, site: &Site) -> bool {
         let new = self.new;
-        let ends = site.usage == Use::Address && new.map.ending_at(site.target).is_some();
+        let ends = site.usage == Use::Address && objects(new, site.target).next().is_some();
         let meant = if ends { meant_object(new, site, self.touched(id, site)) } else { None };
         matches!(meant, Some(MeantObject::Certain(object)) if new.map.objects[object].address < site.target)
     }

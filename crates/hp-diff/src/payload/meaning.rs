@@ -114,8 +114,10 @@ impl Payload<'_, '_> {
         address: u64,
     ) -> Result<(ObjectId, i64), Problem> {
         let (old, new) = (self.old, self.new);
+        // A constant that changed has no place in the base any more: the patch has it.
         let old_address = |(p, offset): (ObjectId, i64)| {
-            self.pairs.objects.old_of(p).map(|o| old.map.objects[o].address.wrapping_add_signed(offset))
+            let kept = self.pairs.objects.old_of(p).filter(|o| !self.changes.constants.contains(o));
+            kept.map(|o| old.map.objects[o].address.wrapping_add_signed(offset))
         };
         let here = old_address(chosen);
         for name in new.map.markers_at(address) {
@@ -136,6 +138,16 @@ impl Payload<'_, '_> {
         if within.is_some_and(|g| means_two(new, g, address)) {
             let name = new.map.objects[other.0].name();
             let message = format!("it means {name}{:+#x} at one place and not at another", other.1);
+            return Err(Problem(Code::AmbiguousReference, message));
+        }
+        // The patch has one of the two, and the base the other: the function may have both ends of an array, or hand it on with the next one.
+        let in_patch = |m: &(ObjectId, i64)| old_address(*m).is_none() && self.pairs.objects.old_of(m.0).is_some();
+        let ends_here =
+            |m: &&(ObjectId, i64)| m.1 > 0 && within.is_some_and(|g| uses(new, g, m.0) && !is_limit(new, g, address));
+        let apart = meanings.iter().any(in_patch);
+        if let Some(end) = meanings.iter().filter(|m| apart && chosen.1 == 0 && m.0 != chosen.0).find(ends_here) {
+            let name = new.map.objects[end.0].name();
+            let message = format!("it may also mean the end of {name}, and only one of the two changed");
             return Err(Problem(Code::AmbiguousReference, message));
         }
         let old_self = within.and_then(|id| self.pairs.functions.old_of(id));

@@ -7,7 +7,7 @@
 
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
 
-use super::derived::steps_back;
+use super::derived::{counts_back, steps_back};
 use super::jump_table::Window;
 use super::registers::has_memory;
 use super::switches::may_take;
@@ -110,6 +110,7 @@ fn note(
         return;
     }
     code.steps_back = code.steps_back.max(steps_back(instruction) as u16);
+    code.counts_back = code.counts_back.max(counts_back(instruction));
     if instruction.is_ip_rel_memory_operand() {
         let offsets = decoder.get_constant_offsets(instruction);
         sites.push(Site {

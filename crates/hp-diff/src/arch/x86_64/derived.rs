@@ -25,6 +25,8 @@ pub(crate) struct Reach {
     pub accessed: bool,
     /// Something at the address or behind it is read or written.
     pub behind: bool,
+    /// A loop goes on back, nobody knows how far.
+    pub open: bool,
 }
 
 impl Reach {
@@ -128,6 +130,22 @@ pub(crate) fn steps_back(instruction: &Instruction) -> u64 {
     if step <= FAR { step.max(0) as u64 } else { 0 }
 }
 
+/// How far back an index leads that an instruction makes negative, in bytes; 0 if it does not. Elements have up to eight bytes.
+pub(super) fn counts_back(instruction: &Instruction) -> u16 {
+    /// What is only known to be negative leads so far.
+    const NEAR: u16 = 64;
+    let whole = || instruction.op0_kind() == OpKind::Register && instruction.op0_register().size() == 8;
+    match instruction.mnemonic() {
+        Mnemonic::Not | Mnemonic::Neg if whole() => NEAR,
+        Mnemonic::Or | Mnemonic::Xor if whole() && immediate(instruction).is_some_and(|n| n < 0) => NEAR,
+        Mnemonic::Mov if whole() => match immediate(instruction) {
+            Some(n @ ..0) => n.saturating_mul(-8).min(FAR) as u16,
+            _ => 0,
+        },
+        _ => 0,
+    }
+}
+
 /// What an instruction adds to its first operand.
 fn number(instruction: &Instruction) -> Option<i64> {
     match instruction.mnemonic() {
@@ -147,7 +165,16 @@ fn immediate(instruction: &Instruction) -> Option<i64> {
 
 /// Notes where one instruction reaches.
 fn note(instruction: &Instruction, held: Held, reach: &mut Reach) {
-    let Held { holder: Holder::Register(register), offset, .. } = held else { return };
+    let Held { holder: Holder::Register(register), offset, stepped } = held else { return };
+    let steps = || match instruction.mnemonic() {
+        Mnemonic::Lea => {
+            let own = instruction.memory_base() == register && instruction.memory_index() == Register::None;
+            (instruction.memory_displacement64() as i64).min(0) * i64::from(own)
+        }
+        _ => number(instruction).unwrap_or(0),
+    };
+    let own = instruction.op_count() > 0 && instruction.op0_kind() == OpKind::Register;
+    reach.open |= stepped && own && instruction.op0_register() == register && steps() < 0;
     let used = |r: Register| r != Register::None && r.full_register() == register;
     if has_memory(instruction) && is_plain(instruction) && used(instruction.memory_base()) {
         let at = offset.saturating_add(instruction.memory_displacement64() as i64);
@@ -293,14 +320,14 @@ mod tests {
             &[0x48, 0x89, 0x54, 0x24, 8, 0xeb, 1, 0xcc, 0x50, 0x48, 0x8b, 0x4c, 0x24, 16, 0x8b, 0x41, 0xfc],
         ]
         .concat();
-        assert_eq!(of(&code), Reach { near: 4, far: 4, accessed: true, behind: false });
+        assert_eq!(of(&code), Reach { near: 4, far: 4, accessed: true, ..Reach::default() });
     }
 
     #[test]
     fn a_loop_that_counts_down() {
         // L: sub rdx,8; mov rax,[rdx]; test rax,rax; jne L; ret
         let code = [&MAKES[..], &[0x48, 0x83, 0xea, 8, 0x48, 0x8b, 0x02, 0x48, 0x85, 0xc0, 0x75, 0xf4, 0xc3]].concat();
-        assert_eq!(of(&code), Reach { near: 8, far: 8, accessed: true, behind: false });
+        assert_eq!(of(&code), Reach { near: 8, far: 8, accessed: true, open: true, ..Reach::default() });
     }
 
     #[test]
@@ -311,7 +338,7 @@ mod tests {
             &[0x8b, 0x4a, 0x18, 0x48, 0x83, 0xea, 4, 0x89, 0x4a, 0x20, 0x48, 0x39, 0xc2, 0x75, 0xf1, 0xc3],
         ]
         .concat();
-        assert_eq!(of(&code), Reach { behind: true, ..Reach::default() });
+        assert_eq!(of(&code), Reach { behind: true, open: true, ..Reach::default() });
     }
 
     #[test]
@@ -327,6 +354,6 @@ mod tests {
     fn what_is_read_behind_it_is_seen() {
         // mov eax,[rdx+4]; add rdx,16; mov eax,[rdx-20]
         let code = [&MAKES[..], &[0x8b, 0x42, 4, 0x48, 0x83, 0xc2, 16, 0x8b, 0x42, 0xec]].concat();
-        assert_eq!(of(&code), Reach { near: 4, far: 4, accessed: true, behind: true });
+        assert_eq!(of(&code), Reach { near: 4, far: 4, accessed: true, behind: true, ..Reach::default() });
     }
 }

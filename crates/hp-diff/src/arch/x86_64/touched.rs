@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use iced_x86::{Code, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register};
+use iced_x86::{Code, ConditionCode, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register};
 use rustc_hash::FxHashSet;
 
 use super::derived::{Held, Holder, follow};
@@ -19,6 +19,8 @@ use super::ways::Decoded;
 const STEPS: usize = 2000;
 /// What is asked of a number on the way, at most.
 const CONDITIONS: usize = 16;
+/// Instructions of a loop between the use of an index and its step.
+const NEAR: usize = 64;
 
 /// What a function does with an address that it makes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -29,6 +31,8 @@ pub(crate) struct Touched {
     pub offset: Option<i64>,
     /// The register beside the address holds a number on one of the ways, whatever is asked of it: the address is no number then.
     pub counted: bool,
+    /// The index that leads there is negative as long as it is used.
+    pub below: bool,
 }
 
 /// What a function does with the addresses that the instructions at `made` make.
@@ -49,7 +53,8 @@ fn of(code: &Decoded, first: usize, origins: &mut Origins<'_>) -> Touched {
         };
         let offset = register.and_then(|register| origins.scaled(first, register));
         let counted = offset.is_some() || register.is_some_and(|r| origins.number(first, r, Heed::Nothing).is_some());
-        return Touched { calculated: registers != (Register::None, Register::None), offset, counted };
+        let below = offset.is_some() && register.is_some_and(|index| origins.ends_at_zero(first, index));
+        return Touched { calculated: registers != (Register::None, Register::None), offset, counted, below };
     }
     let mut held: Vec<(usize, Register, i64)> = Vec::new();
     let mut calculated = false;
@@ -74,13 +79,17 @@ fn of(code: &Decoded, first: usize, origins: &mut Origins<'_>) -> Touched {
             }
             _ => return None,
         };
-        Some(offset.wrapping_add(added).wrapping_add(instruction.memory_displacement64() as i64))
+        let made = offset.wrapping_add(instruction.memory_displacement64() as i64);
+        let beside = if is(base) { index } else { base };
+        let below = made == 0 && beside != Register::None && origins.ends_at_zero(n, beside);
+        Some((made.wrapping_add(added), below))
     };
-    let offset = held.into_iter().find_map(place);
+    let found = held.into_iter().find_map(place);
     // `add $text,%rdi`: what is reached from there lies as far from the address as the register says, which nobody knows.
     let sum = !matches!(instruction.mnemonic(), Mnemonic::Lea | Mnemonic::Mov | Mnemonic::Cmp | Mnemonic::Push);
-    let offset = offset.filter(|_| !sum);
-    Touched { calculated: calculated || sum, offset, counted: offset.is_some() }
+    let found = found.filter(|_| !sum);
+    let (offset, below) = (found.map(|found| found.0), found.is_some_and(|found| found.1));
+    Touched { calculated: calculated || sum, offset, counted: offset.is_some(), below }
 }
 
 fn accesses(instruction: &Instruction) -> bool {
@@ -103,23 +112,63 @@ impl Origins<'_> {
         Some(self.number(at, register, Heed::Jumps)?.wrapping_mul(scale))
     }
 
+    /// True if the index of an operand runs up to zero and is not used there: right behind the operand's instruction a number is added to
+    /// it, and the jump back rests on the sum.
+    fn ends_at_zero(&mut self, at: usize, index: Register) -> bool {
+        let code = self.code;
+        let index = index.full_register();
+        let first = code.instructions[at].ip();
+        for n in at + 1..code.instructions.len().min(at + NEAR) {
+            let instruction = &code.instructions[n];
+            if instruction.flow_control() != FlowControl::Next {
+                return false;
+            }
+            if code.may_write(n, index, &mut self.factory) {
+                let steps = match instruction.mnemonic() {
+                    Mnemonic::Inc => true,
+                    Mnemonic::Add => matches!(instruction.op1_kind(), OpKind::Immediate8to64 | OpKind::Immediate32to64),
+                    _ => false,
+                };
+                let whole = instruction.op0_kind() == OpKind::Register && instruction.op0_register() == index;
+                let jump = code.instructions.get(n + 1);
+                return steps
+                    && whole
+                    && jump.is_some_and(|j| {
+                        j.condition_code() == ConditionCode::ne
+                            && j.flow_control() == FlowControl::ConditionalBranch
+                            && j.near_branch_target() <= first
+                    });
+            }
+        }
+        false
+    }
+
     /// A number that a register holds at an instruction on one of the ways there: the one that was set nearest to it.
     fn number(&mut self, at: usize, register: Register, heed: Heed) -> Option<i64> {
         let code = self.code;
         let mut open: VecDeque<Carried> = VecDeque::new();
-        let mut seen: FxHashSet<(usize, Register, i64)> = FxHashSet::default();
-        self.step_back(at, (register.full_register(), 0), &[], heed, (&mut open, &mut seen));
-        while let Some(Carried { at, register, added, asked }) = open.pop_front() {
-            let from = match origin(code, at, register, &mut self.factory) {
+        let mut seen: FxHashSet<(usize, Sum)> = FxHashSet::default();
+        let first = Sum { register: register.full_register(), times: 1, added: 0 };
+        self.step_back(at, first, &[], heed, (&mut open, &mut seen));
+        while let Some(Carried { at, sum, asked }) = open.pop_front() {
+            let from = match origin(code, at, sum.register, &mut self.factory) {
                 Origin::Number(number) => {
-                    let number = number.wrapping_add(added);
+                    let number = sum.of(number);
                     if asked.iter().all(|condition| condition.holds(number)) {
                         return Some(number);
                     }
                     continue;
                 }
                 Origin::Unknown => continue,
-                Origin::From(register, number) => (register, added.wrapping_add(number)),
+                Origin::From(register, number) => Sum { register, added: sum.of(number), ..sum },
+                Origin::Minus(register, number) => {
+                    Sum { register, times: sum.times.wrapping_neg(), added: sum.of(number) }
+                }
+                Origin::Times(register, by) => Sum { register, times: sum.times.wrapping_mul(by), ..sum },
+                Origin::Difference(register, less) => match self.set_before(at, register) {
+                    Some(number) => Sum { register: less, times: sum.times.wrapping_neg(), added: sum.of(number) },
+                    None => continue,
+                },
             };
             self.step_back(at, from, &asked, heed, (&mut open, &mut seen));
         }
@@ -130,24 +179,38 @@ impl Origins<'_> {
     fn step_back(
         &mut self,
         at: usize,
-        (register, added): (Register, i64),
+        sum: Sum,
         asked: &[Condition],
         heed: Heed,
-        (open, seen): (&mut VecDeque<Carried>, &mut FxHashSet<(usize, Register, i64)>),
+        (open, seen): (&mut VecDeque<Carried>, &mut FxHashSet<(usize, Sum)>),
     ) {
         for before in self.code.before(at) {
-            if seen.len() >= STEPS || seen.contains(&(before, register, added)) {
+            if seen.len() >= STEPS || seen.contains(&(before, sum)) {
                 continue;
             }
             let mut asked = asked.to_vec();
-            match passage(self.code, (before, at), (register, added), &mut self.factory) {
+            match passage(self.code, (before, at), (sum.register, sum.added), &mut self.factory) {
                 _ if heed == Heed::Nothing => {}
                 Passage::Free => {}
-                Passage::If(condition) if asked.len() < CONDITIONS => asked.push(condition),
+                Passage::If(condition) if sum.times == 1 && asked.len() < CONDITIONS => asked.push(condition),
                 _ => continue,
             }
-            seen.insert((before, register, added));
-            open.push_back(Carried { at: before, register, added, asked });
+            seen.insert((before, sum));
+            open.push_back(Carried { at: before, sum, asked });
+        }
+    }
+
+    /// The number that a register holds at an instruction, if it is set on the only way there.
+    fn set_before(&mut self, at: usize, register: Register) -> Option<i64> {
+        let mut n = at;
+        loop {
+            let mut before = self.code.before(n);
+            let (Some(last), None) = (before.next(), before.next()) else { return None };
+            match origin(self.code, last, register, &mut self.factory) {
+                Origin::Number(number) => return Some(number),
+                Origin::From(same, 0) if same == register && last < n => n = last,
+                _ => return None,
+            }
         }
     }
 }
@@ -162,10 +225,23 @@ enum Heed {
 /// A register behind an instruction, on a way to where the number in it is used.
 struct Carried {
     at: usize,
-    register: Register,
-    /// The number there is so much less than at the end.
-    added: i64,
+    sum: Sum,
     asked: Vec<Condition>,
+}
+
+/// So many times what a register holds, plus a number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Sum {
+    register: Register,
+    times: i64,
+    added: i64,
+}
+
+impl Sum {
+    /// The sum where the register holds this number.
+    fn of(self, number: i64) -> i64 {
+        self.added.wrapping_add(number.wrapping_mul(self.times))
+    }
 }
 
 /// Where the value of a register behind an instruction comes from.
@@ -173,6 +249,12 @@ pub(super) enum Origin {
     Number(i64),
     /// What this register held before it, plus a number.
     From(Register, i64),
+    /// A number less what this register held before it.
+    Minus(Register, i64),
+    /// So many times what this register held before it.
+    Times(Register, i64),
+    /// What the one register held before it, less the other.
+    Difference(Register, Register),
     Unknown,
 }
 
@@ -208,13 +290,37 @@ pub(super) fn origin(code: &Decoded, n: usize, register: Register, factory: &mut
             Some(from) => Origin::From(from.full_register(), 0),
             None => Origin::Unknown,
         },
+        Mnemonic::Cdqe => Origin::From(register, 0),
         Mnemonic::Xor if copied() == Some(to) => Origin::Number(0),
+        // Zero is in what bits are taken of, and all ones in what bits are added to.
+        Mnemonic::And if immediate().is_some_and(|n| n >= 0) => Origin::Number(0),
+        Mnemonic::Or if to.size() == 8 && immediate().is_some_and(|n| n < 0) => {
+            Origin::Number(immediate().unwrap_or(-1))
+        }
+        Mnemonic::Shl if to.size() == 8 && instruction.op1_kind() == OpKind::Immediate8 => {
+            Origin::Times(register, 1 << (instruction.immediate8() & 63))
+        }
+        Mnemonic::Sub if to.size() == 8 && copied().is_some() => {
+            copied().map_or(Origin::Unknown, |less| Origin::Difference(register, less.full_register()))
+        }
+        Mnemonic::Lea
+            if instruction.code() == Code::Lea_r64_m
+                && instruction.memory_base() == Register::None
+                && instruction.memory_displacement64() == 0
+                && instruction.memory_index() != Register::None =>
+        {
+            Origin::Times(instruction.memory_index().full_register(), i64::from(instruction.memory_index_scale()))
+        }
+        Mnemonic::Not if to.size() == 8 => Origin::Minus(register, -1),
+        Mnemonic::Xor if to.size() == 8 && immediate() == Some(-1) => Origin::Minus(register, -1),
+        Mnemonic::Neg if to.size() == 8 => Origin::Minus(register, 0),
         // A negative number in 32 bits is none any more in 64.
         Mnemonic::Add if to.size() == 8 => immediate().map_or(Origin::Unknown, |n| Origin::From(register, n)),
         Mnemonic::Sub if to.size() == 8 => {
             immediate().map_or(Origin::Unknown, |n| Origin::From(register, n.wrapping_neg()))
         }
         Mnemonic::Inc if to.size() == 8 => Origin::From(register, 1),
+        Mnemonic::Dec if to.size() == 8 => Origin::From(register, -1),
         Mnemonic::Lea if instruction.code() == Code::Lea_r64_m && instruction.memory_index() == Register::None => {
             match instruction.memory_base() {
                 Register::None | Register::RIP => Origin::Unknown,
@@ -279,7 +385,7 @@ mod tests {
         // add rdi,0x401000; movzx eax,byte [rdi]; ret
         let code = [0x48, 0x81, 0xc7, 0, 0x10, 0x40, 0, 0x0f, 0xb6, 7, 0xc3];
         let found = all([(0x1000, &code[..])].into_iter(), &[0x1000])[0];
-        assert_eq!(found, super::Touched { calculated: true, offset: None, counted: false });
+        assert_eq!(found, super::Touched { calculated: true, offset: None, counted: false, below: false });
     }
 
     #[test]
