@@ -402,15 +402,20 @@ impl Side<'_> {
         ending.into_iter().chain(near.map(move |(i, _)| first + i))
     }
 
+    /// What code of range `range` does with the address that its instruction at `made` makes.
+    fn sight(&self, range: usize, made: u64) -> Sight {
+        let part = |part: &usize| (self.ranges[*part].address, self.ranges[*part].bytes);
+        let parts = self.family(self.ranges[range].parent).iter().map(part).collect();
+        Ways::new(parts, self.image.fixed).sight(made)
+    }
+
     /// What code of range `range` means by `address`, which its instruction at `made` makes.
     pub(crate) fn meant(&self, range: usize, made: u64, address: u64) -> Meant {
         let (starts, objects) = (self.ahead(address), self.objects_near(address).next().is_some());
         if starts.is_none() && !objects && !self.is_unnamed(address.wrapping_sub(1)) {
             return Meant::Here;
         }
-        let part = |part: &usize| (self.ranges[*part].address, self.ranges[*part].bytes);
-        let parts = self.family(self.ranges[range].parent).iter().map(part).collect();
-        let seen = Ways::new(parts, self.image.fixed).sight(made);
+        let seen = self.sight(range, made);
         if !seen.calculated {
             return Meant::Here;
         }
@@ -456,9 +461,7 @@ impl Side<'_> {
     pub(crate) fn perhaps_behind(&self, range: usize, made: u64, address: u64) -> Option<usize> {
         self.object_at(address).filter(|(_, offset)| *offset > 0)?;
         let behind = self.objects_near(address).find(|o| self.objects[*o].address > address)?;
-        let part = |part: &usize| (self.ranges[*part].address, self.ranges[*part].bytes);
-        let parts = self.family(self.ranges[range].parent).iter().map(part).collect();
-        let seen = Ways::new(parts, self.image.fixed).sight(made);
+        let seen = self.sight(range, made);
         (seen.calculated && seen.reached.is_none()).then_some(behind)
     }
 

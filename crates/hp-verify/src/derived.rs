@@ -35,6 +35,11 @@ impl<T: Copy + PartialEq> Derived<T> {
         self.held.iter().find(|held| held.0 == register && held.2 == 0).map(|held| held.1)
     }
 
+    /// True if a register other than this one holds an address, with nothing added to it.
+    pub(crate) fn is_held_elsewhere(&self, address: T, register: Register) -> bool {
+        self.held.iter().any(|held| held.0 != register && (held.1, held.2) == (address, 0))
+    }
+
     /// Follows one instruction. `made` is what its field leads to, if it makes an address of it. Returns from which
     /// addresses it reaches back, and how far.
     pub(crate) fn see(&mut self, step: &Step, made: Option<T>) -> Vec<Back<T>> {

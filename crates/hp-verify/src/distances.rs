@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use iced_x86::{ConditionCode, FlowControl, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
 
 use crate::code::Step;
+use crate::derived::Derived;
 
 /// How many instructions there may be between reading a distance and adding to it.
 const NEAR: usize = 16;
@@ -39,14 +40,14 @@ struct Read {
 }
 
 impl Distances {
-    /// Follows one instruction. `holds` says which address a register holds before it.
-    pub(crate) fn see(&mut self, step: &Step, holds: &dyn Fn(Register) -> Option<u64>) {
+    /// Follows one instruction. `derived` knows which addresses registers hold before it.
+    pub(crate) fn see(&mut self, step: &Step, derived: &Derived<u64>) {
         self.read.iter_mut().for_each(|read| read.ago += 1);
         self.read.retain(|read| read.ago < NEAR);
         self.leave(step);
         self.add(step);
-        self.overwrite(step, holds);
-        self.begin(step, holds);
+        self.overwrite(step, derived);
+        self.begin(step, derived);
     }
 
     /// True if the code that was seen keeps distances to data; those of a jump through a table are none.
@@ -83,7 +84,7 @@ impl Distances {
     }
 
     /// What was read is used up: one of the two registers gets another value, and no way leads around that.
-    fn overwrite(&mut self, step: &Step, holds: &dyn Fn(Register) -> Option<u64>) {
+    fn overwrite(&mut self, step: &Step, derived: &Derived<u64>) {
         if self.read.is_empty() {
             return;
         }
@@ -119,7 +120,7 @@ impl Distances {
                 return true;
             }
             // Another register may still hold the start.
-            let other = || GENERAL.iter().any(|r| *r != read.table && read.start.is_some() && holds(*r) == read.start);
+            let other = || read.start.is_some_and(|start| derived.is_held_elsewhere(start, read.table));
             if number || narrow || !other() {
                 numbers.extend(read.start);
             }
@@ -128,7 +129,7 @@ impl Distances {
     }
 
     /// An instruction reads from a table: from one of many numbers behind a register, `(b,i,4)`, or behind either one of `(b,i)`.
-    fn begin(&mut self, step: &Step, holds: &dyn Fn(Register) -> Option<u64>) {
+    fn begin(&mut self, step: &Step, derived: &Derived<u64>) {
         let i = &step.instruction;
         let (base, index) = (i.memory_base(), i.memory_index());
         if base == Register::None || index == Register::None || i.mnemonic() == Mnemonic::Lea {
@@ -143,7 +144,7 @@ impl Distances {
         let wide = i.mnemonic() == Mnemonic::Movsxd;
         let other = Some(index).filter(|_| i.memory_index_scale() == 1);
         for table in [Some(base), other].into_iter().flatten() {
-            let start = holds(table).filter(|_| i.memory_displacement64() == 0);
+            let start = derived.held(table).filter(|_| i.memory_displacement64() == 0);
             match number {
                 Some(number) if number != table => {
                     if wide && matches!(i.memory_index_scale(), 1 | 4) || start.is_some() {
@@ -169,37 +170,17 @@ fn adds(step: &Step) -> Option<(Register, Register, Option<Register>)> {
     (memory && two && i.memory_index_scale() == 1).then(|| (i.memory_base(), i.memory_index(), sum))
 }
 
-/// The general registers that a program may keep an address in.
-const GENERAL: [Register; 15] = [
-    Register::RAX,
-    Register::RCX,
-    Register::RDX,
-    Register::RBX,
-    Register::RBP,
-    Register::RSI,
-    Register::RDI,
-    Register::R8,
-    Register::R9,
-    Register::R10,
-    Register::R11,
-    Register::R12,
-    Register::R13,
-    Register::R14,
-    Register::R15,
-];
-
 #[cfg(test)]
 mod tests {
-    use super::Distances;
+    use super::{Derived, Distances};
     use crate::code::steps;
-    use crate::derived::Derived;
 
     /// `lea rdx,[rip+0x100]` and then this: are distances read at all, and may it be from there?
     fn of(code: &[u8]) -> (bool, bool) {
         let code = [&[0x48, 0x8d, 0x15, 0, 1, 0, 0][..], code].concat();
         let (mut distances, mut derived) = (Distances::default(), Derived::new());
         for (_, step) in steps(0x1000, &code, false) {
-            distances.see(&step, &|register| derived.held(register));
+            distances.see(&step, &derived);
             derived.see(&step, step.fields.first().map(|f| f.target));
         }
         (distances.found(), distances.may_begin_at(0x1107))

@@ -47,7 +47,7 @@ pub(crate) fn range(side: &Side<'_>, range: usize, watched: &dyn Fn(u64) -> bool
     let mut made = Vec::new();
     for (at, step) in side.steps(range) {
         let here = base + at as u64;
-        distances.see(&step, &|register| derived.held(register));
+        distances.see(&step, &derived);
         let address = step.fields.iter().find(|f| f.usage == Use::Address).map(|f| f.target);
         let back = derived.see(&step, address).into_iter().filter(|b| side.is_end_of_text(b.from, b.bytes));
         scan.texts.extend(back.map(|b| b.from - b.bytes));

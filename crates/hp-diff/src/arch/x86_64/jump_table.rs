@@ -233,10 +233,10 @@ pub(super) fn starts(instruction: &Instruction) -> impl Iterator<Item = Register
 }
 
 /// True if one of the registers is another value behind these instructions, as far as they run one after the other in any case.
-fn overwritten<'i>(mut code: impl Iterator<Item = &'i Instruction>, registers: [Register; 2]) -> bool {
+fn overwritten<'i>(code: impl Iterator<Item = &'i Instruction>, registers: [Register; 2]) -> bool {
     let mut factory = InstructionInfoFactory::new();
     let straight = |i: &&Instruction| matches!(i.flow_control(), FlowControl::Next);
-    code.by_ref().take_while(straight).any(|i| {
+    code.take_while(straight).any(|i| {
         written(i, &mut factory).iter().any(|r| registers.contains(r) && i.condition_code() == ConditionCode::None)
     })
 }

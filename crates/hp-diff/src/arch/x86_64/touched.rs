@@ -294,14 +294,9 @@ pub(super) fn origin(code: &Decoded, n: usize, register: Register, factory: &mut
         Mnemonic::Xor if copied() == Some(to) => Origin::Number(0),
         // Zero is in what bits are taken of, and all ones in what bits are added to.
         Mnemonic::And if immediate().is_some_and(|n| n >= 0) => Origin::Number(0),
-        Mnemonic::Or if to.size() == 8 && immediate().is_some_and(|n| n < 0) => {
-            Origin::Number(immediate().unwrap_or(-1))
-        }
+        Mnemonic::Or if to.size() == 8 => immediate().filter(|n| *n < 0).map_or(Origin::Unknown, Origin::Number),
         Mnemonic::Shl if to.size() == 8 && instruction.op1_kind() == OpKind::Immediate8 => {
             Origin::Times(register, 1 << (instruction.immediate8() & 63))
-        }
-        Mnemonic::Sub if to.size() == 8 && copied().is_some() => {
-            copied().map_or(Origin::Unknown, |less| Origin::Difference(register, less.full_register()))
         }
         Mnemonic::Lea
             if instruction.code() == Code::Lea_r64_m
@@ -316,9 +311,11 @@ pub(super) fn origin(code: &Decoded, n: usize, register: Register, factory: &mut
         Mnemonic::Neg if to.size() == 8 => Origin::Minus(register, 0),
         // A negative number in 32 bits is none any more in 64.
         Mnemonic::Add if to.size() == 8 => immediate().map_or(Origin::Unknown, |n| Origin::From(register, n)),
-        Mnemonic::Sub if to.size() == 8 => {
-            immediate().map_or(Origin::Unknown, |n| Origin::From(register, n.wrapping_neg()))
-        }
+        Mnemonic::Sub if to.size() == 8 => match (immediate(), copied()) {
+            (Some(number), _) => Origin::From(register, number.wrapping_neg()),
+            (None, Some(less)) => Origin::Difference(register, less.full_register()),
+            (None, None) => Origin::Unknown,
+        },
         Mnemonic::Inc if to.size() == 8 => Origin::From(register, 1),
         Mnemonic::Dec if to.size() == 8 => Origin::From(register, -1),
         Mnemonic::Lea if instruction.code() == Code::Lea_r64_m && instruction.memory_index() == Register::None => {
