@@ -23,7 +23,6 @@ use crate::sys::Instant;
 use crate::sys::View;
 use crate::takeover::{self, Touched};
 use crate::threads::Stopped;
-use crate::unwind::Unwinder;
 use crate::{
     Done, Error, InTheWay, Measured, Options, Stood, cleanup, gate, inherit, place, revert, scope, seccomp, stage, sys,
 };
@@ -77,7 +76,7 @@ fn apply_in(session: &Session, patch: &Patch, id: &str, options: &Options) -> Re
     }
     takeover::settle(session, options)?;
     let found = plan.found()?;
-    plan.older = plan.check_neighbours(found.as_ref().map(|(ledger, _)| *ledger))?;
+    (plan.older, plan.unused) = plan.check_neighbours(found.as_ref().map(|(ledger, _)| *ledger))?;
     if let Some((ledger, standing)) = &found {
         let strangers = standing.strangers(ledger, &session.ledgers);
         if !strangers.is_empty() {
@@ -97,13 +96,10 @@ fn apply_in(session: &Session, patch: &Patch, id: &str, options: &Options) -> Re
     let found = found.filter(|(ledger, standing)| !standing.is_unused() || ledger.mapping.len() == plan.layout.size);
     session.check_relatives(options.timeout)?;
     let imports = scope::resolve(session, patch)?;
-    let unwinder = Unwinder::new(&session.process.mem, &session.images, &session.ledgers);
-    let mut stops = Stops::new(&session.process, unwinder, options);
-    for ledger in &session.ledgers {
-        stops.learn(ledger);
-    }
-    // Who stands in a gate of an older patch would go on into its new code.
+    let mut stops = Stops::new(session, options)?;
+    // Who stands in a gate of one of these is past the entry.
     stops.forget_gates(&plan.older);
+    stops.forget_gates(&plan.unused);
     let slots = Slots::find(&session.process.mem, &session.images);
     let at = match found {
         Some((ledger, _)) => ledger.mapping.start,
@@ -152,6 +148,9 @@ struct Plan<'a> {
     layout: Layout,
     /// The patches that this one takes the place of.
     older: Vec<&'a Ledger>,
+    /// Patches of the same functions that lie there and are not in use: who is still in one, by a pointer or in its gates and
+    /// thunks, runs code that knows nothing of this one.
+    unused: Vec<&'a Ledger>,
     bridged: Vec<Bridged>,
     /// Variables that lie in older payloads, by symbol.
     inherited: Map<u32, LiveAddr>,
@@ -182,6 +181,7 @@ impl<'a> Plan<'a> {
             base,
             layout: empty,
             older: Vec::new(),
+            unused: Vec::new(),
             bridged: Vec::new(),
             inherited: Map::default(),
             finders,
@@ -345,15 +345,18 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// The patches of the same base that this one takes the place of. Refuses what others stand against.
-    fn check_neighbours(&self, own: Option<&Ledger>) -> Result<Vec<&'a Ledger>, Failure> {
+    /// The patches of the same base that this one takes the place of, and those of its functions that are not in use.
+    /// Refuses what others stand against.
+    fn check_neighbours(&self, own: Option<&Ledger>) -> Result<(Vec<&'a Ledger>, Vec<&'a Ledger>), Failure> {
         let functions = self.ledger(LiveAddr(0), &[])?.functions;
         let touched = Touched::by(&functions);
-        let mut older = Vec::new();
+        let (mut older, mut unused) = (Vec::new(), Vec::new());
         let others = self.session.ledgers.iter().filter(|ledger| is_base(self.base, ledger));
         for other in others.filter(|other| own.is_none_or(|own| own.mapping != other.mapping)) {
             let standing = Standing::read(&self.session.process, other)?;
             if self.session.is_unused(other, &standing) {
+                let same = other.functions.iter().any(|function| touched.find(function).is_some());
+                unused.extend(same.then_some(other));
                 continue;
             }
             let (id, name) = (&other.id, &other.name);
@@ -377,7 +380,7 @@ impl<'a> Plan<'a> {
             }
             older.push(other);
         }
-        Ok(older)
+        Ok((older, unused))
     }
 
     /// Every byte of every function to be replaced must be what the diff saw.
@@ -487,6 +490,7 @@ impl Work<'_> {
         let (ledger, standing) = self.staged(&mut stops, found)?;
         stops.learn(&ledger);
         let seal = self.seal(&ledger)?;
+        seal.iter().for_each(|&seal| stops.expect(seal));
         let view = takeover::view(&ledger).filter(|_| !standing.active);
         if let Some(view) = &view {
             stops.learn(view);
@@ -601,10 +605,11 @@ impl Work<'_> {
         list.extend(ledger.functions.iter().map(site_bytes));
         let watched = ledger.functions.iter().map(Replaced::entry).filter(|entry| !but.contains(entry));
         list.extend(bodies(ledger, &watched.collect::<Vec<_>>()));
+        list.extend(takeover::old_code(self.plan.unused.iter().copied()));
         if let Some(view) = view {
             list.push(Watched::plain(takeover::bridges(view), "a bridge"));
             list.extend(view.functions.iter().map(site_bytes));
-            list.extend(takeover::old_code(&self.plan.older));
+            list.extend(takeover::old_code(self.plan.older.iter().copied()));
         }
         Watch::new(list)
     }

@@ -54,7 +54,6 @@ mod tests {
     use crate::addr::{LiveAddr, LiveRange};
     use crate::ledger::claim;
     use crate::prelude::*;
-    use crate::unwind::Unwinder;
     use crate::{Options, maps::Maps};
     use std::io::{BufRead, BufReader};
     use std::process::{Command, Stdio};
@@ -85,9 +84,8 @@ mod tests {
 
         let session = Session::open(pid).unwrap();
         assert_eq!(session.abandoned, [range]);
-        let unwinder = Unwinder::new(&session.process.mem, &session.images, &session.ledgers);
         let options = Options { timeout: Duration::from_secs(5), max_pause: None, dry_run: false, relaxed: false };
-        let mut stops = Stops::new(&session.process, unwinder, &options);
+        let mut stops = Stops::new(&session, &options).unwrap();
         let is_there = || Maps::of(pid).unwrap().at(range.start).is_some();
         put(range.start, b"HPLEDGER");
         clean(&session, &mut stops, &[pid]).unwrap();

@@ -338,7 +338,8 @@ impl Ledger {
     }
 }
 
-fn candidates(maps: &Maps) -> impl Iterator<Item = &crate::maps::Mapping> {
+/// Where ledgers may lie.
+pub(crate) fn candidates(maps: &Maps) -> impl Iterator<Item = &crate::maps::Mapping> {
     maps.iter().filter(|mapping| {
         mapping.read && !mapping.write && !mapping.execute && !mapping.shared && mapping.is_anonymous()
     })
@@ -346,14 +347,19 @@ fn candidates(maps: &Maps) -> impl Iterator<Item = &crate::maps::Mapping> {
 
 /// Every valid ledger of a process.
 pub(crate) fn find(mem: &Mem, maps: &Maps) -> Vec<Ledger> {
+    find_within(mem, candidates(maps).map(|mapping| mapping.range))
+}
+
+/// Every valid ledger in these mappings.
+pub(crate) fn find_within(mem: &Mem, ranges: impl Iterator<Item = LiveRange>) -> Vec<Ledger> {
     let mut found = Vec::new();
     let mut budget = MAX_SEARCH;
-    for mapping in candidates(maps) {
+    for range in ranges {
         // A neighbour with the same protection may have been merged with it: look at every page.
-        let mut at = mapping.range.start;
-        while at < mapping.range.end && budget > 0 {
+        let mut at = range.start;
+        while at < range.end && budget > 0 {
             budget = budget.saturating_sub(PAGE);
-            match read_at(mem, at, mapping.range.end) {
+            match read_at(mem, LiveRange { start: at, end: range.end }) {
                 Some(ledger) => {
                     at = ledger.mapping.end;
                     found.push(ledger);
@@ -369,7 +375,7 @@ pub(crate) fn find(mem: &Mem, maps: &Maps) -> Vec<Ledger> {
 /// somebody else may have taken a payload out, and its place may be anything.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Seal {
-    at: LiveAddr,
+    pub(crate) at: LiveAddr,
     /// It has a digest of all that follows.
     header: [u8; HEADER],
 }
@@ -449,11 +455,13 @@ pub(crate) fn abandoned(mem: &Mem, maps: &Maps, ledgers: &[Ledger]) -> Vec<LiveR
     found
 }
 
-fn read_at(mem: &Mem, at: LiveAddr, end: LiveAddr) -> Option<Ledger> {
+/// The ledger at the start of a range, if a valid one lies there.
+pub(crate) fn read_at(mem: &Mem, range: LiveRange) -> Option<Ledger> {
+    let at = range.start;
     // A read may fail for a moment; a record that was passed over would count as no patch at all.
     let start: [u8; HEADER] = mem.array(at).or_else(|_| mem.array(at)).ok()?;
     let len = header(&start)?;
-    if len as u64 > end.0 - at.0 {
+    if len as u64 > range.len() {
         return None;
     }
     Ledger::parse(&mem.bytes(at, len).or_else(|_| mem.bytes(at, len)).ok()?, at)

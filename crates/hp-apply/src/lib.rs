@@ -50,6 +50,7 @@ mod landing;
 mod layout;
 mod ledger;
 mod maps;
+mod newcomers;
 mod place;
 mod pointers;
 mod prelude;

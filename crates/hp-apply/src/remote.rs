@@ -106,6 +106,13 @@ impl Slots {
     pub(crate) fn any(&self) -> Option<Slot> {
         self.free.first().copied()
     }
+
+    /// The same, for use now: another applier may have died in the meantime, with a thread in its stub. None can be at work
+    /// while a thread that it needs stands for us.
+    pub(crate) fn any_now(&self, mem: &Mem) -> Option<Slot> {
+        let is_free = |slot: &&Slot| mem.array(slot.at) == Ok([slot.fill; STUB_ROOM as usize]);
+        self.free.iter().find(is_free).copied()
+    }
 }
 
 impl LeftStub {

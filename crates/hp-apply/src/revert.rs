@@ -19,7 +19,6 @@ use crate::sites::{Standing, Writer, stranger};
 use crate::small::sort_by_key;
 use crate::stops::{Acted, Gated, Stops, looked};
 use crate::threads::NotNow;
-use crate::unwind::Unwinder;
 use crate::{Done, Measured, Options, Stood, cleanup, gate, inherit, seccomp, stage, sys, takeover};
 use core::cell::Cell;
 use core::time::Duration;
@@ -57,11 +56,7 @@ fn revert_in(session: &Session, id: Option<&str>, options: &Options) -> Result<D
         check(session, ledger)?;
     }
     session.check_relatives(options.timeout)?;
-    let unwinder = Unwinder::new(&session.process.mem, &session.images, &session.ledgers);
-    let mut stops = Stops::new(&session.process, unwinder, options);
-    for ledger in &session.ledgers {
-        stops.learn(ledger);
-    }
+    let mut stops = Stops::new(session, options)?;
     let gate = gate::call(session.ledgers.first().map_or(LiveAddr(0), |ledger| ledger.gates.start));
     let survey = seccomp::survey(&mut stops.tracer, &[], &gate, options.timeout)?;
     stops.may_close = survey.gates;

@@ -4,7 +4,7 @@ use crate::addr::LiveRange;
 use crate::bytes::hex;
 use crate::failure::{Failure, busy, refused};
 use crate::image::{Image, images};
-use crate::ledger::{self, Ledger};
+use crate::ledger::{self, Ledger, changed_meanwhile};
 use crate::maps::Maps;
 use crate::prelude::*;
 use crate::process::{self, Process};
@@ -17,11 +17,10 @@ use core::time::Duration;
 /// How often a record that is just going is looked at again.
 const SETTLE_TRIES: u32 = 3;
 
-/// How often work that failed is begun again because a record has gone meanwhile.
+/// How often work that failed is begun again because somebody else has changed the patches meanwhile.
 const STALE_TRIES: u32 = 3;
 
-/// Opens a process for patching and works on it; again if that fails because a record that had been read has gone:
-/// a thread whose applier died may have unmapped it just then.
+/// Opens a process for patching and works on it.
 ///
 /// `stood`: to this is added how long the process stood still.
 pub(crate) fn with(
@@ -29,17 +28,32 @@ pub(crate) fn with(
     stood: &Cell<Stood>,
     work: &dyn Fn(&Session) -> Result<Done, Failure>,
 ) -> Result<Done, Failure> {
-    let mut tries = 0;
-    loop {
-        let session = Session::open(pid)?;
-        let result = work(&session);
+    until_settled(pid, Session::open, &|session| {
+        let result = work(session);
         let mut total = stood.get();
         total.add(session.process.stood.get());
         stood.set(total);
-        match result {
-            Err(failure) if tries < STALE_TRIES && matches!(*failure, Error::Unusable(_)) && session.is_stale() => {
-                tries += 1;
-            }
+        result
+    })
+}
+
+/// Opens a process for looking only, and looks.
+pub(crate) fn look<T>(pid: i32, work: &dyn Fn(&Session) -> Result<T, Failure>) -> Result<T, Failure> {
+    until_settled(pid, Session::open_read, work)
+}
+
+/// Works on a process; again if that fails because of what somebody else has done meanwhile: another applier, or a thread that
+/// unmaps a payload for one that died.
+fn until_settled<T>(
+    pid: i32,
+    open: fn(i32) -> Result<Session, Failure>,
+    work: &dyn Fn(&Session) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let mut tries = 0;
+    loop {
+        let session = open(pid)?;
+        match work(&session) {
+            Err(failure) if tries < STALE_TRIES && session.is_stale(&failure) => tries += 1,
             result => return result.map_err(|error| session.process.explain(error)),
         }
     }
@@ -89,11 +103,15 @@ impl Session {
         standing.is_unused() && (!base_is_there || standing.strangers(ledger, &self.ledgers).is_empty())
     }
 
-    /// Whether a record that was there is no more.
-    fn is_stale(&self) -> bool {
-        let Ok(maps) = read_maps(&self.process) else { return false };
-        let now = ledger::find(&self.process.mem, &maps);
-        self.ledgers.iter().any(|ledger| !now.iter().any(|other| other.mapping == ledger.mapping))
+    /// Whether work failed because patches are not what they were when this was read: something has found that, or others
+    /// are there now.
+    fn is_stale(&self, failure: &Error) -> bool {
+        let others =
+            || read_maps(&self.process).is_ok_and(|maps| ledger::find(&self.process.mem, &maps) != self.ledgers);
+        match failure {
+            Error::Busy(_) => false,
+            failure => *failure == *changed_meanwhile(&self.process) || others(),
+        }
     }
 
     /// The one image with this build ID.

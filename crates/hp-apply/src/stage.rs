@@ -1,6 +1,6 @@
 //! Bringing a payload into a target, and taking its mapping away again.
 //!
-//! One thread stands for a moment and maps the memory; then the contents are written, and
+//! One thread stands for a moment and maps the memory (others that could not keep standing with it); then the contents are written, and
 //! last of all the ledger. Until its checksum fits, the mapping is nothing to anybody.
 
 use crate::addr::{LiveAddr, LiveRange};
@@ -45,7 +45,6 @@ pub(crate) fn load(
     make: impl Fn(LiveAddr) -> Result<(Vec<u8>, Ledger), Failure>,
 ) -> Result<Ledger, Failure> {
     let target = tracer.process;
-    let slot = slots.any().ok_or_else(no_slot)?;
     let mut taken = 0;
     'place: loop {
         let at = place(taken)?;
@@ -53,15 +52,18 @@ pub(crate) fn load(
         let bytes = ledger.bytes()?;
         loop {
             let mut late = None;
+            // The first one that can be had keeps standing: all appliers begin with it, so no two load at the same time.
+            let mut stopped = tracer.begin();
             for &tid in helpers {
-                let Some(mut stopped) = tracer.stop_one(tid)? else {
-                    late = late.or(Some(tid).filter(|tid| tracer.holds(*tid)));
+                if !stopped.add(tid)? {
+                    late = late.or(Some(tid).filter(|tid| stopped.waits_for(*tid)));
                     // Each of them may have been waited for.
                     if Instant::now() >= deadline {
                         break;
                     }
                     continue;
-                };
+                }
+                let slot = slots.any_now(&target.mem).ok_or_else(no_slot)?;
                 match load_by(&mut stopped, slot, at, &Load { layout, content: &content, ledger: &bytes }) {
                     Ok(()) => return Ok(ledger),
                     Err(CallError::NotNow) => {}
@@ -73,6 +75,7 @@ pub(crate) fn load(
                     Err(CallError::Fatal(error)) => return Err(error),
                 }
             }
+            drop(stopped);
             if !target.is_same() {
                 return Err(process::ended(target.pid));
             }
@@ -86,7 +89,7 @@ pub(crate) fn load(
 }
 
 fn load_by(stopped: &mut Stopped<'_, '_>, slot: Slot, at: LiveAddr, load: &Load<'_>) -> Result<(), CallError> {
-    let (process, task) = stopped.first();
+    let (process, task) = stopped.last();
     let mut remote = Remote::begin(process, task, slot)?;
     reserve(&mut remote, at, load.layout)?;
     let tid = remote.tid();
@@ -170,7 +173,8 @@ pub(crate) fn unmap(
     helpers: &[i32],
     payload: LiveRange,
 ) -> Result<bool, Failure> {
-    let Some(slot) = slots.any() else { return Ok(false) };
+    let (process, _) = stopped.first();
+    let Some(slot) = slots.any_now(&process.mem) else { return Ok(false) };
     for (process, task) in stopped.each().filter(|(_, task)| helpers.contains(&task.tid)) {
         let result = Remote::begin(process, task, slot).and_then(|mut remote| unmap_by(&mut remote, payload));
         match result {

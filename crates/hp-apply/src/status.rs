@@ -9,7 +9,7 @@ use crate::ledger::{self, Ledger, OldRange};
 use crate::maps::Maps;
 use crate::prelude::*;
 use crate::process::{self, Process};
-use crate::session::{Session, is_base, read_maps};
+use crate::session::{self, Session, is_base, read_maps};
 use crate::sites::{Leads, Standing};
 use crate::small::sort_by_key;
 use crate::sys::Mem;
@@ -18,10 +18,11 @@ use crate::{LedgerEntry, PatchedFunction, Phase};
 
 /// Every patch of one process, in the order in which they were applied.
 pub(crate) fn status(pid: i32) -> Result<Vec<LedgerEntry>, Failure> {
-    let session = Session::open_read(pid)?;
-    let mut ledgers: Vec<&Ledger> = session.ledgers.iter().collect();
-    sort_by_key(&mut ledgers, |ledger| ledger.sequence);
-    ledgers.into_iter().map(|ledger| entry(&session, ledger)).collect()
+    session::look(pid, &|session| {
+        let mut ledgers: Vec<&Ledger> = session.ledgers.iter().collect();
+        sort_by_key(&mut ledgers, |ledger| ledger.sequence);
+        ledgers.into_iter().map(|ledger| entry(session, ledger)).collect()
+    })
 }
 
 fn entry(session: &Session, ledger: &Ledger) -> Result<LedgerEntry, Failure> {

@@ -7,12 +7,14 @@ use crate::failure::{Failure, refused};
 use crate::gate::Gates;
 use crate::ledger::{Ledger, Replaced, SITE, Seal};
 use crate::maps::Maps;
+use crate::newcomers::Known;
 use crate::prelude::*;
 use crate::process::Process;
 use crate::safe_point::{Judge, Watch, Watched};
-use crate::session::read_maps;
+use crate::session::{Session, read_maps};
 use crate::sites::Writer;
 use crate::sys::Instant;
+use crate::takeover::old_code;
 use crate::threads::{NotNow, Patience, Stopped, Tracer};
 use crate::unwind::Unwinder;
 use crate::{InTheWay, Options, joined, sys};
@@ -40,6 +42,7 @@ pub(crate) struct Stops<'p> {
     pub(crate) tracer: Tracer<'p>,
     pub(crate) unwinder: Unwinder<'p>,
     pub(crate) gates: Vec<Gates>,
+    known: Known,
     /// Gates may be used: no thread has a filter that would harm it there.
     pub(crate) may_close: bool,
     max_pause: Option<Duration>,
@@ -75,12 +78,21 @@ pub(crate) struct Acted {
 }
 
 impl<'p> Stops<'p> {
-    pub(crate) fn new(process: &'p Process, unwinder: Unwinder<'p>, options: &Options) -> Stops<'p> {
+    /// With what was known when the process was looked at.
+    pub(crate) fn new(session: &'p Session, options: &Options) -> Result<Stops<'p>, Failure> {
+        let Session { process, maps, images, ledgers, .. } = session;
         // A timeout beyond what the clock can count is no timeout that anybody lives to see.
         let now = Instant::now();
         let deadline = now.checked_add(options.timeout).unwrap_or(now + Duration::from_secs(1 << 30));
-        let tracer = Tracer::new(process);
-        Stops { tracer, unwinder, gates: Vec::new(), may_close: true, max_pause: options.max_pause, deadline }
+        Ok(Stops {
+            tracer: Tracer::new(process),
+            unwinder: Unwinder::new(&process.mem, images, ledgers),
+            gates: ledgers.iter().map(Ledger::gates).collect(),
+            known: Known::of(maps, ledgers)?,
+            may_close: true,
+            max_pause: options.max_pause,
+            deadline,
+        })
     }
 
     pub(crate) fn process(&self) -> &'p Process {
@@ -91,6 +103,11 @@ impl<'p> Stops<'p> {
     pub(crate) fn learn(&mut self, ledger: &Ledger) {
         self.unwinder.add(ledger);
         self.gates.push(ledger.gates());
+    }
+
+    /// Whoever brought a ledger of this seal, it is no stranger's.
+    pub(crate) fn expect(&mut self, seal: Seal) {
+        self.known.add(seal);
     }
 
     /// Standing in a gate of these is no longer standing at the entry.
@@ -176,6 +193,10 @@ impl<'p> Stops<'p> {
             attempt.closed = false;
         }
         attempt.tries += 1;
+        let newcomers = self.known.newcomers(process, &maps)?;
+        // Who is in one of these is on the way to the base's function, past its entry.
+        let wider = (!newcomers.is_empty()).then(|| watch.clone().and(old_code(&newcomers).into_iter()));
+        let watch = wider.as_ref().unwrap_or(watch);
         let mut busy = judge.busy(&stopped.tasks, watch);
         let hopeless = attempt.tries > PLAIN_TRIES || busy.len() >= MANY_BUSY;
         let gates = gated.filter(|_| self.may_close && hopeless && !judge.any_blocked(&stopped.tasks, watch));

@@ -26,7 +26,6 @@ use crate::session::Session;
 use crate::sites::{Leads, Standing, Writer};
 use crate::small::{Map, sort_by_key};
 use crate::stops::Stops;
-use crate::unwind::Unwinder;
 
 /// `cmpb $0,state(%rip); jne after; jmp before`, filled up.
 const BRIDGE_SIZE: u64 = 24;
@@ -193,10 +192,10 @@ pub(crate) fn code(view: &Ledger) -> Option<Vec<u8>> {
     Some(code)
 }
 
-/// All code in which no thread may be when an older patch goes.
-pub(crate) fn old_code(older: &[&Ledger]) -> Vec<Watched> {
+/// All code of these patches, in which no thread may be when another one comes into effect.
+pub(crate) fn old_code<'l>(ledgers: impl IntoIterator<Item = &'l Ledger>) -> Vec<Watched> {
     let mut list = Vec::new();
-    for ledger in older {
+    for ledger in ledgers {
         list.push(Watched::plain(ledger.code, &format!("patch {}", ledger.name)));
         // Names for its functions: each reaches to the next one.
         let mut starts: Vec<_> = ledger.functions.iter().map(|function| (function.new, &function.name)).collect();
@@ -265,7 +264,7 @@ pub(crate) fn settle(session: &Session, options: &Options) -> Result<(), Failure
     }
     session.check_relatives(options.timeout)?;
     let process = &session.process;
-    let mut stops = Stops::new(process, Unwinder::new(&process.mem, &session.images, &session.ledgers), options);
+    let mut stops = Stops::new(session, options)?;
     for Pending { ledger, view, older } in pending {
         let seals: Vec<Seal> =
             core::iter::once(ledger).chain(older.iter().copied()).map(Seal::of).collect::<Result<_, _>>()?;

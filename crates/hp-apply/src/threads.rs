@@ -28,6 +28,8 @@ const STARVED_LIMIT: Duration = Duration::from_secs(1);
 /// How often the list of threads is read again before a storm of births counts as busy.
 const MAX_ROUNDS: u32 = 64;
 
+/// How often a thread is tried again that nobody traces any more.
+const FREED_TRIES: u32 = 3;
 /// How often a thread that should be gone is looked for, a millisecond apart.
 const GONE_TRIES: u32 = 50;
 
@@ -131,15 +133,12 @@ impl<'p> Tracer<'p> {
 
     /// Stops one thread.
     pub(crate) fn stop_one(&mut self, tid: i32) -> Result<Option<Stopped<'_, 'p>>, Failure> {
-        if !self.seize(tid)? {
-            return Ok(None);
-        }
         let mut stopped = self.begin();
-        let _ = stopped.stop(&[tid])?;
-        Ok((!stopped.tasks.is_empty()).then_some(stopped))
+        Ok(stopped.add(tid)?.then_some(stopped))
     }
 
-    fn begin(&mut self) -> Stopped<'_, 'p> {
+    /// A stop of no thread yet.
+    pub(crate) fn begin(&mut self) -> Stopped<'_, 'p> {
         Stopped { tracer: self, tasks: Vec::new(), began_ns: sys::now_ns(), counted: true }
     }
 
@@ -160,7 +159,15 @@ impl<'p> Tracer<'p> {
             return Ok(true);
         }
         let pid = self.process.pid;
-        match sys::seize(tid) {
+        let mut result = sys::seize(tid);
+        for _ in 0..FREED_TRIES {
+            // Who traced it may have let it go by now.
+            if result != Err(Errno::EPERM) || self.traced().is_err() {
+                break;
+            }
+            result = sys::seize(tid);
+        }
+        match result {
             Ok(()) => {
                 self.running.insert(tid);
                 Ok(true)
@@ -172,9 +179,13 @@ impl<'p> Tracer<'p> {
         }
     }
 
+    /// An error that says who traces it, or that it is a zombie by now, if so.
+    fn traced(&self) -> Result<(), Failure> {
+        Process::open_read(self.process.pid).and_then(|process| process.check_tracer())
+    }
+
     fn refused_to_trace(&self) -> Failure {
-        // Says who traces it, or that it is a zombie by now.
-        match Process::open_read(self.process.pid).and_then(|process| process.check_tracer()) {
+        match self.traced() {
             Err(error) => error,
             Ok(()) => unusable(format_args!("{}", process::not_permitted(self.process.pid, &self.process.status))),
         }
@@ -263,6 +274,28 @@ impl Stopped<'_, '_> {
         }
         let Some(tid) = late else { return Ok(Ok(())) };
         Ok(Err(NotNow(does_not_stop(self.tracer.process.pid, tid))))
+    }
+
+    /// Stops one more thread; false if that cannot be now.
+    pub(crate) fn add(&mut self, tid: i32) -> Result<bool, Failure> {
+        if !self.tracer.seize(tid)? {
+            return Ok(false);
+        }
+        let before = self.tasks.len();
+        let _ = self.stop(&[tid])?;
+        Ok(self.tasks.len() > before)
+    }
+
+    /// Whether a thread was to be stopped and still runs.
+    pub(crate) fn waits_for(&self, tid: i32) -> bool {
+        self.tracer.holds(tid)
+    }
+
+    /// The process and the thread that was stopped last.
+    pub(crate) fn last(&mut self) -> (&Process, &mut Task) {
+        let process = self.tracer.process;
+        // Whoever asks has stopped one.
+        (process, self.tasks.last_mut().expect("a stop holds at least one thread"))
     }
 
     /// The process and its first stopped thread.
