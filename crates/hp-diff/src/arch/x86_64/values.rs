@@ -199,13 +199,18 @@ impl<'c> Blocks<'c> {
         &self.code[first..end]
     }
 
+    /// True if a block that nothing leads to only fills the room before the next one.
+    fn is_padding(&self, start: usize) -> bool {
+        start > 0 && self.instructions(start).iter().all(|i| matches!(i.mnemonic(), Mnemonic::Nop | Mnemonic::Int3))
+    }
+
     /// The notes at the start of each block.
     fn notes(&self, factory: &mut InstructionInfoFactory) -> BTreeMap<usize, Notes> {
         let mut all: BTreeMap<usize, Notes> = BTreeMap::new();
         // What holds at every jump through a table: that is how those are reached that nothing else leads to.
         let mut at_tables: Option<Notes> = None;
         for &start in &self.starts {
-            if all.contains_key(&start) {
+            if all.contains_key(&start) || self.is_padding(start) {
                 continue;
             }
             let notes = if start == 0 { Notes::at_entry() } else { at_tables.clone().unwrap_or_else(Notes::anywhere) };
@@ -523,6 +528,17 @@ mod tests {
             |other: u8| [0x48, 0x8b, 0x7b, 8, 0x85, 0xc0, 0x74, 4, 0x48, 0x8b, 0x7b, other, 0xe8, 0xef, 0x0f, 0, 0];
         assert_eq!(all(&code(16)), []);
         assert_eq!(all(&code(8)), [(Deed::Passes, Cell::Field(8), 0x2000)]);
+    }
+
+    #[test]
+    fn nothing_comes_from_padding() {
+        // mov rdi,[rbx+8]; test eax,eax; je L; ret; padding; L: call 0x2000
+        for padding in [[0x66, 0x90], [0xcc, 0xcc]] {
+            let mut code = vec![0x48, 0x8b, 0x7b, 8, 0x85, 0xc0, 0x74, 3, 0xc3];
+            code.extend(padding);
+            code.extend([0xe8, 0xf0, 0x0f, 0, 0]);
+            assert_eq!(all(&code), [(Deed::Passes, Cell::Field(8), 0x2000)]);
+        }
     }
 
     #[test]
