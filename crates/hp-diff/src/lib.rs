@@ -70,6 +70,7 @@ mod names;
 mod payload;
 mod plain_names;
 mod progress;
+mod prototypes;
 mod references;
 mod rust;
 mod same;

@@ -44,6 +44,8 @@ struct Inlined {
     range: Range<u64>,
     depth: isize,
     name: String,
+    /// Its name as the linker knows it, where that is another one.
+    linked: Option<String>,
     /// Where it was called.
     call: Place,
 }
@@ -78,9 +80,7 @@ impl SourceMap {
     /// Where the instruction at `address` comes from, and where the inlined functions that it belongs to were called, the
     /// innermost first.
     pub(crate) fn places(&self, address: u64) -> Vec<Place> {
-        let mut around: Vec<&Inlined> = self.inlined.iter().filter(|i| i.range.contains(&address)).collect();
-        around.sort_by_key(|i| std::cmp::Reverse(i.depth));
-        self.place(address).into_iter().chain(around.into_iter().map(|i| i.call.clone())).collect()
+        self.place(address).into_iter().chain(self.inlined_at(address).into_iter().map(|i| i.call.clone())).collect()
     }
 
     /// The rows of the line table that lie in `range`, cut to it, in order.
@@ -106,6 +106,19 @@ impl SourceMap {
     pub(crate) fn inlined(&self, address: u64) -> Option<&str> {
         let around = self.inlined.iter().filter(|i| i.range.contains(&address));
         around.max_by_key(|i| i.depth).map(|i| i.name.as_str())
+    }
+
+    /// The inlined functions that the instruction at `address` belongs to, the innermost first: their names as the linker knows
+    /// them, where these are others than in the source.
+    pub(crate) fn around(&self, address: u64) -> impl Iterator<Item = Option<&str>> {
+        self.inlined_at(address).into_iter().map(|i| i.linked.as_deref())
+    }
+
+    /// The inlined functions that the instruction at `address` belongs to, the innermost first.
+    fn inlined_at(&self, address: u64) -> Vec<&Inlined> {
+        let mut around: Vec<&Inlined> = self.inlined.iter().filter(|i| i.range.contains(&address)).collect();
+        around.sort_by_key(|i| std::cmp::Reverse(i.depth));
+        around
     }
 
     fn fill(&mut self, dwarf: &Dwarf<'_, '_>, wanted: &[Range<u64>], inlined: bool) -> gimli::Result<()> {
@@ -170,9 +183,9 @@ impl SourceMap {
             let mut ranges = dwarf.dwarf.die_ranges(unit, entry)?;
             while let Some(range) = ranges.next()? {
                 if touches(wanted, range.begin, range.end) {
-                    let (name, call) = name.get_or_insert_with(|| (dwarf.name(unit, entry), call(dwarf, unit, entry)));
-                    let (name, call) = (name.clone(), call.clone());
-                    self.inlined.push(Inlined { range: range.begin..range.end, depth, name, call });
+                    let read = || (dwarf.name(unit, entry), dwarf.linked(unit, entry), call(dwarf, unit, entry));
+                    let (name, linked, call) = name.get_or_insert_with(read).clone();
+                    self.inlined.push(Inlined { range: range.begin..range.end, depth, name, linked, call });
                 }
             }
         }
@@ -226,7 +239,12 @@ type Entry<'d> = gimli::DebuggingInformationEntry<Reader<'d>>;
 impl<'d> Dwarf<'_, 'd> {
     /// The name of the function that `entry` stands for.
     fn name(&self, unit: &gimli::Unit<Reader<'d>>, entry: &Entry<'d>) -> String {
-        self.named(self.dwarf, unit, entry, HOPS).unwrap_or_else(|| "a function without a name".into())
+        self.named(self.dwarf, unit, entry, dw::DW_AT_name, HOPS).unwrap_or_else(|| "a function without a name".into())
+    }
+
+    /// The same as the linker knows it, where that is another one.
+    fn linked(&self, unit: &gimli::Unit<Reader<'d>>, entry: &Entry<'d>) -> Option<String> {
+        self.named(self.dwarf, unit, entry, dw::DW_AT_linkage_name, HOPS)
     }
 
     fn named(
@@ -234,18 +252,19 @@ impl<'d> Dwarf<'_, 'd> {
         dwarf: &gimli::Dwarf<Reader<'d>>,
         unit: &gimli::Unit<Reader<'d>>,
         entry: &Entry<'d>,
+        at: gimli::DwAt,
         hops: usize,
     ) -> Option<String> {
-        if let Some(name) = entry.attr_value(dw::DW_AT_name) {
+        if let Some(name) = entry.attr_value(at) {
             return Some(dwarf.attr_string(unit, name).ok()?.to_string_lossy().into_owned());
         }
         let hops = hops.checked_sub(1)?;
         let origin =
             [dw::DW_AT_abstract_origin, dw::DW_AT_specification].into_iter().find_map(|a| entry.attr_value(a))?;
         match origin {
-            AttributeValue::UnitRef(offset) => self.named(dwarf, unit, &unit.entry(offset).ok()?, hops),
-            AttributeValue::DebugInfoRef(offset) => self.elsewhere(dwarf, offset, hops),
-            AttributeValue::DebugInfoRefSup(offset) => self.elsewhere(self.supplement.as_ref()?, offset, hops),
+            AttributeValue::UnitRef(offset) => self.named(dwarf, unit, &unit.entry(offset).ok()?, at, hops),
+            AttributeValue::DebugInfoRef(offset) => self.elsewhere(dwarf, offset, at, hops),
+            AttributeValue::DebugInfoRefSup(offset) => self.elsewhere(self.supplement.as_ref()?, offset, at, hops),
             _ => None,
         }
     }
@@ -254,6 +273,7 @@ impl<'d> Dwarf<'_, 'd> {
         &self,
         dwarf: &gimli::Dwarf<Reader<'d>>,
         offset: gimli::DebugInfoOffset,
+        at: gimli::DwAt,
         hops: usize,
     ) -> Option<String> {
         let mut units = dwarf.units();
@@ -262,7 +282,7 @@ impl<'d> Dwarf<'_, 'd> {
             if (start..start + header.length_including_self()).contains(&offset.0) {
                 let unit = dwarf.unit(header).ok()?;
                 let entry = unit.entry(UnitOffset(offset.0 - start)).ok()?;
-                return self.named(dwarf, &unit, &entry, hops);
+                return self.named(dwarf, &unit, &entry, at, hops);
             }
         }
         None

@@ -9,28 +9,30 @@
 //! the old code made, where two pointers lead to one thing. So calls are searched that release what a function read
 //! from lasting memory, where the old function, and what it called that the new one does not call, releases nothing from that place.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod additions;
+mod callees;
+mod releases;
+
+use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
 use rayon::prelude::*;
-use rustc_hash::FxHashMap;
 
+use self::additions::only_releases;
+use self::callees::{Search, inlined};
+use self::releases::{Both, Release, added, releases};
 use crate::ahead::is_rust;
-use crate::arch::{self, Cell, Deed, Use};
+use crate::arch::{self, Cell, Deed};
 use crate::build::Build;
 use crate::compare::Changes;
 use crate::correlate::Correlation;
-use crate::entity::{FunctionId, ObjectId, Target};
-use crate::finding::{Code, Finding};
-use crate::image::Word;
+use crate::entity::{FunctionId, ObjectId};
+use crate::finding::{Code, Finding, Level};
 use crate::layout::Moved;
 use crate::source::SourceMap;
 
 /// Places shown in one finding.
 const SHOWN: usize = 6;
-
-/// Functions that are looked at because they may have been inlined into one.
-const INLINED: usize = 64;
 
 /// Memory, by what both builds agree on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,7 +44,36 @@ enum Place {
 
 type Numbers = BTreeMap<(Place, u8, Deed), BTreeMap<u64, u64>>;
 
-/// Warnings for each changed function in which such a number or release changed.
+/// Two builds, and what is the same in both.
+struct Sides<'s, 'a> {
+    old: &'s Build<'a>,
+    new: &'s Build<'a>,
+    pairs: &'s Correlation,
+}
+
+impl Sides<'_, '_> {
+    fn in_old(&self, cell: Cell) -> Option<Place> {
+        match cell {
+            Cell::Field(offset) => Some(Place::Field(offset)),
+            Cell::Fixed(address) => {
+                let id = self.old.map.object_at(address)?;
+                Some(Place::Variable(id, address - self.old.map.objects[id].address))
+            }
+        }
+    }
+
+    fn in_new(&self, cell: Cell) -> Option<Place> {
+        match cell {
+            Cell::Field(offset) => Some(Place::Field(offset)),
+            Cell::Fixed(address) => {
+                let id = self.new.map.object_at(address)?;
+                Some(Place::Variable(self.pairs.objects.old_of(id)?, address - self.new.map.objects[id].address))
+            }
+        }
+    }
+}
+
+/// Warnings and errors for each changed function in which such a number or release changed.
 ///
 /// What only came to lie elsewhere with a member of a type that is refused for it ([`Code::LayoutChanged`]) is not said again.
 pub(crate) fn changed_values(
@@ -52,61 +83,60 @@ pub(crate) fn changed_values(
     changes: &Changes,
     moved: &Moved,
 ) -> Vec<Finding> {
-    let place_in_new = |cell| match cell {
-        Cell::Field(offset) => Some(Place::Field(offset)),
-        Cell::Fixed(address) => {
-            let id = new.map.object_at(address)?;
-            Some(Place::Variable(pairs.objects.old_of(id)?, address - new.map.objects[id].address))
-        }
-    };
-    let place_in_old = |cell| match cell {
-        Cell::Field(offset) => Some(Place::Field(offset)),
-        Cell::Fixed(address) => {
-            old.map.object_at(address).map(|id| Place::Variable(id, address - old.map.objects[id].address))
-        }
-    };
+    let sides = Sides { old, new, pairs };
     let search = [Search::new(old), Search::new(new)];
-    let in_new = |numbers: &Numbers| elsewhere(numbers, moved.iter().copied());
+    let as_new = |numbers: &Numbers| elsewhere(numbers, moved.iter().copied());
     // Many functions have the same ones inlined.
-    let of_callees: Vec<OnceLock<Vec<Place>>> = old.map.functions.iter().map(|_| OnceLock::new()).collect();
+    let of_callees: Vec<OnceLock<Vec<Release<'_>>>> = old.map.functions.iter().map(|_| OnceLock::new()).collect();
     let of_callee = |callee: FunctionId| {
-        let places = || releases(old, &in_new(&numbers(old, callee, place_in_old))).into_keys().collect();
-        of_callees[callee].get_or_init(places)
+        let read = || releases(old, &as_new(&numbers(old, callee, |cell| sides.in_old(cell))));
+        of_callees[callee].get_or_init(read)
     };
     let of_function = |&(f, g, _): &(FunctionId, FunctionId, _)| {
-        let name = old.map.functions[f].qualified_name();
-        let (before, now) = (numbers(old, f, place_in_old), numbers(new, g, place_in_new));
-        let (known, kept) = (in_new(&before), elsewhere(&now, moved.iter().map(|&(was, is)| (is, was))));
-        let plain = before.iter().filter(|(key, _)| key.2 != Deed::Passes);
+        let (before, now) = (numbers(old, f, |cell| sides.in_old(cell)), numbers(new, g, |cell| sides.in_new(cell)));
+        let (known, kept) = (as_new(&before), elsewhere(&now, moved.iter().map(|&(was, is)| (is, was))));
+        let plain = before.iter().filter(|(key, _)| !matches!(key.2, Deed::Passes(_)));
         let changed = plain.filter_map(|(key, was)| {
             let (come, gone) = (without(now.get(key)?, known.get(key)), without(was, kept.get(key)));
             describe(old, *key, &gone, &come)
         });
         let changed: Vec<Seen> = changed.collect();
-        let (was, is) = (releases(old, &known), releases(new, &now));
-        let mut was: BTreeSet<Place> = was.into_keys().collect();
         // In Rust the type says who releases, and types are compared: only where that is done moves from function to function.
         let rust = is_rust(old, f) && is_rust(new, g);
-        let is = if rust { BTreeMap::new() } else { is };
-        if is.keys().any(|place| !was.contains(place)) {
+        let mut was = releases(old, &known);
+        let is = if rust { Vec::new() } else { releases(new, &now) };
+        if is.iter().any(|release| was.iter().all(|other| other.place != release.place)) {
             for callee in inlined(&search, pairs, (f, g)) {
-                was.extend(of_callee(callee));
+                was.extend(of_callee(callee).iter().cloned());
             }
         }
-        let released = is.into_iter().filter(|(place, _)| !was.contains(place));
-        let released: Vec<Seen> = released
-            .map(|(place, (callee, at))| Seen {
-                at,
-                what: format!("{callee} gets what {} leads to", shown(old, place, 8)),
-            })
-            .collect();
-        let both = [(Code::NumberChanged, changed), (Code::ReleaseAdded, released)];
-        both.into_iter().filter(|(_, seen)| !seen.is_empty()).map(move |(code, seen)| (name.clone(), code, seen))
+        (changed, (was, is))
     };
-    let found: Vec<(String, Code, Vec<Seen>)> = changes.functions.par_iter().flat_map_iter(of_function).collect();
+    let found: Vec<(Vec<Seen>, Both<'_>)> = changes.functions.par_iter().map(of_function).collect();
+    let (changed, released): (Vec<_>, Vec<_>) = found.into_iter().unzip();
+    let released = added(new, released);
+    let mends = released.iter().any(|all| !all.is_empty()) && moved.is_empty();
+    let mends = mends && only_releases(&sides, changes, &released);
+    let functions = changes.functions.iter().map(|(f, ..)| old.map.functions[*f].qualified_name());
+    let said = |release: &Release<'_>| Seen {
+        at: release.at,
+        what: format!("{} gets what {} leads to", release.callee, shown(old, release.place, 8)),
+    };
+    let of_each = functions.zip(changed).zip(released).flat_map(|((name, changed), released)| {
+        let released: Vec<Seen> = released.iter().map(said).collect();
+        [(name.clone(), Code::NumberChanged, changed), (name, Code::ReleaseAdded, released)]
+    });
+    let found: Vec<(String, Code, Vec<Seen>)> = of_each.filter(|(.., seen)| !seen.is_empty()).collect();
     let places = found.iter().flat_map(|(.., seen)| seen.iter().take(SHOWN)).map(|seen| seen.at..seen.at + 1);
     let source = SourceMap::lines(&new.image.debug, places.collect());
-    found.into_iter().map(|(name, code, seen)| Finding::new(code, name, few(&seen, &source))).collect()
+    let said = |(name, code, seen): (String, Code, Vec<Seen>)| match code {
+        Code::ReleaseAdded if mends => {
+            let message = format!("{}; the change does nothing else, so it mends a leak", few(&seen, &source));
+            Finding { level: Level::Note, ..Finding::new(code, name, message) }
+        }
+        _ => Finding::new(code, name, few(&seen, &source)),
+    };
+    found.into_iter().map(said).collect()
 }
 
 /// What an instruction of the new build does.
@@ -125,61 +155,6 @@ impl Seen {
     }
 }
 
-/// Functions that old `f` calls and its new version does not, with all that they call: what they release is released in the
-/// new version too, if that is because they are inlined there.
-fn inlined(
-    [old, new]: &[Search<'_, '_>; 2],
-    pairs: &Correlation,
-    (f, g): (FunctionId, FunctionId),
-) -> BTreeSet<FunctionId> {
-    let kept: BTreeSet<FunctionId> = new.callees(g).iter().filter_map(|id| pairs.functions.old_of(*id)).collect();
-    let mut open: Vec<FunctionId> = old.callees(f).iter().copied().filter(|id| !kept.contains(id)).collect();
-    let mut found: BTreeSet<FunctionId> = open.iter().copied().collect();
-    while let Some(id) = open.pop() {
-        let next = old.callees(id).iter().copied().filter(|id| found.len() < INLINED && found.insert(*id));
-        open.extend(next.collect::<Vec<_>>());
-    }
-    found
-}
-
-/// Who calls whom in one build, as far as somebody asked.
-struct Search<'s, 'a> {
-    build: &'s Build<'a>,
-    /// The first function of each name.
-    names: OnceLock<FxHashMap<&'s str, FunctionId>>,
-    callees: Vec<OnceLock<Vec<FunctionId>>>,
-}
-
-impl<'s, 'a> Search<'s, 'a> {
-    fn new(build: &'s Build<'a>) -> Self {
-        let callees = build.map.functions.iter().map(|_| OnceLock::new()).collect();
-        Search { build, names: OnceLock::new(), callees }
-    }
-
-    /// The functions of the build that one calls or jumps to, ordered.
-    fn callees(&self, function: FunctionId) -> &[FunctionId] {
-        self.callees[function].get_or_init(|| {
-            let build = self.build;
-            let sites = build.code[function].ranges.iter().flat_map(|code| code.sites.leaving());
-            let branches = sites.filter(|site| site.usage == Use::Branch);
-            let called = branches.filter_map(|site| match build.map.resolve(&build.image, &site) {
-                Target::Function(id, 0, 0) if id != function => Some(id),
-                // A library may call its own functions through a stub.
-                Target::Stub(Word::Symbol(name, 0)) => self.names().get(name.as_str()).copied(),
-                _ => None,
-            });
-            called.collect::<BTreeSet<FunctionId>>().into_iter().collect()
-        })
-    }
-
-    fn names(&self) -> &FxHashMap<&'s str, FunctionId> {
-        self.names.get_or_init(|| {
-            let functions = self.build.map.functions.iter().enumerate().rev();
-            functions.flat_map(|(id, function)| function.names.iter().map(move |name| (*name, id))).collect()
-        })
-    }
-}
-
 /// The first few of them in one line.
 fn few(all: &[Seen], source: &SourceMap) -> String {
     let shown = all.iter().take(SHOWN).map(|seen| seen.shown(source)).collect::<Vec<_>>().join("; ");
@@ -187,28 +162,6 @@ fn few(all: &[Seen], source: &SourceMap) -> String {
         0 => shown,
         more => format!("{shown}; and {more} more"),
     }
-}
-
-/// From which places a function hands something to a function that releases it: that one's name, and the address of the call.
-fn releases<'b>(build: &'b Build<'_>, numbers: &Numbers) -> BTreeMap<Place, (&'b str, u64)> {
-    let passes = numbers.iter().filter(|((_, _, deed), _)| *deed == Deed::Passes);
-    let calls = passes.flat_map(|((place, ..), callees)| callees.iter().map(|(callee, at)| (*place, *callee, *at)));
-    let named = calls.filter_map(|(place, callee, at)| {
-        let name = match build.map.resolve_address(&build.image, callee, Use::Branch) {
-            Target::Function(id, 0, 0) => build.map.functions[id].names[0],
-            Target::Stub(Word::Symbol(name, _)) | Target::Slot(Word::Symbol(name, _)) => name,
-            _ => return None,
-        };
-        is_release(name).then_some((place, (name, at)))
-    });
-    named.collect()
-}
-
-/// Names that say that what they get is gone afterwards; `_Zd` begins C++'s `operator delete`.
-fn is_release(name: &str) -> bool {
-    const WORDS: [&str; 9] = ["free", "release", "destroy", "delete", "unref", "dispose", "close", "munmap", "cleanup"];
-    let lower = name.to_ascii_lowercase();
-    lower.starts_with("_zd") || WORDS.iter().any(|word| lower.contains(word))
 }
 
 /// A place, in words.
@@ -272,7 +225,7 @@ fn describe(
         Deed::Stores => format!("stores {come_numbers} into {what}"),
         Deed::Masks => format!("masks {what} with {come_numbers}"),
         Deed::Compares => format!("compares {what} with {come_numbers}"),
-        Deed::Passes => return None,
+        Deed::Passes(_) => return None,
     };
     Some(Seen { at: *first, what: format!("it {verb}, the old build with {gone_numbers}") })
 }

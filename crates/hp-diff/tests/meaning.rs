@@ -158,6 +158,203 @@ void (*volatile use)(struct reader *) = destroy;
     assert!(report.changes.iter().any(|c| c.name == "destroy"), "{:?}", report.changes);
 }
 
+/// The releases that are said, with their levels, of a change of a program around an owned text.
+fn releases_of(new: &str, other: &str) -> Vec<(Level, String)> {
+    let source = format!(
+        r#"
+#include <stdlib.h>
+#include <string.h>
+#ifdef NEW
+#define NOW(x) x
+#define WAS(x)
+#else
+#define NOW(x)
+#define WAS(x) x
+#endif
+#define APART __attribute__((noinline, noclone))
+struct item {{ long id; char *spare[4]; char *text; char *other; long owned; struct item *next; }};
+extern char *ref(char *), *name_of(struct item *); extern void put(struct item *, char *, int); extern void unref(char *);
+typedef void callback(struct item *);
+APART void set(struct item *i, const char *text) {{ free(i->text); i->text = strdup(text); }}
+APART void destroy(struct item *i) {{ {new} free(i); }}
+{other}
+"#
+    );
+    let report = diff(&source, &Options::default());
+    assert!(!report.changes.is_empty(), "{new}{other}");
+    let found: Vec<&Finding> = report.findings.iter().filter(|f| f.code == Code::ReleaseAdded).collect();
+    let refused = found.iter().any(|f| f.level == Level::Error);
+    assert_eq!(report.patch.is_none(), refused, "{new}{other}: {:?}", report.findings);
+    found.into_iter().map(|f| (f.level, f.subject.clone())).collect()
+}
+
+#[test]
+fn a_change_that_only_releases_more_mends_a_leak() {
+    let note = |name: &str| (Level::Note, name.to_owned());
+    let free = "NOW(free(i->text);)";
+    for (new, other) in [
+        (free, ""),
+        ("NOW(if (i->text) free(i->text);)", ""),
+        // Before it is overwritten, and where it is the last that is done.
+        ("", "APART void renew(struct item *i, char *t) { NOW(free(i->text);) i->text = t; }"),
+        (
+            "",
+            "APART int clear(struct item *i) { if (i->owned) { put(i, 0, 1); NOW(free(i->text);) i->text = 0; } return 1; }",
+        ),
+        // Twice, and beside what stays as it is.
+        (free, "APART void also(struct item *i) { NOW(free(i->text);) i->text = ref(i->other); }"),
+    ] {
+        let names: Vec<(Level, String)> = releases_of(new, other);
+        assert!(!names.is_empty() && names.iter().all(|(level, _)| *level == Level::Note), "{new}{other}: {names:?}");
+    }
+    assert_eq!(releases_of(free, ""), [note("destroy")]);
+}
+
+/// Old objects may have another owner, or none, if anything else differs.
+#[test]
+fn a_release_beside_any_other_change_is_refused() {
+    let free = "NOW(free(i->text);)";
+    for (new, other) in [
+        // What is stored has a user more now, is a copy, or something else.
+        (free, "APART void take(struct item *i, char *t) { i->text = NOW(ref)(t); }"),
+        (free, "APART void take(struct item *i, char *t) { NOW(ref(t);) i->text = t; }"),
+        (free, "APART void take(struct item *i, char *t) { i->text = NOW(strdup)(t); }"),
+        (free, "APART void take(struct item *i, struct item *j) { i->text = WAS(j->text) NOW(j->other); }"),
+        (free, "APART void take(struct item *i, struct item *j, struct item *k) { i->text = WAS(j) NOW(k)->text; }"),
+        (free, "APART void take(struct item *i, char **t, long n) { i->text = t[WAS(0) NOW(n)]; }"),
+        (free, "APART void take(struct item *i, struct item *j, char *t) { WAS(i) NOW(j)->text = t; }"),
+        (free, "APART void take(struct item *i, char *t, char *u) { i->text = WAS(t) NOW(u); }"),
+        (free, "APART void take(struct item *i) { i->text = WAS(ref(i->other)) NOW(name_of(i)); }"),
+        // The member is set where it was not before, or no longer; somebody gives it away now.
+        (free, "APART void begin(struct item *i) { i->id = 7; NOW(i->text = 0;) }"),
+        (free, "APART void begin(struct item *i) { i->id = 7; WAS(i->text = 0;) }"),
+        (free, "APART char *give(struct item *i) { char *t = i->text; NOW(i->text = 0;) return t; }"),
+        (free, "APART char *give(struct item *i) { return WAS(i->text) NOW(i->other); }"),
+        (free, "APART char *give(struct item *i) { return WAS(i->text) NOW(0); }"),
+        // Somebody else released it before, and does not any more.
+        (free, "APART void end(struct item *i) { WAS(free(i->text);) destroy(i); }"),
+        (free, "APART void end(struct item *i) { WAS(unref(i->text);) put(i, 0, 1); }"),
+        // Another one is asked or told who owns it.
+        (free, "APART void keep(struct item *i, char *t) { put(i, t, WAS(0) NOW(1)); }"),
+        (free, "APART void keep(struct item *i, char *t) { i->other = t; i->owned = WAS(0) NOW(1); }"),
+        (free, "APART void keep(struct item *i) { if (i->owned WAS(== 0) NOW(!= 0)) i->text = 0; else put(i, 0, 1); }"),
+        (free, "APART void keep(struct item *i) { if (i->WAS(id) NOW(owned)) i->text = 0; }"),
+        ("NOW(if (i->owned) free(i->text);)", ""),
+        // Functions and tables.
+        (
+            free,
+            "static callback *volatile table; APART void f(struct item *i) { put(i, 0, 1); } \
+            APART void g(struct item *i) { put(i, 0, 2); } APART void use(void) { table = WAS(f) NOW(g); }",
+        ),
+        (
+            free,
+            "NOW(APART void more(struct item *i) { put(i, 0, 1); }) APART void use(struct item *i) { NOW(more(i);) i->id = 3; }",
+        ),
+        (
+            free,
+            "APART void f(struct item *i) { put(i, 0, 1); } APART void g(struct item *i) { put(i, 0, 2); } \
+            callback *const table[2] = { f, WAS(f) NOW(g) };",
+        ),
+        // In the function itself.
+        ("NOW(free(i->text); i->text = 0;) put(i, 0, 1);", ""),
+        ("NOW(free(i->text);) put(i, i->text, WAS(1) NOW(2));", ""),
+        // It goes on being there, for all that its name says.
+        (
+            "",
+            "extern void cleanup(char *); void tidy(struct item *i) { cleanup(i->other); } \
+            APART void renew(struct item *i) { NOW(cleanup(i->other);) i->id = 5; }",
+        ),
+        // Nothing says that the object owns it.
+        ("NOW(free(i->other);)", ""),
+        ("NOW(unref(i->text);)", ""),
+    ] {
+        let found = releases_of(new, other);
+        assert!(found.iter().any(|(level, _)| *level == Level::Error), "{new}\n{other}: {found:?}");
+    }
+}
+
+/// The errors about releases, and about types, of two versions of a program of C++.
+fn releases_of_cpp(source: &str) -> Vec<(Code, String)> {
+    let directory = tempfile::tempdir().unwrap();
+    let head = "#include <memory>\n#include <string>\n#include <vector>\n#include <cstdlib>\n\
+        #ifdef NEW\n#define NOW(x) x\n#define WAS(x)\n#else\n#define NOW(x)\n#define WAS(x) x\n#endif\n";
+    std::fs::write(directory.path().join("code.cc"), format!("{head}{source}")).unwrap();
+    let build = |name: &str, version: &str| {
+        let mut gcc = Command::new("g++");
+        gcc.args(["-O2", "-g", "-fPIC", "-shared", "-Wl,--build-id", version, "code.cc", "-o", name]);
+        assert!(gcc.current_dir(&directory).status().unwrap().success(), "g++ failed");
+        directory.path().join(name)
+    };
+    let report = hp_diff::diff(&build("old.so", "-DOLD"), &build("new.so", "-DNEW"), &Options::default()).unwrap();
+    assert!(!report.changes.is_empty(), "{source}");
+    let known = [Code::ReleaseAdded, Code::LayoutChanged];
+    errors(&report)
+        .into_iter()
+        .filter(|(code, _)| known.contains(code))
+        .map(|(code, what)| (code, what.to_owned()))
+        .collect()
+}
+
+/// As in Rust: old objects of these types own what they hold, whatever the program does.
+#[test]
+fn what_a_class_of_the_library_releases_its_type_says() {
+    for source in [
+        "struct item { long id; std::vector<int> all; }; void put(item *i, item *j) { NOW(i->all = std::move(j->all);) i->id = 1; }",
+        "struct item { long id; std::unique_ptr<int> one; }; void put(item *i, int *n) { NOW(i->one.reset(n);) i->id = 1; }",
+        "struct item { long id; std::shared_ptr<int> one; }; void put(item *i) { NOW(i->one.reset();) i->id = 1; }",
+        "struct item { long id; std::string text; }; void put(item *i, std::string *t) { NOW(i->text = std::move(*t);) i->id = 1; }",
+    ] {
+        assert_eq!(releases_of_cpp(source), [], "{source}");
+    }
+    for source in [
+        // The program itself does, be it from within a class of the library, or with its functions.
+        "struct item { long id; int *one; }; void put(item *i) { NOW(delete i->one; i->one = 0;) i->id = 1; }",
+        "struct item { long id; std::vector<int> *all; }; void put(item *i) { NOW(delete i->all; i->all = 0;) i->id = 1; }",
+        "struct item { long id; int *one; }; \
+            void put(item *i) { NOW(std::allocator<int>().deallocate(i->one, 1); i->one = 0;) i->id = 1; }",
+        "struct part { void *raw; ~part() { NOW(free(raw);) } }; struct item { long id; std::unique_ptr<part> one; }; \
+            void put(item *i) { i->one.reset(); i->id = WAS(1) NOW(2); }",
+    ] {
+        let found = releases_of_cpp(source);
+        assert!(found.iter().any(|(code, _)| *code == Code::ReleaseAdded), "{source}: {found:?}");
+    }
+    // Here the type changed.
+    let source = "struct item { long id; WAS(int *) NOW(std::unique_ptr<int>) one; }; \
+        void put(item *i, int *n) { WAS(i->one = n) NOW(i->one.reset(n)); i->id = 1; }";
+    let found = releases_of_cpp(source);
+    assert!(found.iter().any(|(code, _)| *code == Code::LayoutChanged), "{found:?}");
+}
+
+/// Registers hold what is left from before, where a function takes fewer arguments.
+#[test]
+fn what_a_function_does_not_take_is_not_released() {
+    let source = |release: &str, prototype: &str| {
+        format!(
+            r#"
+struct item {{ long a, b, c; void *d, *e, *f; }};
+extern void {release}({prototype});
+void put(struct item *i, void *p) {{
+#ifdef NEW
+    void *d = i->d, *e = i->e, *f = i->f;
+    i->f = d; i->d = e; i->e = f;
+#endif
+    {release}(p);
+}}
+"#
+        )
+    };
+    let releases = |source: &str| {
+        let report = diff(source, &Options::default());
+        assert_eq!(report.changes.len(), 1);
+        report.findings.iter().any(|f| f.code == Code::ReleaseAdded)
+    };
+    assert!(!releases(&source("item_free", "void *")));
+    // It may take more, as far as is said; and what is no release is none.
+    assert!(releases(&source("item_free", "void *, ...")));
+    assert!(releases(&source("item_free", "")));
+    assert!(!releases(&source("item_show", "")));
+}
+
 const SCOPE: &str = r#"
 #ifdef NEW
 static int left = 10;

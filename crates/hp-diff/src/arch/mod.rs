@@ -13,11 +13,11 @@ pub(crate) use alike::alike;
 pub(crate) use sites::Sites;
 
 pub(crate) use x86_64::{
-    CallArgument, DecodeRoom, Decoded, Field, JumpTableContext, Jumps, Reach, Touched, add_known, bounded, branch,
-    call_arguments, calls_without, changed_registers, compares_address, copied, counted, decode, differing_arguments,
-    displaced, field, first_difference, instructions, is_call, is_indexed, is_limit, is_plain_call, kept_addresses,
-    memory_numbers, numbers, padding, plt_stubs, reach, returns, shape, stays_inside, switches_stacks, tables, text,
-    texts, through_slot, thunk, touched, unpadded, width,
+    CallArgument, DecodeRoom, Decoded, Field, JumpTableContext, Jumps, Reach, Touched, acts, add_known, bounded,
+    branch, call_arguments, calls_without, changed_registers, compares_address, copied, counted, decode,
+    differing_arguments, displaced, field, first_difference, instructions, is_call, is_indexed, is_limit,
+    is_plain_call, kept_addresses, memory_numbers, numbers, padding, plt_stubs, reach, returns, shape, stays_inside,
+    switches_stacks, tables, text, texts, through_slot, thunk, touched, unpadded, width,
 };
 
 /// How a field in an instruction encodes its target.
@@ -193,8 +193,9 @@ pub(crate) enum Deed {
     Stores,
     Masks,
     Compares,
-    /// Hands what it read there to the function at that address, or that the table slot there leads to.
-    Passes,
+    /// Hands what it read there, as its argument of that number, from 0, to the function at that address, or that the table
+    /// slot there leads to.
+    Passes(u8),
 }
 
 /// Memory that outlives the function that uses it.
@@ -204,6 +205,53 @@ pub(crate) enum Cell {
     Field(i64),
     /// At this link-time address.
     Fixed(u64),
+}
+
+/// What code makes use of, as far as it can be told where it comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Value {
+    Unknown,
+    /// An address in the function's own frame.
+    Frame,
+    Number(u64),
+    /// A link-time address.
+    Address(u64),
+    /// The function's argument of that number, from 0.
+    Argument(u8),
+    /// What a call answered: of the function at that address, or that the table slot there leads to.
+    Answer(Option<u64>),
+    /// What was read from lasting memory of `width` bytes, plus a number, or shifted right.
+    Loaded {
+        cell: Cell,
+        width: u8,
+        plus: i64,
+        shift: u32,
+    },
+}
+
+/// What an instruction does to what outlives its function, and what it asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Act {
+    /// Calls the function at that address, or that the table slot there leads to; `None`: it is not known which.
+    Calls {
+        callee: Option<u64>,
+        /// What the registers for the first arguments hold, whether the callee has so many or not.
+        arguments: [Value; 6],
+    },
+    /// Stores into so many bytes of lasting memory, found through one or two registers; `how` is the instruction's kind.
+    Stores { cell: Option<Cell>, through: [Value; 2], width: u32, how: u32, value: Value },
+    /// Reads so many bytes of lasting memory, found through one or two registers.
+    Reads { cell: Option<Cell>, through: [Value; 2], width: u32 },
+    /// Compares two values; `how` is the instruction's kind.
+    Tests { how: u32, values: [Value; 2] },
+    /// Goes on elsewhere under a condition; `how` is the instruction's kind.
+    Branches { how: u32 },
+    /// Computes something, with a number as one operand or with none; `how` is the instruction's kind.
+    Computes { how: u32, number: Option<u64> },
+    /// Puts a number or an address into the frame.
+    Keeps(Value),
+    /// Returns that to the caller.
+    Answers(Value),
 }
 
 /// A number that an instruction stores into lasting memory, masks it with, or compares it with.

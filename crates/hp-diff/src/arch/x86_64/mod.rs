@@ -1,5 +1,6 @@
 //! x86-64: decoding by `iced-x86`, encodings after the Intel SDM, volume 2.
 
+mod acts;
 mod arguments;
 mod bounded;
 mod copied;
@@ -14,6 +15,7 @@ mod indexed;
 mod jump_table;
 mod known;
 mod limit;
+mod notes;
 mod over_calls;
 mod passages;
 mod plt;
@@ -26,6 +28,7 @@ mod touched;
 mod values;
 mod ways;
 
+pub(crate) use acts::acts;
 pub(crate) use arguments::{CallArgument, call_arguments};
 pub(crate) use bounded::bounded;
 pub(crate) use copied::copied;
