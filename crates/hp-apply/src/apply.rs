@@ -15,10 +15,10 @@ use crate::prelude::*;
 use crate::relocate::{Imports, Payload, hands_out};
 use crate::remote::Slots;
 use crate::safe_point::{Watch, Watched};
-use crate::session::{self, Session, is_base, read_maps};
+use crate::session::{self, Session, is_base};
 use crate::sites::{Leads, Standing, Writer, is_in_one_page, stranger};
 use crate::small::Map;
-use crate::stops::{Acted, Gated, Stops, looked, site_bytes, site_watch};
+use crate::stops::{Acted, Stops, Terms, looked, site_bytes, site_watch};
 use crate::sys::Instant;
 use crate::sys::View;
 use crate::takeover::{self, Touched};
@@ -489,8 +489,10 @@ impl Work<'_> {
     fn carry_out(&self, mut stops: Stops<'_>, found: Option<Found<'_>>) -> Result<Done, Failure> {
         let (ledger, standing) = self.staged(&mut stops, found)?;
         stops.learn(&ledger);
-        let seal = self.seal(&ledger)?;
-        seal.iter().for_each(|&seal| stops.expect(seal));
+        let seals = self.seals(&ledger)?;
+        if let Some(&own) = seals.first() {
+            stops.expect(own, ledger.mapping);
+        }
         let view = takeover::view(&ledger).filter(|_| !standing.active);
         if let Some(view) = &view {
             stops.learn(view);
@@ -503,10 +505,10 @@ impl Work<'_> {
         };
         let relaxed = self.may_go_on(&ledger).filter(|_| !standing.active);
         let relaxed = relaxed.map(|functions| (self.flip_watch(&ledger, view.as_ref(), &functions), functions));
-        let committed = self.commit(&mut stops, (&watch, relaxed.as_ref()), seen, &seal, standing.active);
+        let committed = self.commit(&mut stops, (&watch, relaxed.as_ref()), seen, &seals, standing.active);
         let mut measured = committed.inspect_err(|_| {
             // What cannot be undone now is undone or finished by the next apply or revert.
-            if let Some(seal) = seal.first() {
+            if let Some(seal) = seals.first() {
                 let _ = revert::undo(self.plan.session, &mut stops, &self.helpers, seen, seal);
             }
         })?;
@@ -545,7 +547,7 @@ impl Work<'_> {
         stops: &mut Stops<'_>,
         (watch, relaxed): (&Watch, Option<&Relaxed>),
         ledger: &Ledger,
-        seal: &[Seal],
+        seals: &[Seal],
         active: bool,
     ) -> Result<Measured, Failure> {
         let process = &self.plan.session.process;
@@ -555,15 +557,14 @@ impl Work<'_> {
         if batches && !active {
             for which in &chunks {
                 let watch = self.with_finders(site_watch(ledger.functions.get(which.clone()).unwrap_or_default()));
-                stops.at_safe_point(&watch, false, None, |stopped, maps| {
-                    self.check(seal)?;
+                stops.at_safe_point(Terms::new(&watch, seals), |stopped, maps| {
                     self.plan.finders.lead_to(self.plan.session, maps, stopped.tid(), ledger)?;
                     writer(stopped, process, ledger).arm(which.clone())
                 })?;
             }
         }
         let watch = self.with_finders(watch.clone());
-        let flip = |watch: &Watch, stops: &mut Stops<'_>| self.flip(stops, watch, ledger, seal, active, batches);
+        let flip = |watch: &Watch, stops: &mut Stops<'_>| self.flip(stops, watch, ledger, seals, active, batches);
         let flip = match relaxed {
             None => flip(&watch, stops)?,
             Some((with, functions)) => match stops.within(STRICT_FIRST, |stops| flip(&watch, stops)) {
@@ -579,13 +580,11 @@ impl Work<'_> {
         (measured.flip_pause_ns, measured.threads) = (flip.pause_ns, flip.threads);
         if batches {
             for which in &chunks {
-                stops.at_safe_point(&Watch::default(), false, None, |stopped, _| {
-                    self.check(seal)?;
+                stops.at_safe_point(Terms::new(&Watch::default(), seals), |stopped, _| {
                     writer(stopped, process, ledger).tidy(which.clone())
                 })?;
             }
-            stops.at_safe_point(&Watch::default(), false, None, |stopped, _| {
-                self.check(seal)?;
+            stops.at_safe_point(Terms::new(&Watch::default(), seals), |stopped, _| {
                 writer(stopped, process, ledger).finish_takeover(&self.plan.older)
             })?;
         }
@@ -629,9 +628,7 @@ impl Work<'_> {
             if standing.active {
                 // Nothing leads there: its library was closed and opened again.
                 let process = &self.plan.session.process;
-                let seal = Seal::of(ledger)?;
-                stops.at_safe_point(&revert::new_code(ledger), false, None, |stopped, _| {
-                    seal.check(process)?;
+                stops.at_safe_point(Terms::new(&revert::new_code(ledger), &[Seal::of(ledger)?]), |stopped, _| {
                     if !Standing::read(process, ledger)?.is_unused() {
                         return Err(changed_meanwhile(process));
                     }
@@ -646,7 +643,7 @@ impl Work<'_> {
         let (tracer, layout) = (&mut stops.tracer, &plan.layout);
         let place = |taken| match taken {
             0 => Ok(self.at),
-            _ => place::find(&read_maps(&plan.session.process)?, plan.reach(), layout.size),
+            _ => place::find(&*plan.session.process.maps()?, plan.reach(), layout.size),
         };
         let make = |at| plan.payload(at, imports);
         let ledger = stage::load(tracer, &self.helpers, &self.slots, layout, deadline, place, make)?;
@@ -666,9 +663,7 @@ impl Work<'_> {
         content.get_mut(start as usize..end as usize).unwrap_or_default().fill(0);
         let bytes = ledger.bytes()?;
         let process = &plan.session.process;
-        let seal = Seal::of(old)?;
-        stops.at_safe_point(&Watch::default(), false, None, |stopped, _| {
-            seal.check(process)?;
+        stops.at_safe_point(Terms::new(&Watch::default(), &[Seal::of(old)?]), |stopped, _| {
             if !Standing::read(process, old)?.is_unused() {
                 return Err(changed_meanwhile(process));
             }
@@ -679,12 +674,8 @@ impl Work<'_> {
     }
 
     /// The seals of a new payload and of those that it takes the place of.
-    fn seal(&self, ledger: &Ledger) -> Result<Vec<Seal>, Failure> {
+    fn seals(&self, ledger: &Ledger) -> Result<Vec<Seal>, Failure> {
         core::iter::once(ledger).chain(self.plan.older.iter().copied()).map(Seal::of).collect()
-    }
-
-    fn check(&self, seal: &[Seal]) -> Result<(), Failure> {
-        seal.iter().try_for_each(|seal| seal.check(&self.plan.session.process))
     }
 
     /// `active`: what the patch was when the watched code was chosen.
@@ -693,14 +684,12 @@ impl Work<'_> {
         stops: &mut Stops<'_>,
         watch: &Watch,
         ledger: &Ledger,
-        seal: &[Seal],
+        seals: &[Seal],
         active: bool,
         batches: bool,
     ) -> Result<Acted, Failure> {
         let process = &self.plan.session.process;
-        let gated = seal.first().map(|seal| Gated { ledger, seal });
-        stops.at_safe_point(watch, true, gated, |stopped, maps| {
-            self.check(seal)?;
+        stops.at_safe_point(Terms { watch, seals, gated: Some(ledger), special: true }, |stopped, maps| {
             let standing = Standing::read(process, ledger)?;
             if active && !standing.active {
                 return Err(changed_meanwhile(process));
@@ -744,7 +733,7 @@ fn chunks(ledger: &Ledger) -> Vec<Range<usize>> {
 }
 
 fn writer<'a>(stopped: &Stopped<'_, '_>, process: &'a crate::process::Process, ledger: &'a Ledger) -> Writer<'a> {
-    Writer { process, tid: stopped.tid(), ledger }
+    Writer::new(process, stopped.tid(), ledger)
 }
 
 /// All rows in a payload: those of the finders, and directly behind them the patch's.

@@ -6,7 +6,7 @@ use crate::failure::Failure;
 use crate::ledger;
 use crate::remote::Slots;
 use crate::safe_point::{Judge, Watch, Watched};
-use crate::session::{Session, read_maps};
+use crate::session::Session;
 use crate::stage;
 use crate::stops::Stops;
 use crate::sys;
@@ -28,7 +28,7 @@ pub(crate) fn clean(session: &Session, stops: &mut Stops<'_>, helpers: &[i32]) -
     for attempt in 0..TRIES {
         sys::sleep(Duration::from_millis(attempt));
         let Ok(mut stopped) = stops.tracer.stop_all()? else { continue };
-        let maps = read_maps(process)?;
+        let maps = process.maps()?;
         let judge = Judge { process, unwinder: &stops.unwinder, maps: &maps, gates: &stops.gates };
         if !judge.busy(&stopped.tasks, &watch).is_empty() {
             continue;

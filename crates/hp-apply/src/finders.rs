@@ -31,6 +31,7 @@
 //! payloads that are loaded already. The same holds for namespaces of `dlmopen`.
 
 use crate::addr::{Bias, LinkAddr, LiveAddr, LiveRange};
+use crate::bytes::u64_at;
 use crate::dynamic::{Module, Name};
 use crate::failure::{Failure, busy, refused};
 use crate::image::{Image, images};
@@ -271,12 +272,16 @@ impl Slots {
             anew.check_all_led()?;
             return anew.lead_to(session, maps, tid, ledger);
         }
+        if self.list.is_empty() {
+            return Ok(());
+        }
+        let nexts = process.mem.array(ledger.nexts.start).map_err(|e| unreadable(process, &e))?;
         for slot in &self.list {
             let now = slot.holder.read(&process.mem).map_err(|e| unreadable(process, &e))?;
             if ledger.finder_at(now).is_some() {
                 continue;
             }
-            let finder = ledger.finder_of(process, slot.question * EACH..(slot.question + 1) * EACH, slot.leads)?;
+            let finder = ledger.finder_of(&nexts, slot.question, slot.leads);
             let (Some(finder), true) = (finder, now == slot.value || now == slot.leads) else {
                 return Err(busy(BOUND_ANEW.to_owned().into()));
             };
@@ -326,20 +331,11 @@ impl Ledger {
         offset.is_multiple_of(SIZE).then(|| (index, self.next(index)))
     }
 
-    /// The finder among these that passes on to `leads`.
-    fn finder_of(
-        &self,
-        process: &Process,
-        which: core::ops::Range<usize>,
-        leads: LiveAddr,
-    ) -> Result<Option<LiveAddr>, Failure> {
-        for index in which {
-            let next = process.mem.u64(self.next(index)).map_err(|e| unreadable(process, &e))?;
-            if LiveAddr(next) == leads {
-                return Ok(Some(self.finders.start.plus(index as u64 * SIZE)));
-            }
-        }
-        Ok(None)
+    /// The finder for a question that passes on to `leads`, by all the words by which they do.
+    fn finder_of(&self, nexts: &[u8; COUNT * 8], question: usize, leads: LiveAddr) -> Option<LiveAddr> {
+        let mut of_kind = (0..COUNT).skip(question * EACH).take(EACH);
+        let index = of_kind.find(|index| u64_at(nexts, index * 8) == Some(leads.0))?;
+        Some(self.finders.start.plus(index as u64 * SIZE))
     }
 }
 

@@ -347,11 +347,15 @@ pub(crate) fn candidates(maps: &Maps) -> impl Iterator<Item = &crate::maps::Mapp
 
 /// Every valid ledger of a process.
 pub(crate) fn find(mem: &Mem, maps: &Maps) -> Vec<Ledger> {
-    find_within(mem, candidates(maps).map(|mapping| mapping.range))
+    find_within(mem, candidates(maps).map(|mapping| mapping.range), &|_| None)
 }
 
-/// Every valid ledger in these mappings.
-pub(crate) fn find_within(mem: &Mem, ranges: impl Iterator<Item = LiveRange>) -> Vec<Ledger> {
+/// Every valid ledger in these mappings but those that are known: `known` gives the end of the payload of such a one.
+pub(crate) fn find_within(
+    mem: &Mem,
+    ranges: impl Iterator<Item = LiveRange>,
+    known: &dyn Fn(LiveAddr) -> Option<LiveAddr>,
+) -> Vec<Ledger> {
     let mut found = Vec::new();
     let mut budget = MAX_SEARCH;
     for range in ranges {
@@ -359,6 +363,10 @@ pub(crate) fn find_within(mem: &Mem, ranges: impl Iterator<Item = LiveRange>) ->
         let mut at = range.start;
         while at < range.end && budget > 0 {
             budget = budget.saturating_sub(PAGE);
+            if let Some(end) = known(at) {
+                at = end;
+                continue;
+            }
             match read_at(mem, LiveRange { start: at, end: range.end }) {
                 Some(ledger) => {
                     at = ledger.mapping.end;
@@ -373,7 +381,7 @@ pub(crate) fn find_within(mem: &Mem, ranges: impl Iterator<Item = LiveRange>) ->
 
 /// What tells whether a ledger still lies where it was read, or has just been written. Between two looks at a process
 /// somebody else may have taken a payload out, and its place may be anything.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Seal {
     pub(crate) at: LiveAddr,
     /// It has a digest of all that follows.
@@ -392,10 +400,12 @@ impl Seal {
     /// # Errors
     /// [`crate::Error::Unusable`] if it is another one by now, or none.
     pub(crate) fn check(&self, process: &Process) -> Result<(), Failure> {
-        match process.mem.array::<HEADER>(self.at) {
-            Ok(header) if header == self.header => Ok(()),
-            _ => Err(changed_meanwhile(process)),
-        }
+        if self.holds(&process.mem) { Ok(()) } else { Err(changed_meanwhile(process)) }
+    }
+
+    /// Whether it is that ledger still.
+    pub(crate) fn holds(&self, mem: &Mem) -> bool {
+        mem.array(self.at) == Ok(self.header)
     }
 }
 

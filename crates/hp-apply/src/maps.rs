@@ -3,8 +3,9 @@
 use crate::addr::{LiveAddr, LiveRange};
 use crate::prelude::*;
 use crate::small::sort_by_key;
-use crate::sys;
-use crate::sys::Errno;
+use crate::sys::{Errno, File};
+use alloc::rc::Rc;
+use core::cell::RefCell;
 
 /// One line of the maps.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,14 +37,43 @@ pub(crate) struct Maps {
     list: Vec<Mapping>,
 }
 
+/// The file, open, with what it was when it was read last: mostly it is the same.
+///
+/// It is bound to the address space that the process had when it was opened: after an exec it is empty.
+pub(crate) struct MapsFile {
+    file: File,
+    last: RefCell<(Vec<u8>, Rc<Maps>)>,
+}
+
+impl MapsFile {
+    pub(crate) fn open(pid: i32) -> Result<MapsFile, Errno> {
+        Ok(MapsFile { file: File::open(format!("/proc/{pid}/maps"))?, last: RefCell::default() })
+    }
+
+    /// What is mapped now.
+    pub(crate) fn read(&self) -> Result<Rc<Maps>, Errno> {
+        let text = self.file.read_again()?;
+        let mut last = self.last.borrow_mut();
+        if last.0 != text {
+            let maps = Rc::new(Maps::of_text(&text));
+            *last = (text, maps);
+        }
+        Ok(last.1.clone())
+    }
+}
+
 impl Maps {
-    pub(crate) fn of(pid: i32) -> Result<Maps, Errno> {
-        let text = sys::read_file(&format!("/proc/{pid}/maps"))?;
+    /// Of a process that is looked at once.
+    pub(crate) fn of(pid: i32) -> Result<Rc<Maps>, Errno> {
+        MapsFile::open(pid)?.read()
+    }
+
+    fn of_text(text: &[u8]) -> Maps {
         // Threads make this long, and names that are no UTF-8 are rare.
-        Ok(match core::str::from_utf8(&text) {
+        match core::str::from_utf8(text) {
             Ok(text) => Maps::parse(text),
-            Err(_) => Maps::parse(&String::from_utf8_lossy(&text)),
-        })
+            Err(_) => Maps::parse(&String::from_utf8_lossy(text)),
+        }
     }
 
     /// Lines that do not parse are left out: what they map is then "not mapped" to every check.

@@ -18,34 +18,43 @@ use crate::sites::Standing;
 
 /// What was there when a process was looked at, and what we have brought ourselves.
 pub(crate) struct Known {
-    seals: Vec<Seal>,
+    /// Each with the end of its payload.
+    ledgers: Vec<(Seal, LiveAddr)>,
     searched: Vec<LiveRange>,
 }
 
 impl Known {
     /// These ledgers were found in these maps.
     pub(crate) fn of(maps: &Maps, ledgers: &[Ledger]) -> Result<Known, Failure> {
-        let seals = ledgers.iter().map(Seal::of).collect::<Result<_, _>>()?;
-        Ok(Known { seals, searched: ledger::candidates(maps).map(|mapping| mapping.range).collect() })
+        let searched = ledger::candidates(maps).map(|mapping| mapping.range).collect();
+        let mut known = Known { ledgers: Vec::new(), searched };
+        ledgers.iter().try_for_each(|ledger| Seal::of(ledger).map(|seal| known.add(seal, ledger.mapping)))?;
+        Ok(known)
     }
 
     /// This one too.
-    pub(crate) fn add(&mut self, seal: Seal) {
-        self.seals.push(seal);
+    pub(crate) fn add(&mut self, seal: Seal, mapping: LiveRange) {
+        self.ledgers.push((seal, mapping.end));
     }
 
     /// What came meanwhile and is not in effect. Everything stands, and this is mapped.
     ///
     /// # Errors
-    /// [`crate::Error::Unusable`] if entries lead to something that came.
-    pub(crate) fn newcomers(&self, process: &Process, maps: &Maps) -> Result<Vec<Ledger>, Failure> {
-        let fresh = ledger::candidates(maps).map(|mapping| mapping.range);
-        let mut found = ledger::find_within(&process.mem, fresh.filter(|range| !self.searched.contains(range)));
-        let is_known = |at: LiveAddr| self.seals.iter().any(|seal| seal.at == at && seal.check(process).is_ok());
-        found.retain(|ledger| !is_known(ledger.mapping.start));
-        for Seal { at, .. } in self.seals.iter().filter(|seal| !is_known(seal.at)) {
+    /// [`crate::Error::Unusable`] if one of `rests_on` is not what it was, or entries lead to something that came.
+    pub(crate) fn newcomers(&self, process: &Process, maps: &Maps, rests_on: &[Seal]) -> Result<Vec<Ledger>, Failure> {
+        let mem = &process.mem;
+        let there: Vec<&(Seal, LiveAddr)> = self.ledgers.iter().filter(|(seal, _)| seal.holds(mem)).collect();
+        if !rests_on.iter().all(|seal| there.iter().any(|(known, _)| known == seal)) {
+            return Err(changed_meanwhile(process));
+        }
+        let known = |at: LiveAddr| there.iter().find(|(seal, _)| seal.at == at).map(|(_, end)| *end);
+        let fresh =
+            ledger::candidates(maps).map(|mapping| mapping.range).filter(|range| !self.searched.contains(range));
+        let mut found = ledger::find_within(mem, fresh, &known);
+        // What was searched before may hold another one in the place of one that was known.
+        for (Seal { at, .. }, _) in self.ledgers.iter().filter(|(seal, _)| known(seal.at).is_none()) {
             let place = maps.at(*at).map(|mapping| LiveRange { start: *at, end: mapping.range.end });
-            found.extend(place.and_then(|place| ledger::read_at(&process.mem, place)));
+            found.extend(place.and_then(|place| ledger::read_at(mem, place)));
         }
         for ledger in &found {
             if !Standing::read(process, ledger)?.is_unused() {

@@ -2,8 +2,10 @@
 
 use crate::Stood;
 use crate::failure::{Failure, unusable};
+use crate::maps::{Maps, MapsFile};
 use crate::prelude::*;
 use crate::sys::{self, Errno, Mem};
+use alloc::rc::Rc;
 use core::cell::Cell;
 
 /// A process that the engine may work on.
@@ -11,6 +13,7 @@ pub(crate) struct Process {
     pub(crate) pid: i32,
     life: Life,
     pub(crate) mem: Mem,
+    maps: MapsFile,
     pub(crate) status: Status,
     /// How long threads of it have stood still for us.
     pub(crate) stood: Cell<Stood>,
@@ -185,14 +188,28 @@ impl Process {
             Ok(mem) => mem,
             Err(error) => return Err(open_error(pid, &status, &error)),
         };
+        let maps = match MapsFile::open(pid) {
+            Ok(maps) => maps,
+            Err(error) => return Err(open_error(pid, &status, &error)),
+        };
         let life = match life(pid) {
             Ok(Some(life)) => life,
             Ok(None) => return Err(ended(pid)),
             Err(error) => return unusable(format!("process {pid}: cannot read when it began: {error}")),
         };
-        let process = Process { pid, life, mem, status, stood: Cell::default() };
+        let process = Process { pid, life, mem, maps, status, stood: Cell::default() };
         process.check_machine()?;
         Ok(process)
+    }
+
+    /// What is mapped now.
+    ///
+    /// # Errors
+    /// [`crate::Error::Unusable`] if the process has ended: it has no memory any more.
+    pub(crate) fn maps(&self) -> Result<Rc<Maps>, Failure> {
+        let maps = self.maps.read().map_err(|error| self.io_error("cannot read its memory map", &error))?;
+        self.mem.is_mapped(maps.fingerprint());
+        if maps.is_empty() { Err(ended(self.pid)) } else { Ok(maps) }
     }
 
     /// Only one process can trace a thread. Any thread may have a tracer, not only the first.

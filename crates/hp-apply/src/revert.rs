@@ -14,10 +14,10 @@ use crate::prelude::*;
 use crate::process::Process;
 use crate::remote::Slots;
 use crate::safe_point::{Judge, Watch, Watched};
-use crate::session::{self, Session, is_base, read_maps};
+use crate::session::{self, Session, is_base};
 use crate::sites::{Standing, Writer, stranger};
 use crate::small::sort_by_key;
-use crate::stops::{Acted, Gated, Stops, looked};
+use crate::stops::{Acted, Stops, Terms, looked};
 use crate::threads::NotNow;
 use crate::{Done, Measured, Options, Stood, cleanup, gate, inherit, seccomp, stage, sys, takeover};
 use core::cell::Cell;
@@ -139,13 +139,13 @@ fn flip_back(
     // With state = 0 nobody can be in the new code; the entries are jumps either way.
     let watch = if active { new_code(ledger) } else { Watch::default() };
     let process = &session.process;
-    let gated = Gated { ledger, seal: &Seal::of(ledger)? };
-    stops.at_safe_point(&watch, true, Some(gated), |stopped, maps| {
+    let seals = [Seal::of(ledger)?];
+    stops.at_safe_point(Terms { watch: &watch, seals: &seals, gated: Some(ledger), special: true }, |stopped, maps| {
         // The watched code was chosen by that.
         if Standing::read(process, ledger)?.active != active {
             return Err(changed_meanwhile(process));
         }
-        let writer = Writer { process, tid: stopped.tid(), ledger };
+        let writer = Writer::new(process, stopped.tid(), ledger);
         writer.untidy()?;
         writer.set_state(false)?;
         writer.restore()?;
@@ -174,8 +174,8 @@ pub(crate) fn undo(
             if standing.active {
                 return Ok(());
             }
-            Writer { process, tid: stopped.tid(), ledger }.restore()?;
-            let maps = read_maps(process)?;
+            Writer::new(process, stopped.tid(), ledger).restore()?;
+            let maps = process.maps()?;
             let judge = Judge { process, unwinder: &stops.unwinder, maps: &maps, gates: &[] };
             let idle = judge.busy(&stopped.tasks, &watch).is_empty();
             if idle {
@@ -217,7 +217,7 @@ fn unmap_watch(session: &Session, payload: Watched) -> Watch {
 fn take_out(
     process: &Process,
     stops: &mut Stops<'_>,
-    Gated { ledger, seal }: Gated<'_>,
+    (ledger, seal): (&Ledger, &Seal),
     holders: &Holders<'_>,
     watch: &Watch,
 ) -> Result<(), Failure> {
@@ -228,7 +228,7 @@ fn take_out(
     if seal.check(process).is_err() || !Standing::read(process, ledger)?.is_unused() {
         return Ok(());
     }
-    let maps = read_maps(process)?;
+    let maps = process.maps()?;
     let judge = Judge { process, unwinder: &stops.unwinder, maps: &maps, gates: &[] };
     match judge.busy(&stopped.tasks, watch).is_empty() {
         true => holders.take_out(process, &maps, stopped.tid()),
@@ -266,7 +266,7 @@ fn reclaim_from<'l>(
     let seal = Seal::of(ledger)?;
     if let Some(user) = inherit::user(ledger, &session.ledgers, in_use) {
         if !ledger.hands_out.code {
-            take_out(process, stops, Gated { ledger, seal: &seal }, &holders, &watch)?;
+            take_out(process, stops, (ledger, &seal), &holders, &watch)?;
         }
         return Ok(Err(format!("patch {} uses its variables", user.name)));
     }
@@ -282,8 +282,8 @@ fn reclaim_from<'l>(
             sys::sleep(FIRST_RETRY * ((1 << attempt) - 1));
             holders = Holders::find(process, ledger)?;
         }
-        take_out(process, stops, Gated { ledger, seal: &seal }, &holders, &watch)?;
-        if let Search::Kept(found) = search_running(process, &read_maps(process)?, ledger, deadline(SEARCH_LIMIT)) {
+        take_out(process, stops, (ledger, &seal), &holders, &watch)?;
+        if let Search::Kept(found) = search_running(process, &*process.maps()?, ledger, deadline(SEARCH_LIMIT)) {
             why = found;
             continue;
         }
@@ -294,7 +294,7 @@ fn reclaim_from<'l>(
                 continue;
             }
         };
-        let maps = read_maps(process)?;
+        let maps = process.maps()?;
         let judge = Judge { process, unwinder: &stops.unwinder, maps: &maps, gates: &[] };
         if seal.check(process).is_err() {
             // Somebody else was faster.

@@ -11,6 +11,7 @@ use crate::process::{self, Process};
 use crate::sites::Standing;
 use crate::sys::{self, Instant};
 use crate::{Done, Error, Stood};
+use alloc::rc::Rc;
 use core::cell::Cell;
 use core::time::Duration;
 
@@ -62,7 +63,7 @@ fn until_settled<T>(
 /// A target, read.
 pub(crate) struct Session {
     pub(crate) process: Process,
-    pub(crate) maps: Maps,
+    pub(crate) maps: Rc<Maps>,
     pub(crate) images: Vec<Image>,
     pub(crate) ledgers: Vec<Ledger>,
     /// Mappings of loads that were cut short.
@@ -81,7 +82,7 @@ impl Session {
     }
 
     fn of(process: Process) -> Result<Session, Failure> {
-        let mut maps = read_maps(&process)?;
+        let mut maps = process.maps()?;
         let mut ledgers = ledger::find(&process.mem, &maps);
         for _ in 0..SETTLE_TRIES {
             if ledgers.iter().all(|ledger| Standing::read(&process, ledger).is_ok()) {
@@ -89,7 +90,7 @@ impl Session {
             }
             // A thread whose applier died may be unmapping a payload just now.
             sys::sleep(Duration::from_millis(1));
-            maps = read_maps(&process)?;
+            maps = process.maps()?;
             ledgers = ledger::find(&process.mem, &maps);
         }
         let images = images(&process.mem, &maps);
@@ -106,8 +107,7 @@ impl Session {
     /// Whether work failed because patches are not what they were when this was read: something has found that, or others
     /// are there now.
     fn is_stale(&self, failure: &Error) -> bool {
-        let others =
-            || read_maps(&self.process).is_ok_and(|maps| ledger::find(&self.process.mem, &maps) != self.ledgers);
+        let others = || self.process.maps().is_ok_and(|maps| ledger::find(&self.process.mem, &maps) != self.ledgers);
         match failure {
             Error::Busy(_) => false,
             failure => *failure == *changed_meanwhile(&self.process) || others(),
@@ -151,14 +151,6 @@ impl Session {
             sys::sleep(Duration::from_millis(5));
         }
     }
-}
-
-/// The maps as they are now.
-pub(crate) fn read_maps(process: &Process) -> Result<Maps, Failure> {
-    let maps = Maps::of(process.pid).map_err(|error| process.io_error("cannot read its memory map", &error))?;
-    process.mem.is_mapped(maps.fingerprint());
-    // A process that is ending has no memory any more.
-    if maps.is_empty() { Err(process::ended(process.pid)) } else { Ok(maps) }
 }
 
 /// Whether an image still lies where a ledger says that its base lies.

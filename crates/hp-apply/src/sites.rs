@@ -18,6 +18,7 @@ use crate::ledger::{Ledger, Replaced, SITE, jump, jump_target};
 use crate::prelude::*;
 use crate::process::Process;
 use crate::sys::Errno;
+use core::cell::RefCell;
 use core::ops::Range;
 
 /// Where an entry leads.
@@ -44,7 +45,7 @@ impl Standing {
     pub(crate) fn read(process: &Process, ledger: &Ledger) -> Result<Standing, Failure> {
         let read = || -> Result<Standing, Errno> {
             let state: [u8; 1] = process.mem.array(ledger.state)?;
-            Ok(Standing { active: state != [0], entries: entries(process, ledger, 0..ledger.functions.len())? })
+            Ok(Standing { active: state != [0], entries: entries(process, ledger)? })
         };
         read().map_err(|error| process.io_error("cannot read the patched entries", &error))
     }
@@ -71,24 +72,20 @@ impl Standing {
     }
 }
 
-/// Where some of the entries lead. Neighbours share a page, so pages are read, not entries.
-fn entries(process: &Process, ledger: &Ledger, which: Range<usize>) -> Result<Vec<Leads>, Errno> {
-    let mut page = (LiveAddr(1), None);
-    let mut found = Vec::with_capacity(which.len());
-    for index in which {
-        let Some(function) = ledger.functions.get(index) else { break };
-        let start = LiveAddr(page_floor(function.site.0));
-        let offset = (function.site.0 - start.0) as usize;
-        if page.0 != start {
-            page = (start, read_page(process, start)?);
+/// Where the entries lead. Neighbours share a page, so pages are read, not entries.
+fn entries(process: &Process, ledger: &Ledger) -> Result<Vec<Leads>, Errno> {
+    let mut run = Run::default();
+    let mut found = Vec::with_capacity(ledger.functions.len());
+    for (index, function) in ledger.functions.iter().enumerate() {
+        if !run.reaches(function.site) {
+            run = Run::read(process, function.site)?;
         }
-        let Some(content) = &page.1 else {
-            found.push(Leads::Elsewhere(None));
-            continue;
-        };
-        let bytes: Option<[u8; SITE]> = array(content, offset);
-        let bytes = match bytes {
+        let bytes = match run.at(function.site) {
             Some(bytes) => bytes,
+            None if run.page.is_empty() => {
+                found.push(Leads::Elsewhere(None));
+                continue;
+            }
             None => process.mem.array(function.site)?,
         };
         found.push(leads(ledger, index, function, bytes));
@@ -120,14 +117,21 @@ pub(crate) fn is_in_one_page(function: &Replaced) -> bool {
     function.site.0 % PAGE <= PAGE - SITE as u64
 }
 
-/// Writes entries while everything stands; `tid` is one of the stopped threads.
+/// Writes entries while everything stands, no longer than that.
 pub(crate) struct Writer<'a> {
-    pub(crate) process: &'a Process,
-    pub(crate) tid: i32,
-    pub(crate) ledger: &'a Ledger,
+    process: &'a Process,
+    /// One of the stopped threads.
+    tid: i32,
+    ledger: &'a Ledger,
+    /// The page in which entries were written last, as it is now: from the first step of a writer to its last nobody else writes.
+    page: RefCell<Run>,
 }
 
-impl Writer<'_> {
+impl<'a> Writer<'a> {
+    pub(crate) fn new(process: &'a Process, tid: i32, ledger: &'a Ledger) -> Writer<'a> {
+        Writer { process, tid, ledger, page: RefCell::default() }
+    }
+
     /// Entry → thunk, for those of these functions that lead to old code.
     pub(crate) fn arm(&self, which: Range<usize>) -> Result<(), Failure> {
         self.redirect(which, &[Leads::Old], &|_, function| function.jump_to(function.thunk))
@@ -171,6 +175,8 @@ impl Writer<'_> {
     /// After a takeover: the base's own bytes at the entries that the older patches had and this
     /// one leaves alone, and no state but this one's that says "new".
     pub(crate) fn finish_takeover(&self, older: &[&Ledger]) -> Result<(), Failure> {
+        // This writes past the page that is kept.
+        self.page.take();
         for bridged in self.ledger.bridged.iter().filter(|bridged| bridged.after != LiveAddr(0)) {
             let now: [u8; SITE] = self
                 .process
@@ -194,27 +200,30 @@ impl Writer<'_> {
         from: &[Leads],
         bytes: &dyn Fn(usize, &Replaced) -> [u8; SITE],
     ) -> Result<(), Failure> {
-        let mut run = Run::default();
+        let mut run = self.page.take();
         for index in which {
             let Some(function) = self.ledger.functions.get(index) else { break };
             if !run.reaches(function.site) {
-                self.put(&run)?;
+                self.put(&mut run)?;
                 run = Run::read(self.process, function.site)
                     .map_err(|error| self.process.io_error("cannot read the patched entries", &error))?;
             }
             let leads = run.at(function.site).map(|bytes| leads(self.ledger, index, function, bytes));
             match leads.unwrap_or(Leads::Elsewhere(None)) {
-                Leads::Elsewhere(_) => return self.put(&run).and(Err(stranger(&[&function.name]))),
+                Leads::Elsewhere(_) => return self.put(&mut run).and(Err(stranger(&[&function.name]))),
                 leads if from.contains(&leads) => run.set(function.site, bytes(index, function)),
                 _ => {}
             }
         }
-        self.put(&run)
+        self.put(&mut run)?;
+        self.page.replace(run);
+        Ok(())
     }
 
-    fn put(&self, run: &Run) -> Result<(), Failure> {
-        let bytes = run.page.get(run.changed.clone()).unwrap_or_default();
-        if bytes.is_empty() { Ok(()) } else { self.write(run.start.plus(run.changed.start as u64), bytes) }
+    fn put(&self, run: &mut Run) -> Result<(), Failure> {
+        let changed = core::mem::take(&mut run.changed);
+        let bytes = run.page.get(changed.clone()).unwrap_or_default();
+        if bytes.is_empty() { Ok(()) } else { self.write(run.start.plus(changed.start as u64), bytes) }
     }
 
     fn write(&self, at: LiveAddr, bytes: &[u8]) -> Result<(), Failure> {

@@ -9,7 +9,7 @@ use crate::ledger::{self, Ledger, OldRange};
 use crate::maps::Maps;
 use crate::prelude::*;
 use crate::process::{self, Process};
-use crate::session::{self, Session, is_base, read_maps};
+use crate::session::{self, Session, is_base};
 use crate::sites::{Leads, Standing};
 use crate::small::sort_by_key;
 use crate::sys::Mem;
@@ -110,7 +110,7 @@ pub(crate) fn patched_processes() -> Result<Vec<i32>, Failure> {
 /// The build IDs of all images that a process maps.
 pub(crate) fn builds_of(pid: i32) -> Result<Vec<Vec<u8>>, Failure> {
     let process = Process::open_read(pid)?;
-    let images = images(&process.mem, &read_maps(&process)?);
+    let images = images(&process.mem, &*process.maps()?);
     Ok(images.into_iter().filter_map(|image| image.build_id).collect())
 }
 

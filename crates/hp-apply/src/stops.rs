@@ -1,7 +1,7 @@
 //! Waiting for a safe point: stop, look, act or let go and try again later.
 
 use crate::Error;
-use crate::addr::LiveAddr;
+use crate::addr::{LiveAddr, LiveRange};
 use crate::bytes::millis;
 use crate::failure::{Failure, refused};
 use crate::gate::Gates;
@@ -11,7 +11,7 @@ use crate::newcomers::Known;
 use crate::prelude::*;
 use crate::process::Process;
 use crate::safe_point::{Judge, Watch, Watched};
-use crate::session::{Session, read_maps};
+use crate::session::Session;
 use crate::sites::Writer;
 use crate::sys::Instant;
 use crate::takeover::old_code;
@@ -61,11 +61,24 @@ struct Attempt {
     stopped: Duration,
 }
 
-/// A patch whose gates may be used, and what tells whether it is still there.
+/// What a stop for acting is about.
 #[derive(Clone, Copy)]
-pub(crate) struct Gated<'a> {
-    pub(crate) ledger: &'a Ledger,
-    pub(crate) seal: &'a Seal,
+pub(crate) struct Terms<'a> {
+    /// Where no thread may be.
+    pub(crate) watch: &'a Watch,
+    /// The records that the act rests on. That one is no more, or another, is an error.
+    pub(crate) seals: &'a [Seal],
+    /// The patch whose gates may be used when ordinary stops do not find a safe point. Its seal is the first one.
+    pub(crate) gated: Option<&'a Ledger>,
+    /// The caller reports this stop apart from the others.
+    pub(crate) special: bool,
+}
+
+impl<'a> Terms<'a> {
+    /// An ordinary stop.
+    pub(crate) fn new(watch: &'a Watch, seals: &'a [Seal]) -> Terms<'a> {
+        Terms { watch, seals, gated: None, special: false }
+    }
 }
 
 /// What is done while everything stands, with what is mapped then.
@@ -105,9 +118,9 @@ impl<'p> Stops<'p> {
         self.gates.push(ledger.gates());
     }
 
-    /// Whoever brought a ledger of this seal, it is no stranger's.
-    pub(crate) fn expect(&mut self, seal: Seal) {
-        self.known.add(seal);
+    /// A payload that we have brought is no stranger's.
+    pub(crate) fn expect(&mut self, seal: Seal, mapping: LiveRange) {
+        self.known.add(seal, mapping);
     }
 
     /// Standing in a gate of these is no longer standing at the entry.
@@ -115,17 +128,13 @@ impl<'p> Stops<'p> {
         self.gates.retain(|gates| !ledgers.iter().any(|ledger| ledger.gates == gates.range));
     }
 
-    /// Stops everything and acts at the first safe point. `special`: the caller reports
-    /// this stop apart from the others. `gated`: the patch whose gates may be used when
-    /// ordinary stops do not find a safe point; if it is there no more, that is an error.
+    /// Stops everything and acts at the first safe point.
     pub(crate) fn at_safe_point(
         &mut self,
-        watch: &Watch,
-        special: bool,
-        gated: Option<Gated<'_>>,
+        terms: Terms<'_>,
         mut act: impl FnMut(&mut Stopped<'_, '_>, &Maps) -> Result<(), Failure>,
     ) -> Result<Acted, Failure> {
-        self.until_safe(watch, special, gated, &mut act)
+        self.until_safe(terms, &mut act)
     }
 
     /// The same work with this much less patience.
@@ -142,23 +151,17 @@ impl<'p> Stops<'p> {
     }
 
     /// The same, once for all kinds of acts.
-    fn until_safe(
-        &mut self,
-        watch: &Watch,
-        special: bool,
-        gated: Option<Gated<'_>>,
-        act: &mut Act<'_>,
-    ) -> Result<Acted, Failure> {
+    fn until_safe(&mut self, terms: Terms<'_>, act: &mut Act<'_>) -> Result<Acted, Failure> {
         let mut attempt = Attempt { tries: 0, too_long: 0, closed: false, idle: FIRST_IDLE, stopped: Duration::ZERO };
         let mut backoff = FIRST_BACKOFF;
         loop {
-            let in_the_way = match self.attempt(watch, special, gated, &mut attempt, act)? {
+            let in_the_way = match self.attempt(terms, &mut attempt, act)? {
                 Ok(acted) => return Ok(acted),
                 Err(lines) => lines,
             };
             let (now, interrupted) = (Instant::now(), sys::interrupted());
             if now >= self.deadline || interrupted {
-                self.open_gates(&mut attempt, gated);
+                self.open_gates(&mut attempt, terms);
                 return Err(match interrupted {
                     true => refused(format_args!("interrupted before there was a safe point: {}", joined(&in_the_way))),
                     false => Error::Busy(in_the_way).into(),
@@ -172,38 +175,34 @@ impl<'p> Stops<'p> {
 
     fn attempt(
         &mut self,
-        watch: &Watch,
-        special: bool,
-        gated: Option<Gated<'_>>,
+        terms: Terms<'_>,
         attempt: &mut Attempt,
         act: &mut Act<'_>,
     ) -> Result<Result<Acted, Vec<InTheWay>>, Failure> {
+        let Terms { watch, seals, gated, special } = terms;
         let (process, max_pause) = (self.process(), self.max_pause);
         let mut stopped = match self.tracer.stop_all()? {
             Err(NotNow(line)) => return Ok(Err(vec![line.into()])),
             Ok(stopped) => stopped,
         };
-        if let Some(gated) = gated {
-            gated.seal.check(process)?;
-        }
-        let maps = read_maps(process)?;
+        let maps = process.maps()?;
+        let newcomers = self.known.newcomers(process, &maps, seals)?;
         let judge = Judge { process, unwinder: &self.unwinder, maps: &maps, gates: &self.gates };
-        if let Some(Gated { ledger, .. }) = gated.filter(|_| attempt.closed) {
-            Writer { process, tid: stopped.tid(), ledger }.open()?;
+        if let Some(ledger) = gated.filter(|_| attempt.closed) {
+            Writer::new(process, stopped.tid(), ledger).open()?;
             attempt.closed = false;
         }
         attempt.tries += 1;
-        let newcomers = self.known.newcomers(process, &maps)?;
         // Who is in one of these is on the way to the base's function, past its entry.
         let wider = (!newcomers.is_empty()).then(|| watch.clone().and(old_code(&newcomers).into_iter()));
         let watch = wider.as_ref().unwrap_or(watch);
         let mut busy = judge.busy(&stopped.tasks, watch);
         let hopeless = attempt.tries > PLAIN_TRIES || busy.len() >= MANY_BUSY;
         let gates = gated.filter(|_| self.may_close && hopeless && !judge.any_blocked(&stopped.tasks, watch));
-        if let Some(Gated { ledger, .. }) = gates.filter(|_| !busy.is_empty())
+        if let Some(ledger) = gates.filter(|_| !busy.is_empty())
             && judge.busy(&stopped.tasks, &site_watch(&ledger.functions)).is_empty()
         {
-            Writer { process, tid: stopped.tid(), ledger }.close()?;
+            Writer::new(process, stopped.tid(), ledger).close()?;
             attempt.closed = true;
             let most = max_pause.map_or(HOLD, |most| Patience { total: most.min(LONG_HOLD.total), ..LONG_HOLD });
             let patience = Patience { idle: attempt.idle, ..most };
@@ -223,7 +222,7 @@ impl<'p> Stops<'p> {
             if attempt.too_long < PAUSE_TRIES {
                 return Ok(Err(vec![too_long(elapsed, most).into()]));
             }
-            self.open_gates(attempt, gated);
+            self.open_gates(attempt, terms);
             return Err(refused(format_args!("{}; nothing was changed", too_long(elapsed, most))));
         }
         let threads = stopped.tasks.len() as u32;
@@ -232,9 +231,9 @@ impl<'p> Stops<'p> {
     }
 
     /// Leads the entries past the gates again. Gates that stay change nothing but speed.
-    fn open_gates(&mut self, attempt: &mut Attempt, gated: Option<Gated<'_>>) {
+    fn open_gates(&mut self, attempt: &mut Attempt, terms: Terms<'_>) {
         let process = self.process();
-        let Some(Gated { ledger, seal }) = gated else { return };
+        let (Some(ledger), Some(seal)) = (terms.gated, terms.seals.first()) else { return };
         for _ in 0..PLAIN_TRIES {
             if !attempt.closed {
                 return;
@@ -243,7 +242,7 @@ impl<'p> Stops<'p> {
                 if seal.check(process).is_err() {
                     return;
                 }
-                attempt.closed = Writer { process, tid: stopped.tid(), ledger }.open().is_err();
+                attempt.closed = Writer::new(process, stopped.tid(), ledger).open().is_err();
             }
         }
     }
@@ -255,7 +254,7 @@ impl<'p> Stops<'p> {
             Err(NotNow(line)) => return Ok((vec![line.into()], 0)),
             Ok(stopped) => stopped,
         };
-        let maps = read_maps(process)?;
+        let maps = process.maps()?;
         let judge = Judge { process, unwinder: &self.unwinder, maps: &maps, gates: &self.gates };
         let busy = judge.busy(&stopped.tasks, watch);
         Ok((busy, stopped.release(false)))

@@ -25,7 +25,7 @@ use crate::safe_point::{Watch, Watched};
 use crate::session::Session;
 use crate::sites::{Leads, Standing, Writer};
 use crate::small::{Map, sort_by_key};
-use crate::stops::Stops;
+use crate::stops::{Stops, Terms};
 
 /// `cmpb $0,state(%rip); jne after; jmp before`, filled up.
 const BRIDGE_SIZE: u64 = 24;
@@ -268,10 +268,9 @@ pub(crate) fn settle(session: &Session, options: &Options) -> Result<(), Failure
     for Pending { ledger, view, older } in pending {
         let seals: Vec<Seal> =
             core::iter::once(ledger).chain(older.iter().copied()).map(Seal::of).collect::<Result<_, _>>()?;
-        stops.at_safe_point(&Watch::default(), false, None, |stopped, _| {
-            seals.iter().try_for_each(|seal| seal.check(process))?;
+        stops.at_safe_point(Terms::new(&Watch::default(), &seals), |stopped, _| {
             let tid = stopped.tid();
-            let writer = Writer { process, tid, ledger: &view };
+            let writer = Writer::new(process, tid, &view);
             if !Standing::read(process, ledger)?.active {
                 return writer.restore();
             }

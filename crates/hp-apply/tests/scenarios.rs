@@ -335,7 +335,7 @@ static void *run(void *unused) {
     if (!strcmp(what, "write")) {
         // More than a pipe takes, and nobody reads it before a second is over.
         static char bytes[200000];
-        if (fork() == 0) { static char all[200000]; usleep(900000); for (long n = 0, got; n < 200000 && (got = read(fds[0], all, sizeof all)) > 0;) n += got; _exit(0); }
+        if (fork() == 0) { static char all[200000]; close(fds[1]); usleep(900000); for (long n = 0, got; n < 200000 && (got = read(fds[0], all, sizeof all)) > 0;) n += got; _exit(0); }
         close(fds[0]);
         signal(SIGPIPE, SIG_IGN);
         result = write(fds[1], bytes, sizeof bytes);
@@ -637,6 +637,7 @@ int main(void) {
     while (fgets(line, sizeof line, stdin)) {
         if (!strcmp(line, "fork\n")) {
             pid_t child = fork();
+            if (child == 0) close(ask[1]);
             while (child == 0) { if (read(ask[0], &byte, 1) != 1) _exit(0); number = value(0); if (write(tell[1], &number, sizeof number) < 0) _exit(1); }
             close(ask[0]);
             printf("%d\n", child);

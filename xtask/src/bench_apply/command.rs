@@ -1,8 +1,9 @@
 //! The whole command, from its start to its end, beside what a thread of the target sees of it.
 //!
-//! A program of the given number of threads, each waiting nine frames deep but two that run all the time (one where there
-//! are two threads): the longest gap between two looks of these at the clock is what the target saw. On a machine that does something
-//! else too, a gap is also what the scheduler keeps from a thread, so the same is measured with no command at all.
+//! A program of the given number of threads, each waiting nine frames deep but one, or two, that run all the time: the longest
+//! gap between two looks of these at the clock is what the target saw. On a machine that does something else too, a gap is also
+//! what the scheduler keeps from a thread, so the same is measured with no command at all. Where as many threads run as there are
+//! processors, the command itself has to wait for its turn, and they for theirs.
 
 use anyhow::{Context, Result, bail};
 use std::io::{BufRead, BufReader, Write};
@@ -44,7 +45,7 @@ int main(int argc, char **argv) {
     pthread_attr_t small; pthread_t thread; char line[100];
     pthread_attr_init(&small);
     pthread_attr_setstacksize(&small, 65536);
-    int others = atoi(argv[1]) - 1, running = others > 1 ? 2 : others;
+    int others = atoi(argv[1]) - 1, running = atoi(argv[2]);
     if (pipe(nothing)) return 1;
     for (int i = 0; i < others; i++) pthread_create(&thread, &small, i < running ? runs : waits, 0);
     usleep(200000);
@@ -68,10 +69,11 @@ pub(crate) fn run(hp: &Path, folder: &Path) -> Result<()> {
     println!(
         "\nthe whole command, ms: least and median of {ROUNDS}; gap: median and worst that a running thread saw of an apply"
     );
-    println!("threads functions     apply          revert         gap            no command");
-    for (threads, functions) in [(1, 1), (2, 1), (100, 1), (100, 100)] {
+    println!("threads running functions     apply          revert         gap            no command");
+    for (threads, running, functions) in [(1, 0, 1), (2, 1, 1), (100, 1, 1), (100, 1, 100), (100, 2, 1), (100, 2, 100)]
+    {
         let pair = Pair::build(hp, folder, functions)?;
-        let mut target = Target::start(&pair.old, threads)?;
+        let mut target = Target::start(&pair.old, threads, running)?;
         let (mut apply, mut revert, mut gap, mut idle) = (vec![], vec![], vec![], vec![]);
         for _ in 0..ROUNDS {
             target.gap()?;
@@ -84,7 +86,7 @@ pub(crate) fn run(hp: &Path, folder: &Path) -> Result<()> {
         }
         let [apply, revert] = [apply, revert].map(|list| shown(list, 0, ROUNDS / 2));
         let [gap, idle] = [gap, idle].map(|list| shown(list, ROUNDS / 2, ROUNDS - 1));
-        println!("{threads:7} {functions:9}  {apply}  {revert}  {gap}  {idle}");
+        println!("{threads:7} {running:7} {functions:9}  {apply}  {revert}  {gap}  {idle}");
         if (threads, functions) == (2, 1) {
             let before = target.call_ns()?;
             command(hp, "apply", &pair.patch, target.process.id())?;
@@ -146,9 +148,10 @@ struct Target {
 }
 
 impl Target {
-    fn start(program: &Path, threads: u32) -> Result<Target> {
+    fn start(program: &Path, threads: u32, running: u32) -> Result<Target> {
         let mut command = Command::new(program);
-        let mut process = command.arg(threads.to_string()).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        command.args([threads.to_string(), running.to_string()]);
+        let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let (input, output) = (process.stdin.take(), process.stdout.take());
         let (input, output) = (input.context("its input")?, BufReader::new(output.context("its output")?));
         let mut target = Target { process, input, output };

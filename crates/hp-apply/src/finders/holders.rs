@@ -13,7 +13,6 @@ use crate::ledger::{self, Ledger};
 use crate::maps::{Mapping, Maps};
 use crate::prelude::*;
 use crate::process::Process;
-use crate::session::read_maps;
 use crate::sys::Mem;
 
 /// Every word that can lead to the finders of a payload.
@@ -32,7 +31,7 @@ struct There {
 
 impl<'l> Holders<'l> {
     pub(crate) fn find(process: &Process, ledger: &'l Ledger) -> Result<Holders<'l>, Failure> {
-        Ok(Holders::of(&process.mem, &read_maps(process)?, ledger))
+        Ok(Holders::of(&process.mem, &*process.maps()?, ledger))
     }
 
     fn of(mem: &Mem, maps: &Maps, ledger: &'l Ledger) -> Holders<'l> {
