@@ -489,6 +489,8 @@ impl Work<'_> {
     fn carry_out(&self, mut stops: Stops<'_>, found: Option<Found<'_>>) -> Result<Done, Failure> {
         let (ledger, standing) = self.staged(&mut stops, found)?;
         stops.learn(&ledger);
+        // With the payload in it; in the stop it is mostly the same then, and need not be parsed.
+        self.plan.session.process.maps()?;
         let seals = self.seals(&ledger)?;
         if let Some(&own) = seals.first() {
             stops.expect(own, ledger.mapping);

@@ -35,6 +35,7 @@ impl Mapping {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Maps {
     list: Vec<Mapping>,
+    fingerprint: u64,
 }
 
 /// The file, open, with what it was when it was read last: mostly it is the same.
@@ -80,26 +81,17 @@ impl Maps {
     pub(crate) fn parse(text: &str) -> Maps {
         let mut list: Vec<Mapping> = text.lines().filter_map(line).collect();
         sort_by_key(&mut list, |mapping| mapping.range);
-        Maps { list }
+        let fingerprint = fingerprint(&list);
+        Maps { list, fingerprint }
     }
 
     pub(crate) fn iter(&self) -> core::slice::Iter<'_, Mapping> {
         self.list.iter()
     }
 
-    /// Changes, but for a chance of 1 in 2^64, when files or code are mapped or go (FNV-1a).
+    /// Changes, but for a chance of 1 in 2^64, when files or code are mapped or go.
     pub(crate) fn fingerprint(&self) -> u64 {
-        let mut hash = 0xcbf2_9ce4_8422_2325;
-        let mut add = |number: u64| {
-            for byte in number.to_le_bytes() {
-                hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-            }
-        };
-        for mapping in self.list.iter().filter(|mapping| mapping.is_file() || mapping.execute) {
-            let numbers = [mapping.range.start.0, mapping.range.end.0, mapping.offset, mapping.file.0, mapping.file.1];
-            numbers.into_iter().for_each(&mut add);
-        }
-        hash
+        self.fingerprint
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -122,6 +114,21 @@ impl Maps {
         let below = index.checked_sub(1).and_then(|below| self.list.get(below));
         Some((mapping, below.filter(|below| below.range.end == mapping.range.start)))
     }
+}
+
+/// FNV-1a of the mappings of files and of code.
+fn fingerprint(list: &[Mapping]) -> u64 {
+    let mut hash = 0xcbf2_9ce4_8422_2325;
+    let mut add = |number: u64| {
+        for byte in number.to_le_bytes() {
+            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    };
+    for mapping in list.iter().filter(|mapping| mapping.is_file() || mapping.execute) {
+        let numbers = [mapping.range.start.0, mapping.range.end.0, mapping.offset, mapping.file.0, mapping.file.1];
+        numbers.into_iter().for_each(&mut add);
+    }
+    hash
 }
 
 /// A device as one number.
