@@ -239,6 +239,7 @@ fn a_release_beside_any_other_change_is_refused() {
         (free, "APART void keep(struct item *i, char *t) { i->other = t; i->owned = WAS(0) NOW(1); }"),
         (free, "APART void keep(struct item *i) { if (i->owned WAS(== 0) NOW(!= 0)) i->text = 0; else put(i, 0, 1); }"),
         (free, "APART void keep(struct item *i) { if (i->WAS(id) NOW(owned)) i->text = 0; }"),
+        (free, "APART void keep(struct item *i) { i->owned--; NOW(if (i->owned)) i->text = 0; }"),
         ("NOW(if (i->owned) free(i->text);)", ""),
         // Functions and tables.
         (
