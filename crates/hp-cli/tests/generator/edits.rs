@@ -342,6 +342,7 @@ fn new_object(program: &mut Program, r: &mut Random) -> Option<String> {
         Kind::Word,
         Kind::Hook,
         Kind::BackLoop,
+        Kind::Ends,
     ];
     let kind = kinds[r.below(kinds.len())];
     let mut piece = piece(program, r, user, kind)?;

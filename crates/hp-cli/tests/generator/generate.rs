@@ -95,6 +95,14 @@ pub(crate) fn program(language: Language, r: &mut Random) -> Program {
         let (file, class) = (r.below(files), any_class(language, r));
         object(&mut program, r, file, class);
     }
+    // Tables side by side, so that where the one ends the next one begins.
+    let file = r.below(files);
+    for _ in 0..r.below(5) {
+        object(&mut program, r, file, Class::ConstInts).into_iter().for_each(|id| {
+            program.files[file].retain(|item| *item != Item::Object(id));
+            program.files[file].push(Item::Object(id));
+        });
+    }
     for level in [0, 0, 0, 1, 1, 1, 2, 2, 3] {
         for _ in 0..1 + r.below(3) {
             let file = r.below(files);
@@ -329,7 +337,7 @@ pub(crate) fn needs(kind: Kind) -> (&'static [&'static [Class]], usize) {
     match kind {
         Kind::Scalar => (&[SCALAR], 0),
         Kind::Copy => (&[SCALAR, SCALAR], 0),
-        Kind::Index | Kind::EndLoop | Kind::BackLoop => (&[INTS], 0),
+        Kind::Index | Kind::EndLoop | Kind::BackLoop | Kind::Ends => (&[INTS], 0),
         Kind::Store | Kind::StoreLoop => (&[&[Class::Ints]], 0),
         Kind::PairLoop => (&[INTS, INTS], 0),
         Kind::TextAt => (&[&[Class::Texts]], 0),
@@ -386,6 +394,9 @@ pub(crate) fn any_piece(program: &mut Program, r: &mut Random, function: usize) 
         Kind::StoreLoop,
         Kind::BackLoop,
         Kind::BackLoop,
+        Kind::Ends,
+        Kind::Ends,
+        Kind::Ends,
         Kind::PairLoop,
         Kind::TextAt,
         Kind::TextAt,

@@ -86,6 +86,7 @@ pub(crate) enum Kind {
     EndLoop,
     StoreLoop,
     BackLoop,
+    Ends,
     PairLoop,
     TextAt,
     Literal,

@@ -56,6 +56,8 @@ void note(const char *format, ...) __attribute__((format(printf, 1, 2)));
 unsigned long hash(const char *text);
 unsigned long checked(int right, const char *file, int line);
 unsigned long sum(int count, ...);
+unsigned long back(const void *end, unsigned long size);
+unsigned long span(const void *start, const void *end);
 
 "#;
 
@@ -92,6 +94,21 @@ unsigned long checked(int right, const char *file, int line) {
 #endif
     }
     return (unsigned long)right;
+}
+
+APART unsigned long back(const void *end, unsigned long size) {
+    const unsigned char *bytes = (const unsigned char *)end;
+    unsigned long all = 0;
+    for (unsigned long i = 1; i <= size; i++)
+        all = all * 3 + bytes[-(long)i];
+    return all;
+}
+
+APART unsigned long span(const void *start, const void *end) {
+    unsigned long all = 0;
+    for (const unsigned char *p = (const unsigned char *)start; p != (const unsigned char *)end; p++)
+        all = all * 3 + *p;
+    return all;
 }
 
 unsigned long sum(int count, ...) {
@@ -305,6 +322,23 @@ pub(crate) fn call(program: &Program, p: &Piece, callee: usize) -> String {
     format!("{}({})", f.name, arguments.join(", "))
 }
 
+/// An array read by its end, downwards, by one element, or handed on by its ends: in as many shapes.
+fn ends(array: &Object, name: &str, shape: i64) -> String {
+    let (ty, len) = (array.ty, array.len);
+    let each = "r = r * 3 + (unsigned long)";
+    match shape {
+        0 => format!("{{ const {ty} *end = {name} + {len}; for (long i = -{len}; i; i++) {each}end[i]; }}"),
+        1 => format!("for (const {ty} *p = {name} + {len}; p != {name};) {each}*--p;"),
+        2 => format!("for (long i = -1 - (long)(a % {len}); i; i++) {each}({name} + {len})[i];"),
+        3 => format!("{each}({name} + {len})[-1 - (long)(b % {len})];"),
+        4 => format!("for (const {ty} *p = {name} + {len} - 1 - b % {len}; p < {name} + {len}; p++) {each}*p;"),
+        5 => format!("for (long i = 1 + (long)(a % {len}); i > 0; i--) {each}{name}[i - 1];"),
+        6 => format!("r ^= back({name} + {len}, sizeof {name});"),
+        7 => format!("r ^= span({name}, {name} + {len});"),
+        _ => format!("{each}{name}[{}];", len / 2),
+    }
+}
+
 fn piece(program: &Program, f: &Function, p: &Piece) -> String {
     let n = |i: usize| ul(p.numbers[i]);
     let small = |i: usize| p.numbers[i].rem_euclid(64);
@@ -356,6 +390,7 @@ fn piece(program: &Program, f: &Function, p: &Piece) -> String {
                 o(0)
             )
         }
+        Kind::Ends => ends(object(0), o(0), p.numbers[2].rem_euclid(9)),
         Kind::PairLoop => {
             let len = object(0).len.min(object(1).len);
             format!("for (int i = 0; i < {len}; i++) r += (unsigned long){}[i] * {}[i] + {};", o(0), o(1), n(0))
