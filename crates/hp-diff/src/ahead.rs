@@ -13,7 +13,7 @@ use crate::arch::{Site, Touched, Use};
 use crate::build::Build;
 use crate::entity::{FunctionId, ObjectId, Target};
 use crate::image::{Section, is_constant_section};
-use crate::usage::{is_indexed, range_of};
+use crate::usage::{is_indexed, range_of, uses};
 
 /// How far behind an address a constant begins at most that is meant by it, in bytes.
 const AHEAD: u64 = 64;
@@ -82,6 +82,28 @@ pub(crate) fn meant_object(build: &Build<'_>, site: &Site, touched: Touched) -> 
     // An index that is not used behind the end of an array may all the same have the number of its elements.
     let here = build.map.object_at(site.target).is_some_and(|here| build.map.objects[here].end() == place);
     Some(if here { MeantObject::Perhaps(object) } else { MeantObject::Certain(object) })
+}
+
+/// The objects behind an address inside of another one, or where nothing begins, that code may mean which adds to that what nobody knows.
+pub(crate) fn perhaps_behind(build: &Build<'_>, function: FunctionId, site: &Site, touched: Touched) -> Vec<ObjectId> {
+    let unknown = site.usage == Use::Address && touched.calculated && touched.offset.is_none();
+    let inside = match build.map.object_at(site.target) {
+        Some(object) => build.map.objects[object].address < site.target,
+        None => {
+            let nothing = || build.map.literal(&build.image, site.target).iter().all(|b| *b == 0);
+            build.map.resolve(&build.image, site) == Target::Literal && nothing()
+        }
+    };
+    if !unknown || !inside || !build.map.markers_at(site.target).is_empty() || build.is_table(site.target) {
+        return Vec::new();
+    }
+    let behind = objects(build, site.target).filter(|id| build.map.objects[*id].address > site.target);
+    // A function that has the start of the one object as well, and nothing of the other, means that.
+    let has_start = build.map.object_at(site.target).is_some_and(|object| {
+        let start = build.map.objects[object].address;
+        build.code[function].ranges.iter().any(|code| code.sites.targets().any(|target| target == start))
+    });
+    behind.filter(|id| !has_start || uses(build, function, *id)).collect()
 }
 
 /// The constants that begin shortly behind `address`, at which none reaches as far itself; `None` if there are none. `rust`: for a

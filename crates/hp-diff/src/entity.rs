@@ -22,6 +22,7 @@ use crate::by_address::{ByAddress, Starts};
 use crate::image::{Evidence, Word};
 
 pub(crate) use literals::narrow_text;
+pub(crate) use lookup::REACH;
 pub(crate) use symbols::cold_parent;
 
 /// Index of a function in its [`Map`].

@@ -88,7 +88,7 @@ codes! {
     UnknownReference = "HP0205", Error, "a reference leads to something unknown",
         "The new code refers to data that no symbol and no reference of the old build identifies.";
     AmbiguousReference = "HP0206", Error, "an address has two meanings",
-        "One object ends where another begins, the function uses both, and the old build has them apart; so the address cannot be bound.";
+        "One object ends where another begins, and the old build has them apart or one of the two changed; what the function does with the address does not say which it means. Or an index is added to it, and it may lead to more than one object.";
     ImmediateAddress = "HP0207", Warning, "a number was taken for an address",
         "In position-dependent code an address looks like any number. This one is exactly the start of something; check it with `objdump -dr`.";
     ImmediateUnclear = "HP0208", Error, "a number may be an address",

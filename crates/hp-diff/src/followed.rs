@@ -7,7 +7,7 @@ use std::sync::{Arc, LockResult, Mutex, MutexGuard, PoisonError};
 
 use rustc_hash::FxHashMap;
 
-use crate::arch::{self, Decoded, Reach, Touched};
+use crate::arch::{self, Decoded, Leaning, Reach, Touched};
 use crate::entity::{FunctionId, Map};
 
 /// Functions are spread over so many parts, so that threads do not wait for one another.
@@ -122,6 +122,16 @@ impl Followed {
     /// Whether loops end with the address that the instruction at `made` makes; see [`arch::is_limit`].
     pub(crate) fn is_limit(&self, map: &Map<'_>, function: FunctionId, made: u64) -> bool {
         arch::is_limit(&self.decoded(map, function), made)
+    }
+
+    /// What a function does with the address that the instruction at `made` makes; see [`arch::leaning`].
+    pub(crate) fn leaning(&self, map: &Map<'_>, function: FunctionId, made: u64) -> Leaning {
+        arch::leaning(&self.decoded(map, function), made)
+    }
+
+    /// What it does with its argument of this number.
+    pub(crate) fn leaning_of_argument(&self, map: &Map<'_>, function: FunctionId, argument: usize) -> Leaning {
+        arch::leaning_of_argument(&self.decoded(map, function), map.functions[function].address(), argument)
     }
 
     fn decoded(&self, map: &Map<'_>, function: FunctionId) -> Arc<Decoded> {

@@ -27,6 +27,7 @@ use crate::before;
 use crate::build::Build;
 use crate::copies::Copies;
 use crate::correlate::{Correlation, Relation, View};
+use crate::elsewhere;
 use crate::entity::{FunctionId, ObjectId, Target};
 use crate::image::Word;
 use crate::usage::{is_limit, is_number, uses};
@@ -157,6 +158,9 @@ impl<'j, 'a> Judge<'j, 'a> {
             ControlFlow::Break(verdict) => return verdict,
             ControlFlow::Continue(verdict) => verdict,
         };
+        if verdict == Verdict::Same && self.may_be_changed_end(pair, a, b) {
+            return Verdict::Different;
+        }
         let step = || before::step(self.old, pair.0);
         match verdict {
             Verdict::Same if a.usage == Use::Address && !self.alike_before(a.target, b.target, step()) => {
@@ -191,6 +195,10 @@ impl<'j, 'a> Judge<'j, 'a> {
                 return ControlFlow::Break(Verdict::Same);
             }
             _ => {}
+        }
+        if verdict == Verdict::Same && elsewhere::means_elsewhere(self.old, pair.0, a) {
+            self.note_local();
+            return ControlFlow::Break(self.same_reach_of_constants(a, b).into());
         }
         let same = verdict == Verdict::Different
             && match a.usage {

@@ -10,6 +10,7 @@
 
 mod ahead;
 mod before;
+mod border;
 mod code;
 mod data;
 mod imported;

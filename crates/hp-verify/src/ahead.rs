@@ -10,7 +10,7 @@ use iced_x86::{FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAcc
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::code::{self, Field, Step, Use};
-use crate::entities::{Side, text_length};
+use crate::entities::{Family, Side, text_length};
 use crate::flags::{self, Flags, Way};
 use crate::ground::{Answer, Ground, Within};
 use crate::image::{Image, Section, Word};
@@ -76,7 +76,7 @@ impl<'w> Ways<'w> {
         self.ranges.iter().copied().find(|(start, bytes)| (*start..start + bytes.len() as u64).contains(&at))
     }
 
-    fn step(&self, at: u64) -> Option<Step> {
+    pub(crate) fn step(&self, at: u64) -> Option<Step> {
         let (start, bytes) = self.range(at)?;
         code::step(at, &bytes[(at - start) as usize..], self.absolute)
     }
@@ -130,12 +130,22 @@ impl<'w> Ways<'w> {
         self.follow(&first, state, &mut factory)
     }
 
+    /// What code that begins at `entry` does with an address that is in a register there.
+    pub(crate) fn sight_of_argument(&self, entry: u64, register: Register) -> Sight {
+        let state = State { held: vec![(register, 0)], ..State::default() };
+        self.follow_from(entry, state, &mut InstructionInfoFactory::new())
+    }
+
     fn follow(&self, first: &Step, mut state: State, factory: &mut InstructionInfoFactory) -> Sight {
-        let mut found = Sight::default();
         set_numbers(&first.instruction, &mut state, factory);
         state.held = vec![(first.instruction.op0_register().full_register(), 0)];
+        self.follow_from(first.instruction.next_ip(), state, factory)
+    }
+
+    fn follow_from(&self, at: u64, state: State, factory: &mut InstructionInfoFactory) -> Sight {
+        let mut found = Sight::default();
         let mut seen: FxHashSet<u64> = FxHashSet::default();
-        let mut open = vec![(first.instruction.next_ip(), state)];
+        let mut open = vec![(at, state)];
         // Where these numbers do not go others may.
         let mut later = Vec::new();
         while let Some((mut at, mut state)) = open.pop().or_else(|| later.pop()) {
@@ -221,6 +231,7 @@ fn look(instruction: &Instruction, state: &State, found: &mut Sight) {
 fn immediate(instruction: &Instruction) -> Option<i64> {
     match instruction.op1_kind() {
         OpKind::Immediate32 => i32::try_from(instruction.immediate32()).ok().map(i64::from),
+        OpKind::Immediate8to32 => Some(i64::from(instruction.immediate8to32())).filter(|n| *n >= 0),
         OpKind::Immediate8to64 | OpKind::Immediate32to64 | OpKind::Immediate64 => Some(instruction.immediate(1) as i64),
         _ => None,
     }
@@ -251,6 +262,15 @@ fn result(instruction: &Instruction, numbers: &FxHashMap<Register, i64>) -> Opti
             if instruction.memory_index() == Register::None && instruction.memory_base() != Register::None =>
         {
             Some(known(instruction.memory_base())?.wrapping_add(instruction.memory_displacement64() as i64))
+        }
+        Mnemonic::Lea
+            if instruction.memory_base() == Register::None
+                && instruction.memory_index() != Register::None
+                && to.size() == 8 =>
+        {
+            let times = i64::from(instruction.memory_index_scale());
+            let number = known(instruction.memory_index())?.wrapping_mul(times);
+            Some(number.wrapping_add(instruction.memory_displacement64() as i64))
         }
         _ => None,
     }
@@ -325,7 +345,12 @@ fn go_on(instruction: &Instruction, state: &mut State, factory: &mut Instruction
         _ => None,
     };
     let moved = match (instruction.mnemonic(), to.and_then(held)) {
-        (Mnemonic::Add, Some(n)) => immediate(instruction).map(|i| n.wrapping_add(i)),
+        (Mnemonic::Add, Some(n)) => {
+            let register =
+                || (instruction.op1_kind() == OpKind::Register).then(|| instruction.op1_register().full_register());
+            let other = || state.numbers.get(&register()?).copied();
+            immediate(instruction).or_else(other).map(|i| n.wrapping_add(i))
+        }
         (Mnemonic::Sub, Some(n)) => immediate(instruction).map(|i| n.wrapping_sub(i)),
         (Mnemonic::Inc, Some(n)) => Some(n.wrapping_add(1)),
         (Mnemonic::Dec, Some(n)) => Some(n.wrapping_sub(1)),
@@ -394,7 +419,7 @@ pub(crate) enum Meant {
 
 impl Side<'_> {
     /// The object that ends at an address, and those that begin shortly behind it.
-    fn objects_near(&self, address: u64) -> impl Iterator<Item = usize> {
+    pub(crate) fn objects_near(&self, address: u64) -> impl Iterator<Item = usize> {
         let first = self.objects.partition_point(|o| o.address < address);
         let ending = first.checked_sub(1).filter(|last| self.objects[*last].end() == address);
         let behind = self.objects[first..].iter().enumerate().skip_while(move |(_, o)| o.address == address);
@@ -404,9 +429,14 @@ impl Side<'_> {
 
     /// What code of range `range` does with the address that its instruction at `made` makes.
     fn sight(&self, range: usize, made: u64) -> Sight {
+        self.ways(range).sight(made)
+    }
+
+    /// The ways of the function that a range belongs to.
+    pub(crate) fn ways(&self, range: usize) -> Ways<'_> {
         let part = |part: &usize| (self.ranges[*part].address, self.ranges[*part].bytes);
         let parts = self.family(self.ranges[range].parent).iter().map(part).collect();
-        Ways::new(parts, self.image.fixed).sight(made)
+        Ways::new(parts, self.image.fixed)
     }
 
     /// What code of range `range` means by `address`, which its instruction at `made` makes.
@@ -457,12 +487,30 @@ impl Side<'_> {
         }
     }
 
-    /// The object behind `address` that code may mean which adds to that what nobody knows, though it lies in another object.
-    pub(crate) fn perhaps_behind(&self, range: usize, made: u64, address: u64) -> Option<usize> {
-        self.object_at(address).filter(|(_, offset)| *offset > 0)?;
-        let behind = self.objects_near(address).find(|o| self.objects[*o].address > address)?;
+    /// The objects behind `address` that code may mean which adds to that what nobody knows, though it lies in another object, or where
+    /// nothing is.
+    pub(crate) fn perhaps_behind(&self, range: usize, made: u64, address: u64) -> Vec<usize> {
+        let inside = match self.object_at(address) {
+            Some((_, offset)) => offset > 0,
+            None => self.is_constant(address) && !self.is_filled(address, self.literal_span(address)),
+        };
+        if !inside || self.markers.contains_key(&address) {
+            return Vec::new();
+        }
+        let behind: Vec<usize> = self.objects_near(address).filter(|o| self.objects[*o].address > address).collect();
+        if behind.is_empty() {
+            return behind;
+        }
         let seen = self.sight(range, made);
-        (seen.calculated && seen.reached.is_none()).then_some(behind)
+        if !seen.calculated || seen.reached.is_some() {
+            return Vec::new();
+        }
+        // Who has the start of the one, and nothing of the other, means that.
+        let family = Family::of(self, self.ranges[range].parent);
+        let start = self.object_at(address).map(|(here, _)| self.objects[here].address);
+        let has_start = start.is_some_and(|start| family.uses(start, start + 1));
+        let used = |o: &usize| family.uses(self.objects[*o].address, self.objects[*o].end());
+        behind.into_iter().filter(|o| !has_start || used(o)).collect()
     }
 
     /// Constant data that no symbol covers.
@@ -494,7 +542,7 @@ impl Side<'_> {
 
     /// Two entries at least that lead from here to one and the same function: distances, or addresses inside of it, which
     /// nothing but a jump reads.
-    fn is_label_table(&self, at: u64) -> bool {
+    pub(crate) fn is_label_table(&self, at: u64) -> bool {
         let parent = |range: usize| self.ranges[range].parent;
         let distance = |n: u64| {
             let distance = self.image.i32_at(at + 4 * n)?;

@@ -1,15 +1,18 @@
 //! Addresses that code makes from an address, and that lie before it.
 //!
 //! `lea end(%rip),%rdx; lea -40(%rdx),%rsi` refers to a text by its end: whoever compares what lies at the end alone has
-//! compared nothing. Registers are followed in the order in which the code lies, to the next place that is only jumped to.
+//! compared nothing. Registers are followed in the order in which the code lies, to the next place that is only jumped to. A variable of
+//! the frame, as code without optimisation has them, is one on all ways.
 
-use iced_x86::{FlowControl, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
+use iced_x86::{FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
 
 use crate::code::{Step, Use};
 
 /// Registers that hold something made from an address; `T` says which one.
 pub(crate) struct Derived<T> {
     held: Vec<(Register, T, i64)>,
+    /// Words of the frame that do, by how far they lie from `rbp`.
+    words: Vec<(i64, T, i64)>,
     factory: InstructionInfoFactory,
 }
 
@@ -27,7 +30,7 @@ const FAR: i64 = 4096;
 
 impl<T: Copy + PartialEq> Derived<T> {
     pub(crate) fn new() -> Derived<T> {
-        Derived { held: Vec::new(), factory: InstructionInfoFactory::new() }
+        Derived { held: Vec::new(), words: Vec::new(), factory: InstructionInfoFactory::new() }
     }
 
     /// The address that a register holds, if nothing was added to it.
@@ -47,12 +50,16 @@ impl<T: Copy + PartialEq> Derived<T> {
         let to = (i.op_count() > 0 && i.op0_kind() == OpKind::Register).then(|| i.op0_register().full_register());
         let mut found = Vec::new();
         let mut next: Vec<(Register, T, i64)> = Vec::new();
+        let word = word(i);
+        let stored = word.is_some() && i.op0_kind() == OpKind::Memory;
+        let source = (i.mnemonic() == Mnemonic::Mov && i.op1_kind() == OpKind::Register)
+            .then(|| i.op1_register().full_register());
+        let kept = self.held.iter().filter(|held| stored && source == Some(held.0));
+        let kept: Vec<(i64, T, i64)> = kept.filter_map(|held| Some((word?, held.1, held.2))).collect();
         if !self.held.is_empty() {
             let memory = (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory);
             let base = Some(i.memory_base().full_register())
                 .filter(|_| memory && i.memory_base() != Register::None && i.memory_index() == Register::None);
-            let source = (i.mnemonic() == Mnemonic::Mov && i.op1_kind() == OpKind::Register)
-                .then(|| i.op1_register().full_register());
             for &(register, from, offset) in &self.held {
                 if base == Some(register) {
                     let offset = offset.saturating_add(i.memory_displacement64() as i64);
@@ -74,8 +81,31 @@ impl<T: Copy + PartialEq> Derived<T> {
             self.held.retain(|held| held.0 != to);
             next.push((to, made, 0));
         }
+        if let (Some(word), true) = (word, i.mnemonic() == Mnemonic::Mov && i.op0_kind() == OpKind::Register) {
+            next.extend(self.words.iter().filter(|held| held.0 == word).filter_map(|held| Some((to?, held.1, held.2))));
+        }
+        if let Some(word) = word.filter(|_| stored) {
+            match (i.mnemonic(), i.try_immediate(1).map(u64::cast_signed)) {
+                (Mnemonic::Cmp | Mnemonic::Test, _) => {}
+                (Mnemonic::Add, Ok(n)) => self.step(word, n),
+                (Mnemonic::Sub, Ok(n)) => self.step(word, n.wrapping_neg()),
+                _ => self.words.retain(|held| held.0 != word),
+            }
+            self.words.extend(kept);
+            self.words.extend(made.filter(|_| makes && source.is_none()).map(|made| (word, made, 0)));
+        }
+        if to == Some(Register::RBP) && !matches!(i.mnemonic(), Mnemonic::Push | Mnemonic::Pop) {
+            self.words.clear();
+        }
         self.held.extend(next);
         found
+    }
+
+    /// A number is added to a word of the frame.
+    fn step(&mut self, word: i64, number: i64) {
+        for held in self.words.iter_mut().filter(|held| held.0 == word) {
+            held.2 = held.2.saturating_add(number);
+        }
     }
 
     /// Drops what the instruction overwrites.
@@ -94,6 +124,13 @@ impl<T: Copy + PartialEq> Derived<T> {
             }
         }
     }
+}
+
+/// How far the word of the frame lies from `rbp` that is an operand.
+fn word(i: &Instruction) -> Option<i64> {
+    let memory = (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory);
+    let frame = memory && i.memory_base() == Register::RBP && i.memory_index() == Register::None;
+    frame.then(|| i.memory_displacement64().cast_signed())
 }
 
 #[cfg(test)]

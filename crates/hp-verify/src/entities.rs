@@ -179,7 +179,7 @@ impl<'a> Side<'a> {
     }
 
     /// The end of the template that contains `address`.
-    fn template_at(&self, address: u64) -> Option<u64> {
+    pub(crate) fn template_at(&self, address: u64) -> Option<u64> {
         let i = self.templates.partition_point(|t| t.0 <= address).checked_sub(1)?;
         Some(self.templates[i].1).filter(|end| address < *end)
     }

@@ -13,6 +13,8 @@ pub(crate) enum Flags {
     Apart,
     /// Two numbers were compared, with so many bits.
     Compared(i64, i64, u32),
+    /// A number was added to one, to which it says what a comparison with its negative would, but for orders without a sign.
+    Stepped(i64, i64, u32),
     /// A number was compared with what is not known.
     First,
     /// The same, the other way round.
@@ -37,7 +39,8 @@ pub(crate) fn way(jump: &Instruction, flags: Flags, taken: bool) -> Way {
     let condition = if taken { jump.condition_code() } else { negated(jump.condition_code()) };
     match flags {
         Flags::Apart => Way::Open,
-        Flags::Compared(x, y, bits) => {
+        Flags::Stepped(..) if matches!(condition, a | ae | b | be) => Way::Doubtful,
+        Flags::Compared(x, y, bits) | Flags::Stepped(x, y, bits) => {
             let (i, j) = (x << (64 - bits) >> (64 - bits), y << (64 - bits) >> (64 - bits));
             let (u, v) = ((i.cast_unsigned()) << (64 - bits), (j.cast_unsigned()) << (64 - bits));
             let goes = match condition {
@@ -100,6 +103,9 @@ pub(crate) fn behind(
     match (i.mnemonic(), known(0), known(1)) {
         _ if !whole && has_part => Flags::Mixed,
         (Mnemonic::Cmp | Mnemonic::Sub, Some(x), Some(y)) => Flags::Compared(x, y, bits),
+        (Mnemonic::Dec, Some(x), _) => Flags::Stepped(x, 1, bits),
+        (Mnemonic::Inc, Some(x), _) => Flags::Stepped(x, -1, bits),
+        (Mnemonic::Add, Some(x), Some(y)) => Flags::Stepped(x, y.wrapping_neg(), bits),
         (Mnemonic::Cmp, Some(_), None) if apart(1) => Flags::First,
         (Mnemonic::Cmp, None, Some(_)) if has_part && apart(0) => Flags::Second,
         (Mnemonic::Test, Some(x), Some(y)) if x == y && i.op0_register() == i.op1_register() => {
@@ -122,9 +128,13 @@ mod tests {
         let goes = |flags| [way(&jump, flags, true), way(&jump, flags, false)];
         assert_eq!(goes(Flags::Compared(0, 1, 64)), [Way::Open, Way::Closed]);
         assert_eq!(goes(Flags::Compared(-2, 6, 32)), [Way::Closed, Way::Open]);
+        assert_eq!(goes(Flags::Stepped(0, 1, 64)), [Way::Doubtful; 2]);
         assert_eq!(goes(Flags::First), [Way::Open, Way::Doubtful]);
         assert_eq!(goes(Flags::Second), [Way::Doubtful, Way::Open]);
         assert_eq!(goes(Flags::Mixed), [Way::Doubtful; 2]);
         assert_eq!(goes(Flags::Apart), [Way::Open; 2]);
+        // je +0
+        let jump = Decoder::new(64, &[0x74, 0], DecoderOptions::NONE).decode();
+        assert_eq!([true, false].map(|taken| way(&jump, Flags::Stepped(9, 1, 64), taken)), [Way::Closed, Way::Open]);
     }
 }

@@ -187,6 +187,10 @@ impl<'g, 'a> Ground<'g, 'a> {
         !self.changed.contains(&old)
     }
 
+    pub(crate) fn none_changed(&self) -> bool {
+        self.changed.is_empty()
+    }
+
     /// Is old place `a` the same as new place `n`, used in this way?
     pub(crate) fn same(&self, a: u64, n: u64, usage: Use, within: Within<'_>) -> Answer {
         self.same_at(a, n, usage, within, &Trail::START)
@@ -464,7 +468,7 @@ impl<'g, 'a> Ground<'g, 'a> {
         self.pairs.objects.old_of(p).map(|o| self.old.objects[o].address.wrapping_add_signed(offset))
     }
 
-    fn same_reading(&self, a: u64, (p, offset): (usize, i64)) -> Answer {
+    pub(crate) fn same_reading(&self, a: u64, (p, offset): (usize, i64)) -> Answer {
         let y = &self.new.objects[p];
         let name = y.names[0];
         let Some(o) = self.pairs.objects.old_of(p) else {

@@ -32,8 +32,8 @@
 //!   inside of functions are the business of `hp-diff` and `hp-apply`.
 //! - Where a constant without a symbol ends. It is taken to reach to the next place that anything refers to; a text at
 //!   least to its terminator.
-//! - Which of two arrays an address means that lie end to start, where nothing tells that the function goes back from it: it hands the
-//!   address to another function, or keeps a pointer in the frame (code without optimisation). It is taken for the start of the second.
+//! - Which of two arrays an address in data means that lie end to start: it is taken for the start of the second. In code it must be seen
+//!   that something is read there, or that only one of the two is possible.
 //! - That a number which is left out as `line-only` is a line; it sees that nothing but immediate operands differs, or line and
 //!   column of a `core::panic::Location`.
 #![forbid(unsafe_code)]
@@ -41,6 +41,8 @@
 mod ahead;
 mod alike;
 mod asks;
+mod below;
+mod border;
 mod bounded;
 mod choice;
 mod code;
@@ -48,12 +50,14 @@ mod copies;
 mod counted;
 mod derived;
 mod distances;
+mod elsewhere;
 mod entities;
 mod flags;
 mod ground;
 mod image;
 mod landing;
 mod language;
+mod leaning;
 mod loops;
 mod moved;
 mod near;

@@ -21,6 +21,12 @@ pub(crate) fn mean_two(side: &Side<'_>, function: &Family<'_>, address: u64) -> 
     made(side, function, address) == (true, true)
 }
 
+/// True if a loop ends with the address that the instruction at `made` in this range makes.
+pub(crate) fn ends_with(side: &Side<'_>, range: usize, made: u64) -> bool {
+    let code: Vec<Step> = side.steps(range).map(|(_, step)| step).collect();
+    code.iter().position(|step| step.instruction.ip() == made).is_some_and(|at| ends(&code, at))
+}
+
 /// Whether a function makes of `address` what loops end with, and anything else.
 fn made(side: &Side<'_>, function: &Family<'_>, address: u64) -> (bool, bool) {
     let (mut limit, mut other) = (false, false);

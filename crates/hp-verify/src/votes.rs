@@ -130,7 +130,9 @@ impl Ground<'_, '_> {
                 if short {
                     continue;
                 }
-                let meant = self.same_ahead((old, new), (g, here), within);
+                let places = ((f, x.address + at as u64), (g, here));
+                let border = self.same_border((old, new), places.0, places.1, within);
+                let meant = border.or_else(|| self.same_ahead((old, new), (g, here), within));
                 let counted = || {
                     let length = within.rust.then(|| counted::length(x.bytes, at)).flatten();
                     length.is_some_and(|n| {

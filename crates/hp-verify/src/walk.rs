@@ -11,6 +11,7 @@ use hp_pack::{Patch, Place as SymbolPlace, Role, SectionKind, Symbol};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::ahead::Meant;
+use crate::border::Border;
 use crate::code::{self, Field, Step, Use};
 use crate::derived::{Back, Derived};
 use crate::entities::Family;
@@ -291,6 +292,16 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
         if !new.certain && relocated && was_number() {
             return Doubt::no("a number, which the patch takes for an address");
         }
+        let range = self.ground.new.range_at(address).map(|(range, _)| (range, address));
+        if range.is_some_and(|range| self.ground.new.means_elsewhere(new, range)) {
+            let value = mine[0].1.target;
+            let whole = match mine[0].0 {
+                Place::Base(a) if mine.iter().all(|m| m.0 == Place::Base(a)) => a,
+                _ if !relocated && mine.iter().all(|m| m.1.target == value) => value,
+                _ => return Doubt::no("an address where nothing is that an index could be added to, elsewhere"),
+            };
+            return self.ground.same_around(whole, new.target);
+        }
         if !new.relative && !relocated {
             let value = mine[0].1.target;
             if value != new.target {
@@ -328,15 +339,36 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
             _ if within.new.is_some_and(|family| family.table(n).is_some()) => Meant::Here,
             meant => meant,
         };
-        if let (Meant::Here, Place::Payload(..), Some((range, _))) = (&meant, place, range)
-            && let Some(other) = new.perhaps_behind(range, address, n)
-        {
-            return Doubt::no(format!(
-                "may also mean {}, which begins behind what is copied",
-                new.objects[other].names[0]
-            ));
+        if let (Meant::Here, Some((range, _))) = (&meant, range) {
+            match place {
+                // Where nothing lies all that may be meant must be there.
+                Place::Payload(..) if new.object_at(n).is_none() => {
+                    for other in new.perhaps_behind(range, address, n) {
+                        let at = new.objects[other].address;
+                        self.same_place(place.behind(at - n), at, Use::Address, within)?;
+                    }
+                }
+                Place::Payload(..) | Place::Base(_) => {
+                    let first = || new.perhaps_behind(range, address, n).first().map(|o| new.objects[*o].names[0]);
+                    let other = match place {
+                        Place::Base(a) => self.ground.other_behind(a, n, (range, address)),
+                        _ => first(),
+                    };
+                    if let Some(other) = other {
+                        return Doubt::no(format!("may also mean {other}, which begins behind it, and lies elsewhere"));
+                    }
+                }
+                _ => {}
+            }
         }
         let there = |at: u64| (place.behind(at.wrapping_sub(n)), at);
+        if let (Meant::Here, Some((range, _))) = (&meant, range) {
+            match self.ground.border(n, (range, address), within)? {
+                Border::End(object) => return self.same_end(place, object, within),
+                Border::Start => return self.same_start(place, n, within),
+                Border::Other => {}
+            }
+        }
         match meant {
             Meant::Here if field.usage == Use::Address && self.may_be_other_end(place, n, within) => {
                 Doubt::no(format!("{n:#x} of the new build may also be where an array ends that the function uses"))
@@ -358,6 +390,23 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
                 }
                 Ok(kind)
             }
+        }
+    }
+
+    /// A place is where an object ends.
+    fn same_end(&mut self, place: Place, object: usize, within: Within<'_>) -> Answer {
+        let found = &self.ground.new.objects[object];
+        match place {
+            Place::Base(a) => self.ground.same_reading(a, (object, found.size as i64)),
+            place => self.same_place(place.before(found.size), found.address, Use::Address, within),
+        }
+    }
+
+    /// A place is what begins at an address, whatever ends there.
+    fn same_start(&mut self, place: Place, n: u64, within: Within<'_>) -> Answer {
+        match (place, self.ground.new.object_at(n)) {
+            (Place::Base(a), Some((object, 0))) => self.ground.same_reading(a, (object, 0)),
+            _ => self.same_place(place, n, Use::Address, within),
         }
     }
 

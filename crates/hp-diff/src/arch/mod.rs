@@ -13,11 +13,11 @@ pub(crate) use alike::alike;
 pub(crate) use sites::Sites;
 
 pub(crate) use x86_64::{
-    CallArgument, DecodeRoom, Decoded, Field, JumpTableContext, Jumps, Reach, Touched, acts, add_known, bounded,
-    branch, call_arguments, calls_without, changed_registers, compares_address, copied, counted, decode,
+    CallArgument, DecodeRoom, Decoded, Field, JumpTableContext, Jumps, Leaning, Reach, Touched, acts, add_known,
+    bounded, branch, call_arguments, calls_without, changed_registers, compares_address, copied, counted, decode,
     differing_arguments, displaced, field, first_difference, instructions, is_call, is_indexed, is_limit,
-    is_plain_call, kept_addresses, memory_numbers, numbers, padding, plt_stubs, reach, returns, shape, stays_inside,
-    switches_stacks, tables, text, texts, through_slot, thunk, touched, unpadded, width,
+    is_plain_call, kept_addresses, leaning, leaning_of_argument, memory_numbers, numbers, padding, plt_stubs, reach,
+    returns, shape, stays_inside, switches_stacks, tables, text, texts, through_slot, thunk, touched, unpadded, width,
 };
 
 /// How a field in an instruction encodes its target.

@@ -9,8 +9,8 @@ use crate::image::{Image, Word, is_constant_section};
 /// How far before an object's start the address of `&a[i - n]` usually lies, in bytes.
 const BEFORE: u64 = 32;
 
-/// How far it may lie where code calculates with it.
-const REACH: u64 = 0x4000;
+/// How far it may lie where code calculates with it, in bytes.
+pub(crate) const REACH: u64 = 0x4000;
 
 impl<'a> Map<'a> {
     /// True if functions are known that have no name: the build is stripped.

@@ -4,8 +4,9 @@ use super::{Judge, Verdict};
 use crate::ahead::{self, Ahead, Meant, MeantObject};
 use crate::arch::{Site, Use};
 use crate::before::{Before, before};
+use crate::border::{self, Side};
 use crate::build::Build;
-use crate::entity::{FunctionId, ObjectId, Target};
+use crate::entity::{FunctionId, ObjectId, REACH, Target};
 use crate::image::{Section, is_constant_section};
 use crate::leftovers;
 use crate::usage::is_indexed;
@@ -46,19 +47,41 @@ impl<'j, 'a> Judge<'j, 'a> {
             return None;
         }
         self.note_local();
-        let meant = |build: &Build<'a>, id, site: &Site| {
-            ahead::meant_object(build, site, ahead::touched(build, id, std::slice::from_ref(site))[0])
-        };
+        let touched = |build: &Build<'a>, id, site: &Site| ahead::touched(build, id, std::slice::from_ref(site))[0];
+        let meant = |build: &Build<'a>, id, site: &Site| ahead::meant_object(build, site, touched(build, id, site));
+        let perhaps =
+            |build: &Build<'a>, id, site: &Site| ahead::perhaps_behind(build, id, site, touched(build, id, site));
         let same = |o, p| match as_far(o, p) {
             true => self.addresses(Some(pair), (start(o), other(p)), Use::Address),
             false => Verdict::Different,
         };
         match (meant(self.old, pair.0, a), meant(self.new, pair.1, b)) {
-            (None, None) => None,
+            (None, None) => {
+                let (x, y) = (perhaps(self.old, pair.0, a), perhaps(self.new, pair.1, b));
+                let paired = |(o, p): (&ObjectId, &ObjectId)| {
+                    self.pairs.objects.new_of(*o) == Some(*p) && self.is_kept(*o) && as_far(*o, *p)
+                };
+                let all = x.len() == y.len() && x.iter().zip(&y).all(paired);
+                (!all).then_some(Verdict::Different)
+            }
             (Some(MeantObject::Certain(o)), Some(MeantObject::Certain(p))) => Some(same(o, p)),
             (Some(MeantObject::Perhaps(o)), Some(MeantObject::Perhaps(p))) => Some(verdict.and(same(o, p))),
             _ => Some(Verdict::Different),
         }
+    }
+
+    /// True if two addresses, where the same begins, are the ends of a constant that changed as well, and code does not
+    /// certainly mean what begins there.
+    pub(super) fn may_be_changed_end(&self, pair: (FunctionId, FunctionId), a: &Site, b: &Site) -> bool {
+        if a.usage != Use::Address {
+            return false;
+        }
+        let changed = |o: &ObjectId| self.old.map.objects[*o].constant && !self.is_kept(*o);
+        let Some(o) = border::ending(self.old, a.target).filter(changed) else { return false };
+        let ends = |p: ObjectId| self.pairs.objects.old_of(p) == Some(o);
+        self.note_local();
+        border::ending(self.new, b.target).is_some_and(ends)
+            && !(border::side(self.old, pair.0, a) == Side::Behind && border::side(self.new, pair.1, b) == Side::Behind)
     }
 
     /// Is the constant the same that begins behind two addresses, if code means that and not what lies at them? `None` if the
@@ -199,21 +222,39 @@ impl<'j, 'a> Judge<'j, 'a> {
     /// at the same distance.
     pub(super) fn same_in_reach(&self, pair: (FunctionId, FunctionId), a: &Site, b: &Site) -> bool {
         let (old, new) = (self.old, self.new);
-        let (before, now) = (old.map.within_reach(a.target), new.map.within_reach(b.target));
         let outside = |build: &Build<'_>, site: &Site| {
             let target = build.map.resolve(&build.image, site);
             !build.map.is_start(&target) && target != Target::Literal && build.map.object_at(site.target).is_none()
         };
-        let same = |(x, y): (&(ObjectId, i64), &(ObjectId, i64))| {
-            self.pairs.objects.new_of(x.0) == Some(y.0) && x.1 == y.1 && self.is_kept(x.0)
-        };
-        !before.is_empty()
-            && before.len() == now.len()
-            && before.iter().zip(&now).all(same)
+        self.same_reach(a, b)
             && outside(old, a)
             && outside(new, b)
             && is_indexed(old, pair.0, a)
             && is_indexed(new, pair.1, b)
+    }
+
+    /// True if every object that code may reach from two addresses is the same, at the same distance.
+    pub(super) fn same_reach(&self, a: &Site, b: &Site) -> bool {
+        let (before, now) = (self.old.map.within_reach(a.target), self.new.map.within_reach(b.target));
+        let same = |(x, y): (&(ObjectId, i64), &(ObjectId, i64))| {
+            self.pairs.objects.new_of(x.0) == Some(y.0) && x.1 == y.1 && self.is_kept(x.0)
+        };
+        !before.is_empty() && before.len() == now.len() && before.iter().zip(&now).all(same)
+    }
+
+    /// The same where constants have no symbols: then all that is constant must be the same, too.
+    pub(crate) fn same_reach_of_constants(&self, a: &Site, b: &Site) -> bool {
+        let stripped = self.old.map.is_stripped() || self.new.map.is_stripped();
+        let constants = |build: &Build<'a>, at: u64| {
+            let constant = |s: &&Section<'_>| is_constant_section(s) && s.content && !s.executable;
+            let near = build.image.sections.iter().filter(constant).filter_map(|s| {
+                let (start, end) = (s.address.max(at.saturating_sub(REACH)), s.end().min(at.saturating_add(REACH)));
+                let bytes = build.image.bytes(start, end.checked_sub(start)?)?;
+                Some((start.wrapping_sub(at), bytes.to_vec()))
+            });
+            near.collect::<Vec<(u64, Vec<u8>)>>()
+        };
+        self.same_reach(a, b) && !(stripped && constants(self.old, a.target) != constants(self.new, b.target))
     }
 
     /// The ends of the constants of both builds, which end with what the two functions use, and that is the same: where a loop

@@ -2,7 +2,7 @@
 
 use super::literals::AHEAD;
 use super::{Bound, Payload, Problem};
-use crate::ahead::{Meant, MeantObject, ahead, is_rust, meant, meant_object, objects, touched};
+use crate::ahead::{Meant, MeantObject, ahead, is_rust, meant, meant_object, objects, perhaps_behind, touched};
 use crate::arch::{self, Field, Site, Touched, Use};
 use crate::entity::{CodeRange, FunctionId, ObjectId};
 use crate::finding::Code;
@@ -51,20 +51,31 @@ impl Payload<'_, '_> {
         if new.map.function_at(site.target).is_some() || objects(new, site.target).next().is_none() {
             return Ok(None);
         }
-        let (object, certain) = match meant_object(new, site, self.touched(id, site)) {
-            None => return Ok(None),
+        let old = self.old;
+        let before = |p: ObjectId, address: u64| {
+            let o = self.pairs.objects.old_of(p).filter(|o| !self.changes.constants.contains(o))?;
+            Some(old.map.objects[o].address.wrapping_add(address.wrapping_sub(new.map.objects[p].address)))
+        };
+        let here = new.map.object_at(site.target).and_then(|p| before(p, site.target));
+        let touched = self.touched(id, site);
+        let (object, certain) = match meant_object(new, site, touched) {
+            None => {
+                let elsewhere = |p: &ObjectId| before(*p, site.target).is_none_or(|place| Some(place) != here);
+                let Some(other) = perhaps_behind(new, id, site, touched).into_iter().find(elsewhere) else {
+                    return Ok(None);
+                };
+                let object = &new.map.objects[other];
+                let distance = object.address - site.target;
+                let message =
+                    format!("code adds an index to it; it may mean {}-{distance:#x} or what lies there", object.name());
+                return Err(Problem(Code::AmbiguousReference, message));
+            }
             Some(MeantObject::Certain(object)) => (object, true),
             Some(MeantObject::Perhaps(object)) => (object, false),
         };
         let distance = new.map.objects[object].address.wrapping_sub(site.target);
         if !certain {
             // The old build has both of them side by side, or one of the two would be wrong.
-            let old = self.old;
-            let before = |p: ObjectId, address: u64| {
-                let o = self.pairs.objects.old_of(p).filter(|o| !self.changes.constants.contains(o))?;
-                Some(old.map.objects[o].address.wrapping_add(address.wrapping_sub(new.map.objects[p].address)))
-            };
-            let here = new.map.object_at(site.target).and_then(|p| before(p, site.target));
             if here.is_none() || here != before(object, site.target) {
                 let name = new.map.objects[object].name();
                 let message = format!("code adds an index to it; it may mean {name}-{distance:#x} or what ends there");

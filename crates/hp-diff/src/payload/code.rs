@@ -2,11 +2,13 @@
 
 use hp_pack::{Place, Relocation, RelocationKind, SectionKind, SymbolKind};
 
+use super::border::Border;
 use super::islands::islands;
 use super::{Bind, Bound, ISLAND, Payload, Problem, stays_inside};
 use crate::arch::{self, Encoding, Site, Use};
 use crate::build::Build;
 use crate::describe::describe;
+use crate::elsewhere::means_elsewhere;
 use crate::entity::{CodeRange, FunctionId, ObjectId, Target};
 use crate::finding::Code;
 use crate::judge::Judge;
@@ -189,13 +191,20 @@ impl Payload<'_, '_> {
         if let Some(table) = new.table(id, site.target).filter(|_| !self.means_end(id, site)) {
             return Ok(Bind::direct((self.jump_table(id, table), 0)));
         }
+        if means_elsewhere(new, id, site) {
+            return self.elsewhere(site).map(Bind::direct);
+        }
         if let Some(bound) = self.end(id, site)? {
             return Ok(Bind::direct(bound));
+        }
+        let target = new.map.resolve(&new.image, site);
+        let border = self.border(id, site, &target)?;
+        if let Some(border @ Border::End(_)) = border {
+            return self.bind_border(id, site.target, border).map(Bind::direct);
         }
         if let Some(bound) = self.ahead(id, site)? {
             return Ok(Bind::direct(bound));
         }
-        let target = new.map.resolve(&new.image, site);
         if new.map.template_at(site.target).is_some() {
             return self.literal(Some(id), site.target, site.usage).map(Bind::direct);
         }
@@ -211,7 +220,10 @@ impl Payload<'_, '_> {
                 Ok(Bind::direct((self.function_symbols[&id][range], offset as i64)))
             }
             Target::Stub(word) | Target::Slot(word) => self.bind_slot(word, site),
-            _ => self.bind_address(Some(id), site.target, site.usage).map(Bind::direct),
+            _ => match border {
+                Some(border) => self.bind_border(id, site.target, border).map(Bind::direct),
+                None => self.bind_address(Some(id), site.target, site.usage).map(Bind::direct),
+            },
         }
     }
 
@@ -266,6 +278,30 @@ impl Payload<'_, '_> {
         match (known.next(), known.next(), target) {
             (Some(meaning), None, Target::Object(object, offset)) => meaning == (*object, *offset),
             _ => false,
+        }
+    }
+
+    /// Binds an address at which nothing lies that code means: the base must have all that it may mean at one and the same place.
+    fn elsewhere(&mut self, site: &Site) -> Result<Bound, Problem> {
+        let (old, new) = (self.old, self.new);
+        let meanings = new.map.within_reach(site.target);
+        let place = |&(p, offset): &(ObjectId, i64)| {
+            let kept = self.pairs.objects.old_of(p).filter(|o| !self.changes.constants.contains(o))?;
+            Some(old.map.objects[kept].address.wrapping_add_signed(offset))
+        };
+        let first = meanings.first().and_then(place);
+        let alike = |place: u64| {
+            let there = Site { target: place, ..*site };
+            Judge::new(old, new, self.pairs).same_reach_of_constants(&there, site)
+        };
+        match (meanings.first(), first) {
+            (Some((p, offset)), Some(there)) if meanings.iter().all(|m| place(m) == first) && alike(there) => {
+                self.object(*p).map(|symbol| (symbol, *offset))
+            }
+            _ => Err(Problem(
+                Code::AmbiguousReference,
+                "code adds an index to it, and what lies there is nothing that it could mean".into(),
+            )),
         }
     }
 

@@ -12,7 +12,7 @@ use rustc_hash::FxHashMap;
 use super::registers::written;
 
 /// Registers of arguments, in their order.
-const ARGUMENTS: [Register; 6] =
+pub(super) const ARGUMENTS: [Register; 6] =
     [Register::RDI, Register::RSI, Register::RDX, Register::RCX, Register::R8, Register::R9];
 
 /// Instructions that are followed from the address on.

@@ -199,6 +199,9 @@ fn memory_use(instruction: &Instruction) -> Use {
     }
 }
 
+/// How far outside of the image an address may lie that an index leads into it from, in bytes.
+const FAR: u64 = 0x4000;
+
 fn absolute_sites(
     decoder: &Decoder<'_>,
     instruction: &Instruction,
@@ -209,7 +212,8 @@ fn absolute_sites(
     sites: &mut Vec<Site>,
 ) {
     let offsets = decoder.get_constant_offsets(instruction);
-    let mut push = |offset: usize, width: usize, encoding, usage, target: u64| {
+    let around = image.start.saturating_sub(FAR)..image.end.saturating_add(FAR);
+    let mut push = |offset: usize, width: usize, encoding, usage, target: u64, image: &std::ops::Range<u64>| {
         if image.contains(&target) {
             let offset = start + offset as u32;
             sites.push(Site { instruction: start, offset, end, width: width as u8, encoding, usage, target });
@@ -220,7 +224,11 @@ fn absolute_sites(
         let usage = if indexed { Use::Address } else { memory_use(instruction) };
         let encoding = if offsets.displacement_size() == 8 { Encoding::Absolute64 } else { Encoding::Absolute32Signed };
         let target = instruction.memory_displacement64();
-        push(offsets.displacement_offset(), offsets.displacement_size(), encoding, usage, target);
+        // With nothing but an index it is an address, from which that may lead into the image.
+        let base = instruction.memory_base();
+        let alone = indexed && base == Register::None && instruction.mnemonic() != Mnemonic::Lea;
+        let image = if alone { &around } else { image };
+        push(offsets.displacement_offset(), offsets.displacement_size(), encoding, usage, target, image);
     }
     for operand in 0..instruction.op_count() {
         let (encoding, target) = match instruction.op_kind(operand) {
@@ -230,7 +238,7 @@ fn absolute_sites(
             OpKind::Immediate64 => (Encoding::Absolute64, instruction.immediate64()),
             _ => continue,
         };
-        push(offsets.immediate_offset(), offsets.immediate_size(), encoding, Use::Address, target);
+        push(offsets.immediate_offset(), offsets.immediate_size(), encoding, Use::Address, target, image);
     }
 }
 

@@ -45,6 +45,8 @@ pub(super) enum Holder {
     Register(Register),
     /// So far from the stack pointer.
     Stack(i64),
+    /// So far from `rbp`, as code without optimisation has its variables.
+    Frame(i64),
 }
 
 /// Something holds the address plus a number.
@@ -82,7 +84,7 @@ pub(super) fn follow(
     }
 }
 
-/// The same of what any instruction leaves in its first operand, if that is a register. False if there is more than was followed.
+/// The same of what any instruction leaves in its first operand, if that is a register or a `mov` to a word of the frame. False if there is more than was followed.
 pub(super) fn follow_result(
     code: &Decoded,
     first: usize,
@@ -90,12 +92,38 @@ pub(super) fn follow_result(
     see: &mut dyn FnMut(usize, Held),
 ) -> bool {
     let made = &code.instructions[first];
-    if made.op0_kind() != OpKind::Register {
-        return false;
-    }
+    let holder = match made.op0_kind() {
+        OpKind::Register => Holder::Register(made.op0_register().full_register()),
+        // `movq $a,-8(%rbp)`
+        _ => match word(made) {
+            Some(word) if made.mnemonic() == Mnemonic::Mov => word,
+            _ => return false,
+        },
+    };
+    let held = Held { holder, offset: 0, stepped: false };
+    follow_from(code, code.behind(first).map(|next| (next, held)).collect(), factory, see)
+}
+
+/// Follows what a register holds before the instruction `first`.
+pub(super) fn follow_argument(
+    code: &Decoded,
+    first: usize,
+    register: Register,
+    factory: &mut InstructionInfoFactory,
+    see: &mut dyn FnMut(usize, Held),
+) {
+    let held = Held { holder: Holder::Register(register), offset: 0, stepped: false };
+    follow_from(code, vec![(first, held)], factory, see);
+}
+
+/// Follows what is held before these instructions. False if there is more than was followed.
+fn follow_from(
+    code: &Decoded,
+    mut open: Vec<(usize, Held)>,
+    factory: &mut InstructionInfoFactory,
+    see: &mut dyn FnMut(usize, Held),
+) -> bool {
     let mut whole = true;
-    let held = Held { holder: Holder::Register(made.op0_register().full_register()), offset: 0, stepped: false };
-    let mut open: Vec<(usize, Held)> = code.behind(first).map(|next| (next, held)).collect();
     let mut seen: FxHashSet<(u64, i64)> = open.iter().map(|(n, held)| key(*n, *held)).collect();
     while let Some((n, before)) = open.pop() {
         see(n, before);
@@ -122,8 +150,9 @@ pub(crate) fn steps_back(instruction: &Instruction) -> u64 {
         (_, Register::None) => (instruction.memory_displacement64() as i64).wrapping_neg(),
         _ => 0,
     };
+    let own = instruction.op0_kind() == OpKind::Register || word(instruction).is_some();
     let subtracted = match instruction.mnemonic() {
-        Mnemonic::Sub | Mnemonic::Add if instruction.op0_kind() == OpKind::Register => number(instruction),
+        Mnemonic::Sub | Mnemonic::Add if own => number(instruction),
         _ => None,
     };
     let step = distance.max(subtracted.map_or(0, i64::wrapping_neg));
@@ -134,7 +163,10 @@ pub(crate) fn steps_back(instruction: &Instruction) -> u64 {
 pub(super) fn counts_back(instruction: &Instruction) -> u16 {
     /// What is only known to be negative leads so far.
     const NEAR: u16 = 64;
-    let whole = || instruction.op0_kind() == OpKind::Register && instruction.op0_register().size() == 8;
+    let whole = || match instruction.op0_kind() {
+        OpKind::Register => instruction.op0_register().size() == 8,
+        _ => word(instruction).is_some() && instruction.memory_size().size() == 8,
+    };
     match instruction.mnemonic() {
         Mnemonic::Not | Mnemonic::Neg if whole() => NEAR,
         Mnemonic::Or | Mnemonic::Xor if whole() && immediate(instruction).is_some_and(|n| n < 0) => NEAR,
@@ -163,9 +195,30 @@ fn immediate(instruction: &Instruction) -> Option<i64> {
     (instruction.op_count() > 1 && is_number).then(|| instruction.immediate(1) as i64)
 }
 
+/// The word of the frame that an operand of memory is, if there is one.
+pub(super) fn word(instruction: &Instruction) -> Option<Holder> {
+    let plain = has_memory(instruction) && instruction.memory_index() == Register::None;
+    let at = instruction.memory_displacement64() as i64;
+    match instruction.memory_base() {
+        Register::RSP if plain => Some(Holder::Stack(at)),
+        Register::RBP if plain => Some(Holder::Frame(at)),
+        _ => None,
+    }
+}
+
+/// What an instruction adds to this word of the frame.
+fn added(instruction: &Instruction, holder: Holder) -> Option<i64> {
+    let own = instruction.op_count() > 0 && instruction.op0_kind() == OpKind::Memory;
+    number(instruction).filter(|_| own && word(instruction) == Some(holder))
+}
+
 /// Notes where one instruction reaches.
 fn note(instruction: &Instruction, held: Held, reach: &mut Reach) {
-    let Held { holder: Holder::Register(register), offset, stepped } = held else { return };
+    let Held { holder, offset, stepped } = held;
+    let Holder::Register(register) = holder else {
+        reach.open |= stepped && added(instruction, holder).is_some_and(|n| n < 0);
+        return;
+    };
     let steps = || match instruction.mnemonic() {
         Mnemonic::Lea => {
             let own = instruction.memory_base() == register && instruction.memory_index() == Register::None;
@@ -190,11 +243,15 @@ fn is_plain(instruction: &Instruction) -> bool {
     instruction.memory_base() != Register::None && instruction.memory_index() == Register::None
 }
 
+/// In place of a register's number; there are less registers.
+const FRAME: u64 = 0x3ff;
+
 /// One number for an instruction and what is held before it. Offsets are small ones, and so are the numbers of registers.
 fn key(n: usize, held: Held) -> (u64, i64) {
     let (register, stack) = match held.holder {
         Holder::Register(register) => (register as u64 + 1, 0),
         Holder::Stack(at) => (0, at),
+        Holder::Frame(at) => (FRAME, at),
     };
     let offset = (held.offset + FAR) as u64;
     (n as u64 | register << 32 | offset << 42 | u64::from(held.stepped) << 63, stack)
@@ -220,9 +277,8 @@ impl Behind {
 fn after(code: &Decoded, n: usize, holder: Holder, offset: i64, factory: &mut InstructionInfoFactory) -> Behind {
     let instruction = &code.instructions[n];
     let mut held = Behind::default();
-    // The word of the stack that a memory operand means, by where the stack pointer is before the instruction.
-    let word = (instruction.memory_base() == Register::RSP && instruction.memory_index() == Register::None)
-        .then(|| instruction.memory_displacement64() as i64);
+    // The word of the frame that a memory operand means; of the stack by where its pointer is before the instruction.
+    let word = word(instruction);
     let moved = match (instruction.mnemonic(), instruction.op0_register()) {
         (Mnemonic::Sub | Mnemonic::Add, Register::RSP) => match immediate(instruction) {
             Some(number) if instruction.mnemonic() == Mnemonic::Sub => number.wrapping_neg(),
@@ -232,21 +288,31 @@ fn after(code: &Decoded, n: usize, holder: Holder, offset: i64, factory: &mut In
     };
     let calls = matches!(instruction.flow_control(), FlowControl::Call | FlowControl::IndirectCall);
     match holder {
-        Holder::Stack(at) => {
+        Holder::Stack(_) | Holder::Frame(_) => {
             let reads = instruction.mnemonic() == Mnemonic::Mov
                 && instruction.op1_kind() == OpKind::Memory
                 && instruction.op0_kind() == OpKind::Register;
-            if reads && word == Some(at) {
+            if reads && word == Some(holder) {
                 held.push((Holder::Register(instruction.op0_register().full_register()), offset, false));
             }
-            if instruction.mnemonic() == Mnemonic::Pop && at == 0 && instruction.op0_kind() == OpKind::Register {
+            let pops = instruction.mnemonic() == Mnemonic::Pop && instruction.op0_kind() == OpKind::Register;
+            if pops && holder == Holder::Stack(0) {
                 held.push((Holder::Register(instruction.op0_register().full_register()), offset, false));
             }
+            let added = added(instruction, holder);
             let overwritten = instruction.op0_kind() == OpKind::Memory
-                && word == Some(at)
+                && word == Some(holder)
                 && !matches!(instruction.mnemonic(), Mnemonic::Cmp | Mnemonic::Test | Mnemonic::Push);
-            if !overwritten {
-                held.push((Holder::Stack(if calls { at } else { at.wrapping_sub(moved) }), offset, false));
+            let behind = match holder {
+                Holder::Stack(at) => Some(Holder::Stack(if calls { at } else { at.wrapping_sub(moved) })),
+                _ => Some(holder).filter(|_| !code.writes(n, Register::RBP, factory)),
+            };
+            match behind {
+                Some(behind) if !overwritten => held.push((behind, offset, false)),
+                Some(behind) => {
+                    added.into_iter().for_each(|n| held.push((behind, offset.saturating_add(n), true)));
+                }
+                None => {}
             }
         }
         Holder::Register(register) => {
@@ -262,9 +328,7 @@ fn after(code: &Decoded, n: usize, holder: Holder, offset: i64, factory: &mut In
                 }
                 (Mnemonic::Mov, Some(to)) if copies => held.push((to, offset, false)),
                 (_, Some(to)) if conditional && copies => held.push((to, offset, false)),
-                (Mnemonic::Mov, None) if copies => {
-                    word.into_iter().for_each(|word| held.push((Holder::Stack(word), offset, false)))
-                }
+                (Mnemonic::Mov, None) if copies => word.into_iter().for_each(|word| held.push((word, offset, false))),
                 (Mnemonic::Push, Some(from)) if from == holder => held.push((Holder::Stack(0), offset, false)),
                 (_, Some(to)) if to == holder => {
                     let stepped = number(instruction).map(|n| (holder, offset.saturating_add(n), true));

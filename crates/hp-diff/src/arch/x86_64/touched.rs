@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use iced_x86::{Code, ConditionCode, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register};
 use rustc_hash::FxHashSet;
 
-use super::derived::{Held, Holder, follow};
+use super::derived::{Held, Holder, follow, follow_result};
 use super::indexed::calculates;
 use super::passages::{Condition, Passage, passage};
 use super::registers::{KEPT, has_memory};
@@ -37,7 +37,7 @@ pub(crate) struct Touched {
 
 /// What a function does with the addresses that the instructions at `made` make.
 pub(crate) fn touched(code: &Decoded, made: &[u64]) -> Vec<Touched> {
-    let mut origins = Origins { code, factory: InstructionInfoFactory::new() };
+    let mut origins = Origins::new(code);
     let firsts = made.iter().map(|at| code.at(*at));
     firsts.map(|first| first.map_or_else(Touched::default, |first| of(code, first, &mut origins))).collect()
 }
@@ -49,14 +49,20 @@ fn of(code: &Decoded, first: usize, origins: &mut Origins<'_>) -> Touched {
         let registers = (instruction.memory_base(), instruction.memory_index());
         let register = match registers {
             (Register::None, register) | (register, Register::None) => Some(register).filter(|_| accesses(instruction)),
-            _ => None,
+            (base, index) => Some(index).filter(|_| base == index && accesses(instruction)),
         };
-        let offset = register.and_then(|register| origins.scaled(first, register));
+        let offset = register.and_then(|register| {
+            // `a(%rdi,%rdi)`
+            let both = registers.0 == registers.1;
+            let base = if both { origins.number(first, register, Heed::Jumps)? } else { 0 };
+            Some(origins.scaled(first, register)?.wrapping_add(base))
+        });
         let counted = offset.is_some() || register.is_some_and(|r| origins.number(first, r, Heed::Nothing).is_some());
         let below = offset.is_some() && register.is_some_and(|index| origins.ends_at_zero(first, index));
         return Touched { calculated: registers != (Register::None, Register::None), offset, counted, below };
     }
     let mut held: Vec<(usize, Register, i64)> = Vec::new();
+    let mut sums: Vec<(usize, Register, i64)> = Vec::new();
     let mut calculated = false;
     let mut factory = InstructionInfoFactory::new();
     follow(code, first, &mut factory, &mut |n, before| {
@@ -65,6 +71,9 @@ fn of(code: &Decoded, first: usize, origins: &mut Origins<'_>) -> Touched {
         calculated |= calculates(instruction, &[register]);
         if !stepped && has_memory(instruction) && accesses(instruction) {
             held.push((n, register, offset));
+        }
+        if !stepped && adds_registers(instruction) {
+            sums.push((n, register, offset));
         }
     });
     let place = |(n, register, offset): (usize, Register, i64)| {
@@ -84,12 +93,23 @@ fn of(code: &Decoded, first: usize, origins: &mut Origins<'_>) -> Touched {
         let below = made == 0 && beside != Register::None && origins.ends_at_zero(n, beside);
         Some((made.wrapping_add(added), below))
     };
-    let found = held.into_iter().find_map(place);
+    let found = held.into_iter().find_map(place).or_else(|| {
+        let reached = sums.into_iter().find_map(|sum| origins.reached_by_sum(sum));
+        reached.map(|place| (place, false))
+    });
     // `add $text,%rdi`: what is reached from there lies as far from the address as the register says, which nobody knows.
     let sum = !matches!(instruction.mnemonic(), Mnemonic::Lea | Mnemonic::Mov | Mnemonic::Cmp | Mnemonic::Push);
     let found = found.filter(|_| !sum);
     let (offset, below) = (found.map(|found| found.0), found.is_some_and(|found| found.1));
     Touched { calculated: calculated || sum, offset, counted: offset.is_some(), below }
+}
+
+/// `add %rdx,%rax`, as code without optimisation adds an index.
+fn adds_registers(instruction: &Instruction) -> bool {
+    instruction.mnemonic() == Mnemonic::Add
+        && instruction.op0_kind() == OpKind::Register
+        && instruction.op1_kind() == OpKind::Register
+        && instruction.op0_register().size() == 8
 }
 
 fn accesses(instruction: &Instruction) -> bool {
@@ -98,18 +118,43 @@ fn accesses(instruction: &Instruction) -> bool {
 }
 
 /// Where registers have their values from.
-struct Origins<'c> {
+pub(super) struct Origins<'c> {
     code: &'c Decoded,
     factory: InstructionInfoFactory,
 }
 
-impl Origins<'_> {
+impl<'c> Origins<'c> {
+    pub(super) fn new(code: &'c Decoded) -> Origins<'c> {
+        Origins { code, factory: InstructionInfoFactory::new() }
+    }
+
     /// What a register that is part of the operand of an instruction adds to it, if a number is certain.
-    fn scaled(&mut self, at: usize, register: Register) -> Option<i64> {
+    pub(super) fn scaled(&mut self, at: usize, register: Register) -> Option<i64> {
         let instruction = &self.code.instructions[at];
         let is_index = register == instruction.memory_index();
         let scale = if is_index { i64::from(instruction.memory_index_scale()) } else { 1 };
         Some(self.number(at, register, Heed::Jumps)?.wrapping_mul(scale))
+    }
+
+    /// A place that is read or written by way of the sum of two registers, of which `held` has the address plus `offset`.
+    fn reached_by_sum(&mut self, (n, held, offset): (usize, Register, i64)) -> Option<i64> {
+        let code = self.code;
+        let instruction = &code.instructions[n];
+        let (to, from) = (instruction.op0_register().full_register(), instruction.op1_register().full_register());
+        let other = if held == to { from } else { to };
+        let made = offset.wrapping_add(self.number(n, other, Heed::Jumps).filter(|_| to != from)?);
+        let mut reached = None;
+        follow_result(code, n, &mut InstructionInfoFactory::new(), &mut |n, before| {
+            let Held { holder: Holder::Register(register), offset, stepped: false } = before else { return };
+            let instruction = &code.instructions[n];
+            let base = instruction.memory_base();
+            let plain = instruction.memory_index() == Register::None && base != Register::None;
+            if plain && has_memory(instruction) && accesses(instruction) && base.full_register() == register {
+                let place = made.wrapping_add(offset).wrapping_add(instruction.memory_displacement64() as i64);
+                reached = reached.or(Some(place));
+            }
+        });
+        reached
     }
 
     /// True if the index of an operand runs up to zero and is not used there: right behind the operand's instruction a number is added to
