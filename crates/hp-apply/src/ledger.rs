@@ -411,6 +411,7 @@ impl Seal {
 
 /// That what was read of a patch does not hold any more.
 pub(crate) fn changed_meanwhile(process: &Process) -> Failure {
+    process.changed.set(true);
     unusable(format_args!("process {}: somebody else has changed its patches meanwhile", process.pid))
 }
 

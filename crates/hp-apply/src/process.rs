@@ -17,6 +17,8 @@ pub(crate) struct Process {
     pub(crate) status: Status,
     /// How long threads of it have stood still for us.
     pub(crate) stood: Cell<Stood>,
+    /// Somebody else has changed its patches since they were read.
+    pub(crate) changed: Cell<bool>,
 }
 
 /// The lines of `/proc/PID/status` that matter.
@@ -197,7 +199,7 @@ impl Process {
             Ok(None) => return Err(ended(pid)),
             Err(error) => return unusable(format!("process {pid}: cannot read when it began: {error}")),
         };
-        let process = Process { pid, life, mem, maps, status, stood: Cell::default() };
+        let process = Process { pid, life, mem, maps, status, stood: Cell::default(), changed: Cell::default() };
         process.check_machine()?;
         Ok(process)
     }

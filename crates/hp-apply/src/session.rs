@@ -4,7 +4,7 @@ use crate::addr::LiveRange;
 use crate::bytes::hex;
 use crate::failure::{Failure, busy, refused};
 use crate::image::{Image, images};
-use crate::ledger::{self, Ledger, changed_meanwhile};
+use crate::ledger::{self, Ledger};
 use crate::maps::Maps;
 use crate::prelude::*;
 use crate::process::{self, Process};
@@ -29,27 +29,30 @@ pub(crate) fn with(
     stood: &Cell<Stood>,
     work: &dyn Fn(&Session) -> Result<Done, Failure>,
 ) -> Result<Done, Failure> {
-    until_settled(pid, Session::open, &|session| {
+    let mut done = Done::NotApplied;
+    until_settled(pid, Session::open, &mut |session| {
         let result = work(session);
         let mut total = stood.get();
         total.add(session.process.stood.get());
         stood.set(total);
-        result
-    })
+        done = result?;
+        Ok(())
+    })?;
+    Ok(done)
 }
 
-/// Opens a process for looking only, and looks.
-pub(crate) fn look<T>(pid: i32, work: &dyn Fn(&Session) -> Result<T, Failure>) -> Result<T, Failure> {
-    until_settled(pid, Session::open_read, work)
+/// Opens a process for looking only, and looks; again if that fails because of what somebody does meanwhile.
+pub(crate) fn look(pid: i32, look: &mut dyn FnMut(&Session) -> Result<(), Failure>) -> Result<(), Failure> {
+    until_settled(pid, Session::open_read, look)
 }
 
 /// Works on a process; again if that fails because of what somebody else has done meanwhile: another applier, or a thread that
 /// unmaps a payload for one that died.
-fn until_settled<T>(
+fn until_settled(
     pid: i32,
     open: fn(i32) -> Result<Session, Failure>,
-    work: &dyn Fn(&Session) -> Result<T, Failure>,
-) -> Result<T, Failure> {
+    work: &mut dyn FnMut(&Session) -> Result<(), Failure>,
+) -> Result<(), Failure> {
     let mut tries = 0;
     loop {
         let session = open(pid)?;
@@ -107,11 +110,14 @@ impl Session {
     /// Whether work failed because patches are not what they were when this was read: something has found that, or others
     /// are there now.
     fn is_stale(&self, failure: &Error) -> bool {
-        let others = || self.process.maps().is_ok_and(|maps| ledger::find(&self.process.mem, &maps) != self.ledgers);
-        match failure {
-            Error::Busy(_) => false,
-            failure => *failure == *changed_meanwhile(&self.process) || others(),
+        if self.process.changed.get() || matches!(failure, Error::Busy(_)) {
+            return self.process.changed.get();
         }
+        let Ok(maps) = self.process.maps() else { return false };
+        // Whoever writes a ledger gives it a number of its own.
+        let which = |ledger: &Ledger| (ledger.mapping.start, ledger.sequence);
+        let now = ledger::find(&self.process.mem, &maps);
+        !now.iter().map(which).eq(self.ledgers.iter().map(which))
     }
 
     /// The one image with this build ID.

@@ -18,11 +18,14 @@ use crate::{LedgerEntry, PatchedFunction, Phase};
 
 /// Every patch of one process, in the order in which they were applied.
 pub(crate) fn status(pid: i32) -> Result<Vec<LedgerEntry>, Failure> {
-    session::look(pid, &|session| {
+    let mut entries = Vec::new();
+    session::look(pid, &mut |session| {
         let mut ledgers: Vec<&Ledger> = session.ledgers.iter().collect();
         sort_by_key(&mut ledgers, |ledger| ledger.sequence);
-        ledgers.into_iter().map(|ledger| entry(session, ledger)).collect()
-    })
+        entries = ledgers.into_iter().map(|ledger| entry(session, ledger)).collect::<Result<_, _>>()?;
+        Ok(())
+    })?;
+    Ok(entries)
 }
 
 fn entry(session: &Session, ledger: &Ledger) -> Result<LedgerEntry, Failure> {

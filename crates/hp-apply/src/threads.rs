@@ -28,8 +28,6 @@ const STARVED_LIMIT: Duration = Duration::from_secs(1);
 /// How often the list of threads is read again before a storm of births counts as busy.
 const MAX_ROUNDS: u32 = 64;
 
-/// How often a thread is tried again that nobody traces any more.
-const FREED_TRIES: u32 = 3;
 /// How often a thread that should be gone is looked for, a millisecond apart.
 const GONE_TRIES: u32 = 50;
 
@@ -160,11 +158,8 @@ impl<'p> Tracer<'p> {
         }
         let pid = self.process.pid;
         let mut result = sys::seize(tid);
-        for _ in 0..FREED_TRIES {
-            // Who traced it may have let it go by now.
-            if result != Err(Errno::EPERM) || self.traced().is_err() {
-                break;
-            }
+        // Who traced it may have let it go by now.
+        if result == Err(Errno::EPERM) && self.traced().is_ok() {
             result = sys::seize(tid);
         }
         match result {

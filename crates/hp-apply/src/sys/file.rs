@@ -140,16 +140,9 @@ impl File {
 
     /// The whole of a file of `/proc` that stays open, as it is now.
     pub(crate) fn read_again(&self) -> Result<Vec<u8>, Errno> {
-        let mut bytes = Vec::new();
-        loop {
-            let len = bytes.len();
-            bytes.resize(len + CHUNK, 0);
-            let got = self.read_at(bytes.get_mut(len..).unwrap_or_default(), len as u64)?;
-            bytes.truncate(len + got);
-            if got == 0 {
-                return Ok(bytes);
-            }
-        }
+        // SAFETY: takes plain numbers only.
+        unsafe { raw::call(nr::__NR_lseek, [self.fd(), 0, 0, 0, 0, 0]) }?;
+        self.read_all(CHUNK, usize::MAX).map(Option::unwrap_or_default)
     }
 
     /// The path of an open file, links resolved.
