@@ -8,6 +8,7 @@ use crate::generator::edits::edit;
 use crate::generator::generate;
 use crate::generator::program::{Language, Program};
 use crate::generator::render;
+use crate::generator::tables;
 use crate::generator::ways::Way;
 use crate::harness::process::{Target, run};
 use crate::random::Random;
@@ -19,16 +20,29 @@ pub(crate) struct Sort {
     /// In front of a seed's number.
     pub(crate) name: &'static str,
     pub(crate) language: Language,
-    /// The next version has the same functions and objects in another order, and perhaps strangers beside them.
-    pub(crate) moves: bool,
+    /// What the program is made of, and what its next version has other.
+    pub(crate) theme: Theme,
+}
+
+/// What a sort of programs is about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Theme {
+    /// Anything, and any edit.
+    Any,
+    /// Anything; the next version has the same functions and objects in another order, and perhaps strangers beside them.
+    Moves,
+    /// Constant tables side by side, of which elements change; with symbols, or without.
+    Tables { stripped: bool },
 }
 
 /// All of them.
-pub(crate) const SORTS: [Sort; 4] = [
-    Sort { name: "seed", language: Language::C, moves: false },
-    Sort { name: "moved", language: Language::C, moves: true },
-    Sort { name: "cpp", language: Language::Cpp, moves: false },
-    Sort { name: "cpp_moved", language: Language::Cpp, moves: true },
+pub(crate) const SORTS: [Sort; 6] = [
+    Sort { name: "seed", language: Language::C, theme: Theme::Any },
+    Sort { name: "moved", language: Language::C, theme: Theme::Moves },
+    Sort { name: "cpp", language: Language::Cpp, theme: Theme::Any },
+    Sort { name: "cpp_moved", language: Language::Cpp, theme: Theme::Moves },
+    Sort { name: "tables", language: Language::C, theme: Theme::Tables { stripped: false } },
+    Sort { name: "tables_stripped", language: Language::C, theme: Theme::Tables { stripped: true } },
 ];
 
 /// What the generator makes of a seed.
@@ -46,13 +60,27 @@ pub(crate) struct Pair {
 impl Pair {
     pub(crate) fn of(sort: Sort, seed: u64) -> Pair {
         let r = &mut Random(seed);
-        let old = generate::program(sort.language, r);
+        let old = match sort.theme {
+            Theme::Tables { .. } => tables::program(r),
+            _ => generate::program(sort.language, r),
+        };
         let (mut new, mut edits) = (old.clone(), Vec::new());
         // Some edits change nothing.
         while (0..old.files.len()).all(|i| render::file(&old, i) == render::file(&new, i)) {
-            edits.extend(edit(&mut new, sort.moves, r));
+            edits.extend(match sort.theme {
+                Theme::Tables { .. } => tables::edit(&mut new, r),
+                _ => edit(&mut new, sort.theme == Theme::Moves, r),
+            });
         }
-        Pair { old, new, edits, way: Way::any(sort.language, r), moves: sort.moves, seed }
+        let mut way = Way::any(sort.language, r);
+        if let Theme::Tables { stripped } = sort.theme {
+            // The C library's own code says nothing about tables, and takes most of the time.
+            while way.is_static() {
+                way = Way::any(sort.language, r);
+            }
+            way.strip = stripped;
+        }
+        Pair { old, new, edits, way, moves: sort.theme == Theme::Moves, seed }
     }
 
     /// What to ask: every entry with several arguments, in any order.

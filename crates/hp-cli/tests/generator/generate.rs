@@ -50,7 +50,7 @@ const WORDS: &[&str] = &[
     "%",
     "",
 ];
-const TYPES: &[&str] = &[
+pub(crate) const TYPES: &[&str] = &[
     "int",
     "int",
     "int",
@@ -77,6 +77,7 @@ pub(crate) fn program(language: Language, r: &mut Random) -> Program {
         entries_by_switch: once_in(r, 2),
         resets: once_in(r, 2),
         lines_shown: once_in(r, 4),
+        tables: false,
         next: 0,
     };
     // Leaves first: tables name them.
@@ -273,6 +274,8 @@ pub(crate) fn object(program: &mut Program, r: &mut Random, file: usize, class: 
             o.of = r.below(program.types.len());
             o.values = vec![small(r)];
         }
+        // These are made in `tables`.
+        Class::Records | Class::Grid | Class::Letters | Class::Starts | Class::Stops | Class::Spans => return None,
     }
     let id = program.fresh();
     program.objects.insert(id, o);
@@ -361,6 +364,7 @@ pub(crate) fn needs(kind: Kind) -> (&'static [&'static [Class]], usize) {
         Kind::ShapeStore => (&[&[Class::Shape]], 0),
         Kind::Template => (&[INTS], 0),
         Kind::Try | Kind::Cleanup => (&[], 1),
+        Kind::Read(shape) => (shape.needs(), 0),
         _ => (&[], 0),
     }
 }

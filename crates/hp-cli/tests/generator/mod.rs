@@ -9,4 +9,5 @@ mod generate;
 mod program;
 mod render;
 pub(crate) mod shrink;
+mod tables;
 mod ways;

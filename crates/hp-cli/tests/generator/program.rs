@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::generator::tables::Shape;
 use crate::random::Random;
 
 /// What an object is for. A reference to it may be turned into one to any other object of its class.
@@ -44,13 +45,40 @@ pub(crate) enum Class {
     Local,
     /// An object of a class with virtual functions; C++.
     Shape,
+    // Of tables side by side only, from here on: structures, rows of numbers, a text that is an array.
+    Records,
+    Grid,
+    Letters,
+    /// Pointers to elements of tables.
+    Starts,
+    /// Pointers to what lies behind elements of tables.
+    Stops,
+    /// Pairs of a start and an end.
+    Spans,
 }
 
 impl Class {
     /// Nothing writes to it.
     pub(crate) fn constant(self) -> bool {
-        use Class::{ConstInts, ConstNode, Functions, Ops, Pointers, Reals, Texts};
-        matches!(self, ConstInts | Reals | Texts | Pointers | Functions | Ops | ConstNode)
+        use Class::{
+            ConstInts, ConstNode, Functions, Grid, Letters, Ops, Pointers, Reals, Records, Spans, Starts, Stops, Texts,
+        };
+        matches!(
+            self,
+            ConstInts
+                | Reals
+                | Texts
+                | Pointers
+                | Functions
+                | Ops
+                | ConstNode
+                | Records
+                | Grid
+                | Letters
+                | Starts
+                | Stops
+                | Spans
+        )
     }
 }
 
@@ -119,6 +147,8 @@ pub(crate) enum Kind {
     Sum,
     Fill,
     Vector,
+    /// Of tables side by side only.
+    Read(Shape),
     // Of C++ only, from here on.
     Virtual,
     Cast,
@@ -238,6 +268,8 @@ pub(crate) struct Program {
     pub(crate) resets: bool,
     /// Line numbers are in the answers.
     pub(crate) lines_shown: bool,
+    /// It is made of tables side by side and their readers.
+    pub(crate) tables: bool,
     pub(crate) next: usize,
 }
 

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use crate::generator::cpp;
 use crate::generator::program::{ALWAYS_INLINE, Class, Function, HEADER, Item, Kind, Language, Object, Piece, Program};
+use crate::generator::tables;
 
 /// What reads commands: `call I A B`, `reset`, `quit`. It stays as it is: a process waits here for its next command.
 pub(crate) const MAIN: &str = r#"#include <stdio.h>
@@ -129,6 +130,9 @@ pub(crate) fn file(program: &Program, file: usize) -> String {
         text.push_str("#define LINES_SHOWN\n");
     }
     text.push_str(HEAD);
+    if program.tables {
+        text.push_str(tables::HEAD);
+    }
     if program.language == Language::Cpp {
         text.push_str(cpp::HEAD);
         cpp::types(&mut text, program);
@@ -180,6 +184,9 @@ pub(crate) fn file(program: &Program, file: usize) -> String {
     reset(&mut text, program, file);
     if file == 0 {
         text.push_str(RUNTIME);
+        if program.tables {
+            text.push_str(tables::RUNTIME);
+        }
         if program.language == Language::Cpp {
             text.push_str(cpp::RUNTIME);
         }
@@ -210,6 +217,9 @@ fn declarator(program: &Program, o: &Object) -> String {
         Class::Local if program.language == Language::Cpp && !o.is_static => format!("thread_local {ty} {name}"),
         Class::Local => format!("__thread {ty} {name}"),
         Class::Shape => format!("{} {name}", program.types[o.of].name),
+        Class::Records | Class::Grid | Class::Letters | Class::Starts | Class::Stops | Class::Spans => {
+            tables::declarator(o)
+        }
     }
 }
 
@@ -253,6 +263,9 @@ fn expression(program: &Program, o: &Object) -> String {
         Class::Holder => o.objects.first().map(|id| format!("&{}", name(id))).unwrap_or_default(),
         Class::Word => quoted(&o.texts[0]),
         Class::Shape => o.values[0].to_string(),
+        Class::Records | Class::Grid | Class::Letters | Class::Starts | Class::Stops | Class::Spans => {
+            tables::expression(program, o)
+        }
     }
 }
 
@@ -571,6 +584,7 @@ fn piece(program: &Program, f: &Function, p: &Piece) -> String {
             small(0),
             p.numbers[1] & 0xffff
         ),
+        Kind::Read(shape) => tables::read(program, p, shape),
         _ => cpp::piece(program, f, p),
     }
 }

@@ -122,6 +122,11 @@ impl Way {
         Way { compiler, compile, link, library, strip }
     }
 
+    /// The C library is in it.
+    pub(crate) fn is_static(&self) -> bool {
+        self.link.iter().any(|flag| flag.starts_with("-static"))
+    }
+
     /// The tool that this machine lacks for it, if any.
     pub(crate) fn missing(&self) -> Option<String> {
         let linker = self.link.iter().find_map(|flag| flag.strip_prefix("-fuse-ld=")).map(|name| format!("ld.{name}"));
