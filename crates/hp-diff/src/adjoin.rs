@@ -19,6 +19,7 @@ use crate::by_address::Spans;
 use crate::compare::Changes;
 use crate::correlate::Correlation;
 use crate::entity::{FunctionId, Target};
+use crate::extents;
 use crate::finding::{Code, Finding};
 use crate::image::Word;
 use crate::judge::{Judge, Verdict};
@@ -68,16 +69,41 @@ impl Twins {
         Twins { forward, backward }
     }
 
+    /// The places in the new build of what unchanged code and data find at an address of the old one, as pairs.
+    pub(crate) fn of_old(&self, address: u64) -> impl Iterator<Item = (u64, u64)> {
+        of(&self.forward, address)
+    }
+
+    /// The same for an address of the new build; the old one comes first.
+    pub(crate) fn of_new(&self, address: u64) -> impl Iterator<Item = (u64, u64)> {
+        of(&self.backward, address).map(|(b, a)| (a, b))
+    }
+
     /// True if the literals `x` of the old and `y` of the new build, each from start to end,
     /// equal so far as they are known, may go on with different content.
     pub(crate) fn in_doubt(&self, judge: &Judge<'_, '_>, x: (u64, u64), y: (u64, u64)) -> bool {
         let (old, new) = judge.builds();
-        let (c, d) = (x.1, y.1);
-        let goes_on = (starts_literal(old, c), starts_literal(new, d));
-        if goes_on == (false, false) || goes_on == (true, true) && judge.literals(c, d, Use::Address) == Verdict::Same {
-            return false;
+        // In a stripped build a border may be no more than an element that code reads alone.
+        let goes_through = (old.map.is_stripped() || new.map.is_stripped()) && !extents::is_text(new, y.0);
+        let (mut c, mut d) = (x.1, y.1);
+        loop {
+            let goes_on = (starts_literal(old, c), starts_literal(new, d));
+            let same = goes_on == (true, true) && judge.literals(c, d, Use::Address) == Verdict::Same;
+            if goes_on == (false, false) || same && !goes_through || d - y.0 > extents::FAR {
+                return false;
+            }
+            if apart((old, (x.0, c)), new, &self.forward) || apart((new, (y.0, d)), old, &self.backward) {
+                return false;
+            }
+            if !same {
+                return true;
+            }
+            let ends = (old.map.literal_span(&old.image, c).1, new.map.literal_span(&new.image, d).1);
+            if ends.0 - c != ends.1 - d || ends.1 == d {
+                return true;
+            }
+            (c, d) = ends;
         }
-        !(apart((old, x), new, &self.forward) || apart((new, y), old, &self.backward))
     }
 
     /// The literals of the new build that may be one with the one of this span, which comes
@@ -92,6 +118,11 @@ impl Twins {
         }
         parts
     }
+}
+
+fn of(twins: &[(u64, u64)], address: u64) -> impl Iterator<Item = (u64, u64)> {
+    let first = twins.partition_point(|t| t.0 < address);
+    twins[first..].iter().copied().take_while(move |t| t.0 == address)
 }
 
 /// The texts that a function refers to, and where they are.

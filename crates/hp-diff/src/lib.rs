@@ -56,6 +56,7 @@ mod elsewhere;
 mod entity;
 mod entries;
 mod explain;
+mod extents;
 mod finding;
 mod followed;
 mod goes_on;
@@ -294,6 +295,8 @@ pub fn diff(old: &Path, new: &Path, options: &Options) -> Result<Report, Error> 
     let twins = Twins::new(&old, &new, &pairs, &changes);
     if old.image.linked {
         findings.extend(adjoin::doubts(&Judge::new(&old, &new, &pairs), &pairs, &changes, &twins));
+        let judge = Judge::new(&old, &new, &pairs).with_changed_constants(changes.constants.clone());
+        findings.extend(extents::doubts(&judge, &pairs, &changes, &twins));
     }
     if !old.image.linked && differs {
         let message = "a patch needs a linked program or shared object with a build ID";

@@ -92,6 +92,11 @@ fn look(code: &Decoded, n: usize, held: Held, origins: &mut Origins<'_>, found: 
     let idle = matches!(instruction.mnemonic(), Mnemonic::Lea | Mnemonic::Nop)
         || matches!(instruction.mnemonic(), Mnemonic::Prefetcht0 | Mnemonic::Prefetchnta);
     let (base, index) = (instruction.memory_base(), instruction.memory_index());
+    // What copies or compares strings goes up from there (psABI for AMD64, 3.2.1: the direction flag is clear).
+    if instruction.is_string_instruction() && (is(Register::RSI) || is(Register::RDI)) {
+        found.behind |= offset >= 0;
+        found.before |= offset < 0;
+    }
     let mut factory = InstructionInfoFactory::new();
     let mut negative = |register: Register| may_be_negative(code, n, register, &mut factory);
     if has_memory(instruction) && !idle && (is(base) || is(index)) {
