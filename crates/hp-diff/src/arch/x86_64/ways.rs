@@ -165,7 +165,8 @@ mod tests {
     fn what_runs_before_an_instruction_is_what_it_runs_behind() {
         let program = std::fs::read(std::env::current_exe().unwrap()).unwrap();
         for start in (0..program.len()).step_by(9973) {
-            let (a, b) = program[start..program.len().min(start + 600)].split_at(300);
+            let piece = &program[start..program.len().min(start + 600)];
+            let (a, b) = piece.split_at(piece.len().min(300));
             // They overlap, as ranges of hand-written code do.
             let code = Decoded::new([(0x1000, a), (0x10ff, b)].into_iter());
             for n in 0..code.instructions.len() {
