@@ -152,6 +152,29 @@ fn another_variable_of_the_same_shape_is_never_explained_away() {
     }
 }
 
+/// Two thread-local variables changed places: threads that run have the old ones.
+#[test]
+fn thread_local_variables_that_moved_are_seen() {
+    let room = tempfile::tempdir().unwrap();
+    let whole = |order: &str| {
+        format!(
+            "#include <stdio.h>
+            static __thread long {order};
+            __attribute__((noipa)) void one(int n) {{ a += n; }}
+            __attribute__((noipa)) void two(int n) {{ b += 3 * n; }}
+            int main(int c, char **v) {{ one(c); two(c); return printf(\"%ld %ld\\n\", a, b); }}"
+        )
+    };
+    for flags in ["-O2", "-O2 -no-pie -fno-pie", "-O2 -fPIC -shared"] {
+        let name = |side: &str| format!("{side}-{}", flags.replace(' ', ""));
+        let old = compile(room.path(), &name("old"), &whole("a = 0, b = 0"), flags);
+        let new = compile(room.path(), &name("new"), &whole("b = 0, a = 0"), flags);
+        assert!(changed(&diff(&old, &new)).len() >= 2, "{flags}: they changed places");
+        let bare = diff(&stripped(&old), &stripped(&new));
+        assert!(doubts(&bare), "{flags}: {:?} {:?}", bare.changes, bare.findings);
+    }
+}
+
 /// A program with what a compiler moves and merges.
 const PROGRAM: &str = r#"
 #include <stdio.h>

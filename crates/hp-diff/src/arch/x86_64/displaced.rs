@@ -26,7 +26,9 @@ pub(crate) fn displaced(old: &[u8], new: &[u8]) -> Option<Vec<Displaced>> {
         }
         let (from, to) = (distance(&x), distance(&y));
         let is_object = |base: Register| match base {
-            Register::RSP | Register::RIP | Register::None => false,
+            // A thread-local variable, by its distance from the thread pointer.
+            Register::None => x.segment_prefix() == Register::FS,
+            Register::RSP | Register::RIP => false,
             Register::RBP => !frame,
             _ => true,
         };
@@ -104,6 +106,13 @@ mod tests {
         let code = |back: u8| [0x48, 0x8d, 0x15, 0, 0, 0, 0, 0x48, 0x8d, 0x72, back, 0xc3];
         assert_eq!(displaced(&code(0xf8), &code(0xf0)), Some(vec![]));
         assert_eq!(displaced(&code(8), &code(16)), Some(vec![Displaced { at: 7, old: 8, new: 16 }]));
+    }
+
+    /// `mov rax,fs:[-8]; ret`, and the same by another distance from the thread pointer.
+    #[test]
+    fn places_of_thread_local_variables_count() {
+        let code = |back: u8| [0x64, 0x48, 0x8b, 0x04, 0x25, back, 0xff, 0xff, 0xff, 0xc3];
+        assert_eq!(displaced(&code(0xf8), &code(0xf0)), Some(vec![Displaced { at: 0, old: -8, new: -16 }]));
     }
 
     /// A distance that needs a wider field makes the function longer.
