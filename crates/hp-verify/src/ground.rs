@@ -16,6 +16,7 @@ use crate::moved::Contents;
 use crate::pairs::{Pairs, numbered, quiet};
 use crate::report::Kind;
 use crate::rust;
+use crate::startup;
 
 /// Why two places are not known to be the same.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -162,6 +163,22 @@ impl<'g, 'a> Ground<'g, 'a> {
         }
     }
 
+    /// What would have to be pairs for a named constant to be the same in the new build, if nothing else differs.
+    pub(crate) fn doubts_of_constant(&self, (o, p): (usize, usize)) -> Vec<Doubt> {
+        let (x, y) = (&self.old.objects[o], &self.new.objects[p]);
+        let mut doubts = Vec::new();
+        if x.size != y.size || !x.constant || !y.constant {
+            return doubts;
+        }
+        let within = Within::data(false);
+        let whole =
+            self.content_with((x.address, y.address), x.size, within, &Trail::START, &mut |doubt| doubts.push(doubt));
+        if whole.is_err() {
+            doubts.clear();
+        }
+        doubts
+    }
+
     fn same_object(&self, (o, p): (usize, usize)) -> bool {
         let (x, y) = (&self.old.objects[o], &self.new.objects[p]);
         let within = Within { rust: rust::is_name(x.names[0]) && rust::is_name(y.names[0]), ..Within::default() };
@@ -180,6 +197,11 @@ impl<'g, 'a> Ground<'g, 'a> {
         let both = self.old.tables.contains(&x.address) && self.new.tables.contains(&y.address);
         let entries = self.new.distances(y.address).filter(|_| both)?;
         (4 * entries.len() as u64 == y.size).then_some(entries)
+    }
+
+    /// Pairs of named constants that are not known to be the same.
+    pub(crate) fn open_constants(&self) -> impl Iterator<Item = (usize, usize)> {
+        self.pairs.objects.iter().filter(|(o, _)| self.changed.contains(o))
     }
 
     /// The content of a named constant is the same in both builds.
@@ -223,6 +245,13 @@ impl<'g, 'a> Ground<'g, 'a> {
         }
         if within.startup && self.same_optional_import(a, n) {
             return Ok(Kind::Import);
+        }
+        if within.startup
+            && usage == Use::Address
+            && startup::is_end_of_data(&self.old.image, a)
+            && startup::is_end_of_data(&self.new.image, n)
+        {
+            return Ok(Kind::Marker);
         }
         if let Some(word) = self.new.image.stub_word(n) {
             return match self.old.image.stub_word(a) {
@@ -371,8 +400,22 @@ impl<'g, 'a> Ground<'g, 'a> {
             Some(_) => None,
             None => image.u64_at(at).and_then(|offset| thread_local(image, offset)),
         };
+        // Without symbols a variable is the place where it lies, as in the code of programs; the layouts are compared apart.
+        let nameless = |image: &Image<'_>| image.symbols.iter().all(|s| s.kind != SymbolType::Tls);
+        let place = |image: &Image<'_>, at: u64| match image.words.get(&at) {
+            Some(Word::Tls(_, name, addend)) if name.is_empty() => Some(*addend as u64),
+            Some(_) => None,
+            None => image.u64_at(at),
+        };
         match (known(&self.old.image, a), known(&self.new.image, n)) {
             (Some(x), Some(y)) if x == y => Ok(()),
+            (None, None)
+                if nameless(&self.old.image)
+                    && nameless(&self.new.image)
+                    && place(&self.old.image, a).is_some_and(|x| place(&self.new.image, n) == Some(x)) =>
+            {
+                Ok(())
+            }
             _ => Doubt::no("a thread-local slot is for another variable"),
         }
     }
@@ -709,7 +752,21 @@ impl<'g, 'a> Ground<'g, 'a> {
     }
 
     /// `size` bytes at `a` and `n`: equal, and words that hold addresses lead to the same.
-    fn same_content(&self, (a, n): (u64, u64), size: u64, within: Within<'_>, trail: &Trail<'_>) -> Result<(), Doubt> {
+    fn same_content(&self, at: (u64, u64), size: u64, within: Within<'_>, trail: &Trail<'_>) -> Result<(), Doubt> {
+        let mut undecided = None;
+        self.content_with(at, size, within, trail, &mut |doubt| undecided = Some(doubt))?;
+        undecided.map_or(Ok(()), Err)
+    }
+
+    /// The same, where `undecided` gets each word that only a missing pair makes unequal.
+    fn content_with(
+        &self,
+        (a, n): (u64, u64),
+        size: u64,
+        within: Within<'_>,
+        trail: &Trail<'_>,
+        undecided: &mut dyn FnMut(Doubt),
+    ) -> Result<(), Doubt> {
         let differ = || Doubt::No(format!("{a:#x} of the base has another content than {n:#x} of the new build"));
         if trail.left == 0 {
             return Doubt::no("constants lead into one another too deeply to follow");
@@ -722,7 +779,6 @@ impl<'g, 'a> Ground<'g, 'a> {
             return Err(differ());
         };
         let mut at = 0usize;
-        let mut undecided = None;
         while at < x.len() {
             let here = (self.old.image.words.get(&(a + at as u64)), self.new.image.words.get(&(n + at as u64)));
             let answer = match here {
@@ -734,12 +790,12 @@ impl<'g, 'a> Ground<'g, 'a> {
                 Ok(width) => at += width,
                 Err(doubt @ Doubt::No(_)) => return Err(doubt),
                 Err(doubt) => {
-                    undecided = Some(doubt);
+                    undecided(doubt);
                     at += 8;
                 }
             }
         }
-        undecided.map_or(Ok(()), Err)
+        Ok(())
     }
 
     /// One byte that is no word, or in an image with a fixed address a word that may be one.

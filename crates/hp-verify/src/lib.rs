@@ -68,6 +68,7 @@ mod rows;
 mod rust;
 mod scan;
 mod slotted;
+mod startup;
 mod statics;
 mod templates;
 mod thunk;

@@ -20,6 +20,7 @@ use crate::ground::{Doubt, Ground, Within};
 use crate::image::Word;
 use crate::pairs::{OneToOne, numbered};
 use crate::rust;
+use crate::startup;
 use crate::statics::Statics;
 
 /// Why two functions are not the same: where in the new one, and what.
@@ -57,7 +58,7 @@ impl Ground<'_, '_> {
             differs(Difference { at: start, what: "it is divided into other parts".into(), immediate: false });
             return;
         }
-        let startup = self.new.ranges[g].file == "crtstuff.c";
+        let startup = startup::is_startup(self.new, g);
         let rust = self.old.ranges[f].rust && self.new.ranges[g].rust;
         let within = Within { old: Some(old), new: Some(new), patch: false, startup, rust };
         for (part, twin) in parts.iter().zip(twins) {
@@ -316,7 +317,9 @@ impl Ground<'_, '_> {
         let agree = entries.iter().zip(&votes).filter(|(_, votes)| votes.as_ref().is_some_and(Vec::is_empty));
         self.silent.extend(agree.map(|((f, _), _)| *f));
         let (mut objects, mut ranges, mut data) = (Ballot::default(), Ballot::default(), Ballot::default());
-        for doubt in votes.into_iter().flatten().flatten() {
+        // What else a constant leads to that is a pair and agrees in the rest is one, too: a table of static locals.
+        let constants = self.open_constants().flat_map(|pair| self.doubts_of_constant(pair));
+        for doubt in votes.into_iter().flatten().flatten().chain(constants) {
             match doubt {
                 Doubt::Objects(o, p) => objects.cast(o, p),
                 Doubt::Ranges(f, g) => ranges.cast(f, g),

@@ -1,0 +1,58 @@
+//! `hp verify` with both builds proves of each function that the patch leaves alone that it did not change: in builds without
+//! debug information, and without symbols, too.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+const HP: &str = env!("CARGO_BIN_EXE_hp");
+
+fn run(command: &mut Command) -> Output {
+    let done = command.output().unwrap();
+    assert!(done.status.success(), "{command:?}: {done:?}");
+    done
+}
+
+fn build(room: &Path, name: &str, source: &str, flags: &str) -> PathBuf {
+    let (file, program) = (room.join(format!("{name}.c")), room.join(name));
+    std::fs::write(&file, source).unwrap();
+    run(Command::new("gcc").args(flags.split(' ')).arg(&file).arg("-o").arg(&program));
+    program
+}
+
+/// Makes a patch of two versions of a program, of which `EDIT` is the difference, and lets the judge look at all of it.
+#[track_caller]
+fn proven(source: &str, flags: &str, edit: (&str, &str), stripped: bool) {
+    let room = tempfile::tempdir().unwrap();
+    let old = build(room.path(), "old", &source.replace("EDIT", edit.0), flags);
+    let new = build(room.path(), "new", &source.replace("EDIT", edit.1), flags);
+    if stripped {
+        run(Command::new("strip").arg("-s").arg(&old).arg(&new));
+    }
+    let patch = room.path().join("patch");
+    run(Command::new(HP).args(["diff", "--allow", "HP0402", "-o"]).arg(&patch).arg(&old).arg(&new));
+    run(Command::new(HP).arg("verify").arg(&patch).arg("--old").arg(&old).arg("--new").arg(&new));
+}
+
+/// A constant table that is a pair leads to static locals, which no code names.
+#[test]
+fn a_table_says_which_static_locals_are_which() {
+    let source = r#"
+        unsigned *of(int kind) {
+            static unsigned letters[4] = {1, 2, 3, 4}, digits[4] = {5, 6, 7, 8}, signs[4] = {9, 10, 11, 12};
+            static unsigned *const map[] = {letters, digits, letters, signs, signs};
+            return map[kind];
+        }
+        int answer(int n) { return n * n % 1000 ^ EDIT; }"#;
+    proven(source, "-O2 -shared -fPIC", ("77", "79"), false);
+}
+
+/// A thread-local variable without a symbol is the place where it lies.
+#[test]
+fn thread_local_variables_without_a_name_are_places() {
+    let source = r#"
+        static __thread int calls, depth;
+        int enter(void) { return ++depth; }
+        int called(int n) { calls += n; return calls * depth; }
+        int answer(int n) { return n * n % 1000 ^ EDIT; }"#;
+    proven(source, "-O2 -shared -fPIC", ("77", "79"), true);
+}
