@@ -245,6 +245,9 @@ fn print_change(err: &mut impl Write, change: &Change, width: usize) -> io::Resu
     writeln!(err, "  {style}{kind:<8}{style:#} {name:<width$}  {size}{DIM}{comma}{cause}{DIM:#}")
 }
 
+/// Subjects of one code that are listed, unless it is an error or `-v` wants each.
+const LISTED: usize = 8;
+
 /// One line for all findings of a code about one subject, unless `-v` wants each.
 fn print_findings<'f>(err: &mut impl Write, findings: impl Iterator<Item = &'f Finding>) -> io::Result<()> {
     let mut groups: Vec<(&Finding, usize)> = Vec::new();
@@ -256,7 +259,17 @@ fn print_findings<'f>(err: &mut impl Write, findings: impl Iterator<Item = &'f F
             None => groups.push((finding, 0)),
         }
     }
-    groups.iter().try_for_each(|(finding, more)| print_finding(err, finding, *more))
+    for group in groups.chunk_by(|a, b| (a.0.code, a.0.level) == (b.0.code, b.0.level)) {
+        let all = verbose() || group[0].0.level == Level::Error;
+        // A line that says how many there are takes as much room as one of them.
+        let (listed, left) =
+            group.split_at(if all || group.len() == LISTED + 1 { group.len() } else { group.len().min(LISTED) });
+        listed.iter().try_for_each(|(finding, more)| print_finding(err, finding, *more))?;
+        if !left.is_empty() {
+            writeln!(err, "{DIM}and {} more of {}; -v lists them{DIM:#}", left.len(), group[0].0.code)?;
+        }
+    }
+    Ok(())
 }
 
 fn print_finding(err: &mut impl Write, finding: &Finding, more: usize) -> io::Result<()> {
