@@ -19,9 +19,10 @@ fn build(room: &Path, name: &str, source: &str, flags: &str) -> PathBuf {
     program
 }
 
-/// Makes a patch of two versions of a program, of which `EDIT` is the difference, and lets the judge look at all of it.
+/// Makes a patch of two versions of a program, of which `EDIT` is the difference, and lets the judge look at all of it. What `hp diff`
+/// said.
 #[track_caller]
-fn proven(source: &str, flags: &str, edit: (&str, &str), stripped: bool) {
+fn proven(source: &str, flags: &str, edit: (&str, &str), stripped: bool) -> String {
     let room = tempfile::tempdir().unwrap();
     let old = build(room.path(), "old", &source.replace("EDIT", edit.0), flags);
     let new = build(room.path(), "new", &source.replace("EDIT", edit.1), flags);
@@ -29,8 +30,9 @@ fn proven(source: &str, flags: &str, edit: (&str, &str), stripped: bool) {
         run(Command::new("strip").arg("-s").arg(&old).arg(&new));
     }
     let patch = room.path().join("patch");
-    run(Command::new(HP).args(["diff", "--allow", "HP0402", "-o"]).arg(&patch).arg(&old).arg(&new));
+    let diff = run(Command::new(HP).args(["diff", "--allow", "HP0402", "-o"]).arg(&patch).arg(&old).arg(&new));
     run(Command::new(HP).arg("verify").arg(&patch).arg("--old").arg(&old).arg("--new").arg(&new));
+    String::from_utf8(diff.stderr).unwrap()
 }
 
 /// A constant table that is a pair leads to static locals, which no code names.
@@ -55,4 +57,22 @@ fn thread_local_variables_without_a_name_are_places() {
         int called(int n) { calls += n; return calls * depth; }
         int answer(int n) { return n * n % 1000 ^ EDIT; }"#;
     proven(source, "-O2 -shared -fPIC", ("77", "79"), true);
+}
+
+/// A constant that names a place in the source has another line, and so its users are left out.
+#[test]
+fn descriptors_of_places_have_other_lines() {
+    let source = r#"
+#line 1 "server.c"
+        struct site { const char *file; const char *place; int line; };
+        int report(const struct site *site) { return *site->file && *site->place ? site->line : -1; }
+        int answer(int n) { return n * n % 1000 ^ EDIT; }
+        #define TEXT(n) #n
+        #define AT(n) TEXT(n)
+        #define PLACE \
+            static const struct site here = {__FILE__, "event " __FILE__ ":" AT(__LINE__), __LINE__}; \
+            n += report(&here)
+        int placed(int n) { PLACE; return n * 3; }"#;
+    let said = proven(source, "-O2 -g -shared -fPIC -fno-inline", ("77", "\n79"), false);
+    assert!(said.lines().any(|l| l.split_whitespace().take(2).eq(["lines", "placed"])), "{said}");
 }

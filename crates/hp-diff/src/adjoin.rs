@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 
 use rayon::prelude::*;
-use rustc_hash::FxHashSet;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::arch::{self, Site, Use};
 use crate::before::before;
@@ -23,6 +23,8 @@ use crate::extents;
 use crate::finding::{Code, Finding};
 use crate::image::Word;
 use crate::judge::{Judge, Verdict};
+use crate::layout::Variable;
+use crate::lines::is_location;
 
 /// What unchanged functions and objects refer to, in both builds, and the texts that a
 /// changed function has kept.
@@ -31,10 +33,32 @@ pub(crate) struct Twins {
     forward: Vec<(u64, u64)>,
     /// New and old address, ordered by the new one.
     backward: Vec<(u64, u64)>,
+    /// Of the old and of the new build.
+    described: (Described, Described),
+}
+
+/// Where variables begin and end by debug information, such as the tables of methods that rustc makes and names there only.
+struct Described(FxHashMap<u64, u64>);
+
+impl Described {
+    fn new(variables: &[Variable]) -> Described {
+        Described(variables.iter().map(|v| (v.address, v.address.saturating_add(v.size.unwrap_or(u64::MAX)))).collect())
+    }
+
+    /// True if what lies from `start` to `end` does not go on behind: it is a variable as a whole, or another one begins.
+    fn ends(&self, (start, end): (u64, u64)) -> bool {
+        self.0.contains_key(&end) || self.0.get(&start).is_some_and(|last| *last <= end)
+    }
 }
 
 impl Twins {
-    pub(crate) fn new(old: &Build<'_>, new: &Build<'_>, pairs: &Correlation, changes: &Changes) -> Twins {
+    pub(crate) fn new(
+        old: &Build<'_>,
+        new: &Build<'_>,
+        pairs: &Correlation,
+        changes: &Changes,
+        variables: (&[Variable], &[Variable]),
+    ) -> Twins {
         let functions = unchanged(pairs, changes);
         let code = Spans::new(old.map.code_ranges().collect());
         let constant = |a: u64| !code.contains(a) && old.image.is_constant(a) && old.map.object_at(a).is_none();
@@ -66,7 +90,7 @@ impl Twins {
         forward.dedup();
         let mut backward: Vec<(u64, u64)> = forward.iter().map(|(a, b)| (*b, *a)).collect();
         backward.sort_unstable();
-        Twins { forward, backward }
+        Twins { forward, backward, described: (Described::new(variables.0), Described::new(variables.1)) }
     }
 
     /// The places in the new build of what unchanged code and data find at an address of the old one, as pairs.
@@ -87,7 +111,8 @@ impl Twins {
         let goes_through = (old.map.is_stripped() || new.map.is_stripped()) && !extents::is_text(new, y.0);
         let (mut c, mut d) = (x.1, y.1);
         loop {
-            let goes_on = (starts_literal(old, c), starts_literal(new, d));
+            let ends = (self.described.0.ends((x.0, c)), self.described.1.ends((y.0, d)));
+            let goes_on = (!ends.0 && starts_literal(old, c), !ends.1 && starts_literal(new, d));
             let same = goes_on == (true, true) && judge.literals(c, d, Use::Address) == Verdict::Same;
             if goes_on == (false, false) || same && !goes_through || d - y.0 > extents::FAR {
                 return false;
@@ -111,7 +136,8 @@ impl Twins {
     pub(crate) fn parts(&self, judge: &Judge<'_, '_>, span: (u64, u64)) -> Vec<(u64, u64)> {
         let (old, new) = judge.builds();
         let (mut parts, mut end) = (vec![span], span.1);
-        while starts_literal(new, end) && !apart((new, (span.0, end)), old, &self.backward) {
+        let goes_on = |end: u64| !self.described.1.ends((span.0, end)) && starts_literal(new, end);
+        while goes_on(end) && !apart((new, (span.0, end)), old, &self.backward) {
             let part = new.map.literal_span(&new.image, end);
             parts.push(part);
             end = part.1;
@@ -195,6 +221,11 @@ pub(crate) fn doubts(judge: &Judge<'_, '_>, pairs: &Correlation, changes: &Chang
     if doubtful.is_empty() && old.map.templates.is_empty() && !is_rust {
         return Vec::new();
     }
+    // The place of a panic has a size that everybody knows.
+    let are_panics = |pair: (FunctionId, FunctionId), s: &Site, t: &Site| {
+        let is_panic = |build: &Build<'_>, f: FunctionId, site| build.map.functions[f].rust && is_location(build, site);
+        is_panic(old, pair.0, s) && is_panic(new, pair.1, t)
+    };
     let of_pair = |pair: &(FunctionId, FunctionId)| {
         // The end of a text is not the start of what lies behind it.
         let is_end = |site: &Site| before(old, pair.0, site).is_some_and(|before| !before.behind);
@@ -206,6 +237,7 @@ pub(crate) fn doubts(judge: &Judge<'_, '_>, pairs: &Correlation, changes: &Chang
                     || is_template(a) && in_doubt(&(a, b))
                     || cut_short(*pair, a, b) && !has_number(old, pair.0, old.map.next_reference(a) - a))
                 && !is_end(s)
+                && !(judge.same_counted_argument(*pair, s, t) || are_panics(*pair, s, t))
         })?;
         let text = String::from_utf8_lossy(old.map.literal(&old.image, doubtful.0.target));
         let text: String = text.trim_end_matches('\0').chars().take(40).collect();

@@ -11,7 +11,7 @@ use crate::build::Build;
 use crate::by_address::Spans;
 use crate::compare::Changes;
 use crate::correlate::{Correlation, described};
-use crate::entity::{FunctionId, Map};
+use crate::entity::{FunctionId, Map, ObjectId};
 use crate::finding::{Code, Finding, Level};
 use crate::image::{Image, Symbol, Word};
 use crate::judge::Judge;
@@ -85,8 +85,15 @@ fn foreign_runtime(image: &Image<'_>) -> Option<&'static str> {
     split_stacks.then_some("was built with -fsplit-stack: frames lie on stacks that are switched as it runs")
 }
 
-/// Facts about data and names that a patch of functions does not bring along.
-pub(crate) fn data(old: &Build<'_>, new: &Build<'_>, pairs: &Correlation, changes: &Changes) -> Vec<Finding> {
+/// Facts about data and names that a patch of functions does not bring along. `descriptors` are the old objects that differ in a
+/// line of the source only.
+pub(crate) fn data(
+    old: &Build<'_>,
+    new: &Build<'_>,
+    pairs: &Correlation,
+    changes: &Changes,
+    descriptors: &FxHashSet<ObjectId>,
+) -> Vec<Finding> {
     let mut findings = Vec::new();
     for &(o, p) in &changes.variables {
         let (x, y) = (&old.map.objects[o], &new.map.objects[p]);
@@ -95,7 +102,12 @@ pub(crate) fn data(old: &Build<'_>, new: &Build<'_>, pairs: &Correlation, change
         } else {
             format!("this variable has {} bytes in the old build and {} in the new one", x.size, y.size)
         };
-        findings.push(Finding::new(Code::InitialValueChanged, x.name(), message));
+        let mut finding = Finding::new(Code::InitialValueChanged, x.name(), message);
+        if descriptors.contains(&o) {
+            finding.level = Level::Note;
+            finding.message += " in a line of the source only, and the running one keeps the old line";
+        }
+        findings.push(finding);
     }
     for &o in &changes.label_variables {
         let message = "this variable holds the address of a label inside a changed function".to_owned();

@@ -112,7 +112,7 @@ codes! {
     ConstantReplaced = "HP0304", Warning, "a named constant was replaced by a copy",
         "New code uses the new content; pointers to the constant that were taken before keep leading to the old one. Where new code compares such pointers with the constant's address, or takes their distance, this is an error: they would never be equal again.";
     InitialValueChanged = "HP0305", Error, "the initial value or size of a variable changed",
-        "The running program has its own value of the variable, made from the old initial one. If the new start value does not matter to a process that runs already, accept with --allow HP0305=NAME.";
+        "The running program has its own value of the variable, made from the old initial one. If the new start value does not matter to a process that runs already, accept with --allow HP0305=NAME. Where it is a descriptor of a place in the source, such as a library for logs makes, and differs in the line only, this is a note.";
     ThreadLocalChanged = "HP0306", Error, "the thread-local storage changed",
         "Threads that run have the old layout of thread-local variables; new code would use the wrong ones.";
     ConstructorsChanged = "HP0307", Error, "start-up or exit functions changed",

@@ -49,6 +49,7 @@ mod compare;
 mod copies;
 mod correlate;
 mod describe;
+mod descriptors;
 mod detour;
 mod displaced;
 mod dwarf;
@@ -270,12 +271,14 @@ pub fn diff(old: &Path, new: &Path, options: &Options) -> Result<Report, Error> 
     let pairs = correlate(&old, &new, variables);
     options.progress.tell(Stage::Compare);
     let mut changes = compare(&old, &new, &pairs);
+    let judge = Judge::new(&old, &new, &pairs).with_changed_constants(changes.constants.clone());
+    let descriptors = descriptors::line_only(&judge, &pairs, &changes);
     let mut line_only = Vec::new();
     if !options.exact_lines {
-        let functions = lines::line_only(&old, &new, &pairs, &changes);
+        let functions = lines::line_only(&old, &new, &pairs, &changes, &descriptors);
         (line_only, changes.functions) = changes.functions.into_iter().partition(|c| functions.contains(&c.0));
     }
-    findings.extend(check::data(&old, &new, &pairs, &changes));
+    findings.extend(check::data(&old, &new, &pairs, &changes, &descriptors));
     if !changes.functions.is_empty() {
         findings.extend(check::variable_types(&old, &new, &pairs, variables));
         findings.extend(type_ids::changed(&old, &new));
@@ -292,7 +295,7 @@ pub fn diff(old: &Path, new: &Path, options: &Options) -> Result<Report, Error> 
         // Nor does a type whose change no code shows.
         findings.iter_mut().filter(|f| f.code == Code::LayoutChanged).for_each(|f| f.level = Level::Warning);
     }
-    let twins = Twins::new(&old, &new, &pairs, &changes);
+    let twins = Twins::new(&old, &new, &pairs, &changes, variables);
     if old.image.linked {
         findings.extend(adjoin::doubts(&Judge::new(&old, &new, &pairs), &pairs, &changes, &twins));
         let judge = Judge::new(&old, &new, &pairs).with_changed_constants(changes.constants.clone());

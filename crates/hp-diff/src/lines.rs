@@ -25,7 +25,7 @@ use crate::arch::{self, CallArgument, Site, Use};
 use crate::build::Build;
 use crate::compare::Changes;
 use crate::correlate::Correlation;
-use crate::entity::FunctionId;
+use crate::entity::{FunctionId, ObjectId};
 use crate::image::Word;
 use crate::judge::{Judge, Verdict};
 use crate::source::{Place, SourceMap};
@@ -68,16 +68,20 @@ struct Location {
     line: u32,
 }
 
-/// The old functions among the changed ones that differ in line numbers only.
+/// The old functions among the changed ones that differ in line numbers only. `descriptors` are the old objects that do.
 pub(crate) fn line_only(
     old: &Build<'_>,
     new: &Build<'_>,
     pairs: &Correlation,
     changes: &Changes,
+    descriptors: &FxHashSet<ObjectId>,
 ) -> FxHashSet<FunctionId> {
-    let judge = Judge::new(old, new, pairs).with_changed_constants(changes.constants.clone());
-    let candidates: Vec<Candidate> =
+    let others: FxHashSet<ObjectId> = changes.constants.difference(descriptors).copied().collect();
+    let judge = Judge::new(old, new, pairs).with_changed_constants(others);
+    let mut candidates: Vec<Candidate> =
         changes.functions.iter().filter_map(|(f, g, _)| candidate(&judge, (*f, *g))).collect();
+    // Where nothing is left, descriptors are all that differs.
+    candidates.retain(|c| !descriptors.is_empty() || !c.arguments.is_empty() || !c.locations.is_empty());
     if candidates.is_empty() {
         return FxHashSet::default();
     }
@@ -165,7 +169,7 @@ fn candidate(judge: &Judge<'_, '_>, pair: (FunctionId, FunctionId)) -> Option<Ca
         differing.extend(places.map(|at| [a.address + at, b.address + at]));
     }
     found.arguments = arguments(judge.builds(), pair, &differing)?;
-    (!found.arguments.is_empty() || !found.locations.is_empty()).then_some(found)
+    judge.landing_difference(pair).is_none().then_some(found)
 }
 
 /// The numbers that the instructions at these addresses hand to calls, if all of them do nothing else.
@@ -232,7 +236,7 @@ fn texts(build: &Build<'_>, function: FunctionId, kept: &[(u64, u64)], call: &Ca
 }
 
 /// True for a text that may be the name of a source file.
-fn is_file_name(text: &[u8]) -> bool {
+pub(crate) fn is_file_name(text: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(text) else { return false };
     let suffix = text.rsplit('/').next().and_then(|name| name.rsplit_once('.')).map_or(0, |(_, suffix)| suffix.len());
     (1..=4).contains(&suffix) && !text.contains(' ')
@@ -254,6 +258,11 @@ fn locations(judge: &Judge<'_, '_>, s: &Site, t: &Site) -> Option<[Location; 2]>
     let (x, y) = (location(old, s)?, location(new, t)?);
     let text = |build: &Build<'_>, l: &Location| build.image.bytes(l.text.0, l.text.1).map(<[u8]>::to_vec);
     (text(old, &x) == text(new, &y)).then_some([x, y])
+}
+
+/// True if a site leads to what has the form of a `Location`.
+pub(crate) fn is_location(build: &Build<'_>, site: &Site) -> bool {
+    location(build, site).is_some()
 }
 
 /// The location that a site leads to.

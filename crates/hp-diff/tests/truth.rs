@@ -259,6 +259,102 @@ fn one_edit_of_a_rust_program_is_one_function() {
 }
 
 /// Another version of the crate: every name of it has another hash, and nothing changed.
+/// A server's function that writes logs, as `tracing` has them write: the place of each is a variable that leads to a constant.
+const PLACES: &str = r#"
+use std::sync::atomic::{AtomicUsize, Ordering};
+struct Meta { name: &'static str, file: &'static str, line: u32 }
+struct Site { meta: &'static Meta, hits: AtomicUsize }
+macro_rules! event { () => {{
+    static META: Meta = Meta { name: concat!("event ", file!(), ":", line!()), file: file!(), line: NUMBER };
+    static SITE: Site = Site { meta: &META, hits: AtomicUsize::new(0) };
+    hit(std::hint::black_box(&SITE))
+}} }
+#[inline(never)] fn hit(site: &'static Site) -> usize {
+    println!("{} {} {}", site.meta.name, site.meta.file, site.meta.line);
+    site.hits.fetch_add(1, Ordering::Relaxed)
+}
+struct Shown(usize);
+impl std::fmt::Debug for Shown {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result { write!(f, "<{}>", self.0) }
+}
+#[inline(never)] fn show(what: &dyn std::fmt::Debug) { println!("{what:?}"); }
+#[inline(never)] fn limit(n: usize) -> usize {
+    EDIT
+    show(std::hint::black_box(&Shown(n) as &dyn std::fmt::Debug)); n * 3
+}
+#[inline(never)] fn work(n: usize) -> usize { if n > 2 { event!() } else { n } }
+fn main() { let n = std::env::args().count(); println!("{}", limit(n) + work(n)); }
+"#;
+
+#[test]
+fn the_place_of_a_log_is_no_change_and_a_table_of_methods_stays_in_the_base() {
+    let room = tempfile::tempdir().unwrap();
+    let build = |name: &str, edit: &str, number: &str| {
+        build(room.path(), name, &PLACES.replace("EDIT", edit).replace("NUMBER", number), "rustc -O -g")
+    };
+    let compare = |old: &Path, new: &Path| hp_diff::diff(old, new, &Options::default()).unwrap();
+    let variable = |report: &Report| -> Vec<Level> {
+        report.findings.iter().filter(|f| f.code == Code::InitialValueChanged).map(|f| f.level).collect()
+    };
+    let old = build("old", "", "line!()");
+    let report = compare(&old, &build("new", "if n > 7 {\n return 7;\n }", "line!()"));
+    let names: Vec<String> = changed(&report).into_iter().map(hp_diff::readable).collect();
+    assert!(matches!(names.as_slice(), [name] if name.ends_with("limit")), "{names:?} {:?}", report.findings);
+    assert_eq!(variable(&report), [Level::Note], "{:?}", report.findings);
+    let patch = report.patch.unwrap();
+    assert!(patch.sections.iter().all(|s| s.kind != hp_pack::SectionKind::DataRelRo), "it has copies of tables");
+    // A number that is no line.
+    let report = compare(&build("old", "", "line!() + 300"), &build("new", "", "line!() + 301"));
+    assert!(variable(&report).iter().all(|level| *level == Level::Error), "{:?}", report.findings);
+    assert!(report.patch.is_none() && !report.findings.is_empty(), "{:?}", report.findings);
+}
+
+/// Descriptors of a place in C: a variable, and a constant whose users differ in nothing else.
+#[test]
+fn a_descriptor_of_a_place_differs_in_its_line_only_if_the_number_is_one() {
+    let room = tempfile::tempdir().unwrap();
+    let source = |edit: &str, number: &str| {
+        format!(
+            "#define APART __attribute__((noinline, noclone))
+            struct site {{ const char *file; const char *format; int line; int hits; }};
+            APART int limit(int n) {{
+                {edit}
+                return n; }}
+            APART int report(const struct site *site) {{ return *site->file && *site->format ? site->line : -1; }}
+            #define PLACE static struct site here = {{__FILE__, \"it counts\", {number}, 0}}; here.hits += n
+            #define CONSTANT static const struct site here = {{__FILE__, \"it stands\", {number}, 0}}; n += report(&here)
+            APART int counted(int n) {{
+                PLACE;
+                return here.hits * n + report(&here); }}
+            APART int placed(int n) {{
+                CONSTANT;
+                return n * 3; }}
+            int main(int c, char **v) {{ return limit(c) + counted(c) + placed(c); }}"
+        )
+    };
+    for compiler in ["gcc -O2 -g", "clang -O2 -g", "gcc -O0 -g"] {
+        if !on_path(compiler.split(' ').next().unwrap()) {
+            continue;
+        }
+        let old = build(room.path(), "old", &source("", "__LINE__"), compiler);
+        let compare = |new: &Path, old: &Path| hp_diff::diff(old, new, &Options::default()).unwrap();
+        let report =
+            compare(&build(room.path(), "new", &source("if (n > 4)\n return 4;\n", "__LINE__"), compiler), &old);
+        // What clang knows of its answers goes into its caller.
+        let names = changed(&report);
+        let expected = names.contains(&"limit") && names.iter().all(|n| ["limit", "main"].contains(n));
+        assert!(expected, "{compiler} {names:?} {:?}", report.findings);
+        let variables = report.findings.iter().filter(|f| f.code == Code::InitialValueChanged);
+        assert_eq!(variables.map(|f| f.level).collect::<Vec<_>>(), [Level::Note], "{compiler} {:?}", report.findings);
+        assert!(report.patch.is_some(), "{compiler} {:?}", report.findings);
+        // Numbers that are no lines.
+        let old = build(room.path(), "old", &source("", "300"), compiler);
+        let report = compare(&build(room.path(), "new", &source("", "303"), compiler), &old);
+        assert!(changed(&report).contains(&"placed"), "{compiler} {:?}", report.changes);
+        assert!(report.refused() && report.patch.is_none(), "{compiler} {:?}", report.findings);
+    }
+}
+
 #[test]
 fn other_hashes_in_names_of_rust_are_no_change() {
     let room = tempfile::tempdir().unwrap();

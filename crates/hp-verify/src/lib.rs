@@ -35,7 +35,7 @@
 //! - Which of two arrays an address in data means that lie end to start: it is taken for the start of the second. In code it must be seen
 //!   that something is read there, or that only one of the two is possible.
 //! - That a number which is left out as `line-only` is a line; it sees that nothing but immediate operands differs, or line and
-//!   column of a `core::panic::Location`.
+//!   column of a `core::panic::Location`, or one number of a named constant that names a file, too.
 #![forbid(unsafe_code)]
 
 mod ahead;
@@ -49,6 +49,7 @@ mod code;
 mod copies;
 mod counted;
 mod derived;
+mod descriptor;
 mod distances;
 mod elsewhere;
 mod entities;

@@ -151,7 +151,9 @@ impl Ground<'_, '_> {
                         if new.usage == Use::Address
                             && (counted() || bounded() || self.same_text_elsewhere(old.target, new.target)) => {}
                     Err(Doubt::No(what)) => {
-                        let immediate = !new.relative || self.same_but_for_line(old.target, new.target, within);
+                        let immediate = !new.relative
+                            || self.same_but_for_line(old.target, new.target, within)
+                            || self.same_but_for_number(old.target, new.target);
                         if !differs(Difference { at: here, what, immediate }) {
                             return false;
                         }

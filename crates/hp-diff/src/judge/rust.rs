@@ -56,7 +56,7 @@ impl<'j, 'a> Judge<'j, 'a> {
     }
 
     /// A text whose length the code has beside its address.
-    pub(super) fn same_counted_argument(&self, pair: (FunctionId, FunctionId), a: &Site, b: &Site) -> bool {
+    pub(crate) fn same_counted_argument(&self, pair: (FunctionId, FunctionId), a: &Site, b: &Site) -> bool {
         let (old, new) = (self.old, self.new);
         let literal = |build: &Build<'_>, site: &Site| build.map.resolve(&build.image, site) == Target::Literal;
         let length = |build: &Build<'_>, id, site: &Site| {
@@ -70,7 +70,7 @@ impl<'j, 'a> Judge<'j, 'a> {
     }
 
     /// Two words, and the numbers behind them, that lead to one text.
-    pub(super) fn same_text_words(
+    pub(crate) fn same_text_words(
         &self,
         (v, p): (&Word, Option<u64>),
         (w, q): (&Word, Option<u64>),

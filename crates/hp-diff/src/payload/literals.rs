@@ -4,10 +4,14 @@ use hp_pack::{Relocation, RelocationKind, SectionKind, SymbolKind};
 
 use super::{Bound, Payload, Problem};
 use crate::arch::{JumpTable, Use};
+use crate::build::Build;
 use crate::entity::{FunctionId, Target};
 use crate::finding::Code;
+use crate::image::Word;
 use crate::judge::Judge;
 
+/// Literals that lead to one another.
+const DEEPEST: usize = 16;
 /// In place of a width: a copy together with what is behind it, because code reaches from there to here.
 pub(super) const BLOCK: u32 = u32::MAX - 1;
 /// The same, because code that reaches it may mean what is behind it.
@@ -53,18 +57,70 @@ impl Payload<'_, '_> {
             return Ok((symbol, 0));
         }
         let parts = if same.is_some() { vec![span] } else { self.twins.parts(&judge, span) };
+        let end = parts.last().map_or(span.1, |p| p.1);
+        if let Some(same) = self.same_in_base(within, address, end - address) {
+            let symbol = self.base_symbol(&format!(".L{same:x}"), SymbolKind::Object, same, end - address);
+            return Ok((symbol, 0));
+        }
         for part in &parts {
             let bytes = new.image.bytes(part.0, part.1 - part.0).unwrap_or_default();
             if !is_string(new.map.literal(&new.image, part.0)) {
                 self.check_copyable(within, part.0, bytes)?;
             }
         }
-        let end = parts.last().map_or(span.1, |p| p.1);
         let Some(bytes) = new.image.bytes(address, (end - address).max(1)) else {
             return Err(Problem(Code::UnknownReference, "it reaches beyond the constants".into()));
         };
         let align = parts.iter().map(|p| 1 << p.0.trailing_zeros().min(5)).max().unwrap_or(1);
         self.copy_literal(&parts, bytes, align, 0)
+    }
+
+    /// Where the base has a literal that leads to what this one does, if both are used at the same place: by an unchanged function, or
+    /// by this one and its old self. What is equal by chance may be another one: it has an address of its own.
+    fn same_in_base(&self, within: Option<FunctionId>, address: u64, size: u64) -> Option<u64> {
+        let (old, new) = (self.old, self.new);
+        // Which words are addresses, only the dynamic linker's relocations tell for certain.
+        if old.image.fixed_address || new.image.fixed_address {
+            return None;
+        }
+        let judge = Judge::new(old, new, self.pairs).with_changed_constants(self.changes.constants.clone());
+        let own = within.and_then(|g| self.pairs.functions.old_of(g)).into_iter();
+        let sites = own.flat_map(|f| &old.code[f].ranges).flat_map(|c| c.sites.addresses()).map(|s| s.target);
+        let is_same = |at: &u64| self.is_same(&judge, (*at, address), size, &mut Vec::new());
+        self.twins.of_new(address).map(|twins| twins.0).chain(sites).find(is_same)
+    }
+
+    /// Two literals with the same bytes, and all that they lead to, so far as it has no symbol either. `seen` are those that led
+    /// here.
+    fn is_same(&self, judge: &Judge<'_, '_>, (a, b): (u64, u64), size: u64, seen: &mut Vec<(u64, u64)>) -> bool {
+        let (old, new) = (self.old, self.new);
+        let is_literal = |build: &Build<'_>, at| {
+            build.map.resolve_address(&build.image, at, Use::Address) == Target::Literal
+                && build.map.distances.range(at..at + size).next().is_none()
+        };
+        if seen.contains(&(a, b)) {
+            return true;
+        }
+        if seen.len() >= DEEPEST || !is_literal(old, a) || !is_literal(new, b) || !judge.same_content(a, b, size) {
+            return false;
+        }
+        seen.push((a, b));
+        let words = old.image.words.range(a..a + size).zip(new.image.words.range(b..b + size));
+        let same = words.map(|(v, w)| (v.1, w.1)).all(|words| {
+            let (Word::Address(v), Word::Address(w)) = words else { return true };
+            // The base's leads into the old code of a function.
+            let is_label = old.map.function_at(*v).is_some_and(|(_, range, offset)| (range, offset) != (0, 0));
+            let leads_on = old.map.resolve_address(&old.image, *v, Use::Address) == Target::Literal;
+            let (x, y) = (old.map.literal_span(&old.image, *v), new.map.literal_span(&new.image, *w));
+            let mut goes_on = || {
+                x.1 - x.0 == y.1 - y.0
+                    && !self.twins.in_doubt(judge, x, y)
+                    && self.is_same(judge, (*v, *w), x.1 - x.0, seen)
+            };
+            !is_label && (!leads_on || goes_on())
+        });
+        seen.pop();
+        same
     }
 
     /// Copies literals of the new build that lie side by side. Each keeps its alignment.
