@@ -24,6 +24,13 @@ pub(crate) struct Changes {
     pub label_variables: Vec<ObjectId>,
 }
 
+impl Changes {
+    /// True if nothing differs.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.functions.is_empty() && self.variables.is_empty() && self.constants.is_empty()
+    }
+}
+
 /// Compares all pairs.
 ///
 /// A constant that leads to a changed constant is changed, and so is one that holds the

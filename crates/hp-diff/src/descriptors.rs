@@ -15,7 +15,7 @@ use crate::compare::Changes;
 use crate::correlate::Correlation;
 use crate::entity::{FunctionId, ObjectId};
 use crate::image::Word;
-use crate::judge::{Judge, Verdict};
+use crate::judge::{Judge, Verdict, count};
 use crate::lines::is_file_name;
 use crate::source::SourceMap;
 
@@ -97,14 +97,12 @@ impl Walk<'_, '_> {
         }
         let mut at = 0;
         for ((i, v), (j, w)) in words.iter().zip(&others) {
-            let counted =
-                |bytes: &[u8]| Some(u64::from_le_bytes(bytes.get(*i as usize + 8..)?.get(..8)?.try_into().ok()?));
             if i != j || *i < at {
                 return None;
             }
             self.plain(p, q, at..*i)?;
             // The length of a text whose number has one digit more is part of the text.
-            at = i + if self.word((v, counted(p)), (w, counted(q)))? { 16 } else { 8 };
+            at = i + if self.word((v, count(p, *i as usize)), (w, count(q, *i as usize)))? { 16 } else { 8 };
         }
         self.plain(p, q, at..x.size)
     }

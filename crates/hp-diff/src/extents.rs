@@ -33,8 +33,7 @@ pub(crate) fn doubts(judge: &Judge<'_, '_>, pairs: &Correlation, changes: &Chang
     if !old.map.is_stripped() && !new.map.is_stripped() {
         return Vec::new();
     }
-    let nothing = changes.functions.is_empty() && changes.constants.is_empty() && changes.variables.is_empty();
-    if nothing && contents(old) == contents(new) {
+    if changes.is_empty() && contents(old) == contents(new) {
         return Vec::new();
     }
     let extents = Extents { judge, old, new, twins, pairs, changes };
@@ -73,9 +72,9 @@ fn contents(build: &Build<'_>) -> Vec<usize> {
     let mut times = vec![0; 256];
     for start in build.map.references.as_slice().iter().filter(|at| is_open(build, **at)) {
         let size = build.map.next_reference(*start).saturating_sub(*start);
-        let words = build.image.words.range(*start..*start + size).map(|(at, _)| *at).collect::<Vec<u64>>();
         let bytes = build.image.bytes_from(*start).iter().take(size as usize).zip(*start..);
-        let plain = bytes.filter(|(byte, at)| **byte != 0 && !words.iter().any(|w| (*w..*w + 8).contains(at)));
+        let in_word = |at: u64| build.image.words.range(at.saturating_sub(7).max(*start)..=at).next().is_some();
+        let plain = bytes.filter(|(byte, at)| **byte != 0 && !in_word(*at));
         plain.for_each(|(byte, _)| times[usize::from(*byte)] += 1);
     }
     times

@@ -34,6 +34,7 @@ use crate::usage::{is_limit, is_number, uses};
 
 pub(crate) use agreed::Agreed;
 pub(crate) use code::Difference;
+pub(crate) use content::count;
 
 /// What a pair of references is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

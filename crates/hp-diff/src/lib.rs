@@ -288,7 +288,7 @@ pub fn diff(old: &Path, new: &Path, options: &Options) -> Result<Report, Error> 
     options.progress.tell(Stage::Patch);
     let mut patch = None;
     let mut copied = FxHashSet::default();
-    let differs = !changes.functions.is_empty() || !changes.variables.is_empty() || !changes.constants.is_empty();
+    let differs = !changes.is_empty();
     if !differs {
         // Where there is nothing to patch, it does not matter whether layouts could be compared.
         findings.retain(|f| f.code != Code::LayoutUnproven);
@@ -298,7 +298,6 @@ pub fn diff(old: &Path, new: &Path, options: &Options) -> Result<Report, Error> 
     let twins = Twins::new(&old, &new, &pairs, &changes, variables);
     if old.image.linked {
         findings.extend(adjoin::doubts(&Judge::new(&old, &new, &pairs), &pairs, &changes, &twins));
-        let judge = Judge::new(&old, &new, &pairs).with_changed_constants(changes.constants.clone());
         findings.extend(extents::doubts(&judge, &pairs, &changes, &twins));
     }
     if !old.image.linked && differs {

@@ -38,6 +38,7 @@ use crate::correlate::Correlation;
 use crate::entity::{CodeRange, FunctionId, Map, ObjectId, Target};
 use crate::finding::{Code, Finding};
 use crate::image::Word;
+use crate::judge::Judge;
 use crate::slots::Slots;
 
 /// The payload of a patch under construction.
@@ -47,6 +48,8 @@ pub(crate) struct Payload<'p, 'a> {
     pairs: &'p Correlation,
     changes: &'p Changes,
     twins: &'p Twins,
+    /// Takes into account which constants changed.
+    judge: Judge<'p, 'a>,
     slots: Slots<'p>,
     /// New functions that differ from their old selves.
     changed: FxHashSet<FunctionId>,
@@ -109,6 +112,7 @@ impl<'p, 'a> Payload<'p, 'a> {
             pairs,
             changes,
             twins,
+            judge: Judge::new(old, new, pairs).with_changed_constants(changes.constants.clone()),
             slots: Slots::new(old),
             changed: changes.functions.iter().map(|c| c.1).collect(),
             sections: BTreeMap::new(),

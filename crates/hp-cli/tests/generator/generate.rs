@@ -5,8 +5,6 @@ use crate::generator::program::{
     ALWAYS_INLINE, Class, Function, HEADER, Item, Kind, Language, Object, Piece, Program, once_in, pick,
 };
 use crate::random::Random;
-use std::collections::BTreeMap;
-
 const NAMES: &[&str] = &[
     "count", "total", "limit", "state", "level", "depth", "table", "names", "codes", "weights", "links", "marks",
     "first", "last", "cache", "hits", "misses", "slots", "ranks", "steps", "bounds", "flags", "rates", "kinds", "pool",
@@ -66,20 +64,10 @@ pub(crate) const TYPES: &[&str] = &[
 /// The program of a seed.
 pub(crate) fn program(language: Language, r: &mut Random) -> Program {
     let files = 1 + r.below(3);
-    let mut program = Program {
-        language,
-        files: vec![Vec::new(); files],
-        header: Vec::new(),
-        types: Vec::new(),
-        objects: BTreeMap::new(),
-        functions: BTreeMap::new(),
-        entries: Vec::new(),
-        entries_by_switch: once_in(r, 2),
-        resets: once_in(r, 2),
-        lines_shown: once_in(r, 4),
-        tables: false,
-        next: 0,
-    };
+    let mut program = Program::new(language, files);
+    program.entries_by_switch = once_in(r, 2);
+    program.resets = once_in(r, 2);
+    program.lines_shown = once_in(r, 4);
     // Leaves first: tables name them.
     for _ in 0..3 + r.below(6) {
         let file = r.below(files);

@@ -274,6 +274,24 @@ pub(crate) struct Program {
 }
 
 impl Program {
+    /// With nothing in its files.
+    pub(crate) fn new(language: Language, files: usize) -> Program {
+        Program {
+            language,
+            files: vec![Vec::new(); files],
+            header: Vec::new(),
+            types: Vec::new(),
+            objects: BTreeMap::new(),
+            functions: BTreeMap::new(),
+            entries: Vec::new(),
+            entries_by_switch: false,
+            resets: false,
+            lines_shown: false,
+            tables: false,
+            next: 0,
+        }
+    }
+
     pub(crate) fn fresh(&mut self) -> usize {
         self.next += 1;
         self.next

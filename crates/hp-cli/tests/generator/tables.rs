@@ -2,59 +2,35 @@
 //!
 //! Where one array ends the next one begins, and a reader may know of its array nothing but the end, an address in front of it, or one element.
 
-use std::collections::BTreeMap;
-
 use crate::generator::generate::{TYPES, choices, number};
 use crate::generator::program::{Class, Function, Item, Kind, Language, Object, Piece, Program, once_in, pick};
 use crate::random::Random;
 
-/// How a reader reads its array.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Shape {
-    Modulo,
-    Asked,
-    Unknown,
-    Before,
-    FarBefore,
-    Letter,
-    FromEnd,
-    Each,
-    EachBelow,
-    EachIndex,
-    EachSecond,
-    Part,
-    EndNegative,
-    EndOne,
-    Down,
-    DownIndex,
-    DownFrom,
-    Until,
-    Element,
-    Last,
-    Either,
-    EndHanded,
-    EndsHanded,
-    StartHanded,
-    Search,
-    Halves,
-    Copied,
-    Compared,
-    Chosen,
-    Pairwise,
-    Wide,
-    Field,
-    EachRecord,
-    LastRecord,
-    RecordsDown,
-    Cell,
-    Row,
-    AllCells,
-    Letters,
-    LettersBack,
-    OneLetter,
-    Started,
-    Stopped,
-    Spanned,
+/// How readers read their arrays, in lists to draw from.
+macro_rules! shapes {
+    ($($(#[$words:meta])* $list:ident { $($shape:ident),+ $(,)? })+) => {
+        /// How a reader reads its array.
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        pub(crate) enum Shape {
+            $($($shape),+),+
+        }
+
+        $($(#[$words])* const $list: &[Shape] = &[$(Shape::$shape),+];)+
+    };
+}
+
+shapes! {
+    /// Those that read an array of numbers.
+    PLAIN {
+        Modulo, Asked, Unknown, Before, FarBefore, Letter, FromEnd, Each, EachBelow, EachIndex, EachSecond,
+        Part, EndNegative, EndOne, Down, DownIndex, DownFrom, Until, Element, Last, Either, EndHanded,
+        EndsHanded, StartHanded, Search, Halves, Copied, Compared, Chosen, Pairwise, Wide,
+    }
+    /// Those that read something else.
+    OTHERS {
+        Field, EachRecord, LastRecord, RecordsDown, Cell, Row, AllCells, Letters, LettersBack, OneLetter,
+        Started, Stopped, Spanned,
+    }
 }
 
 use Shape::{
@@ -63,56 +39,6 @@ use Shape::{
     Halves, Last, LastRecord, Letter, Letters, LettersBack, Modulo, OneLetter, Pairwise, Part, RecordsDown, Row,
     Search, Spanned, StartHanded, Started, Stopped, Unknown, Until, Wide,
 };
-
-/// Those that read an array of numbers, and those that read something else.
-const PLAIN: [Shape; 31] = [
-    Modulo,
-    Asked,
-    Unknown,
-    Before,
-    FarBefore,
-    Letter,
-    FromEnd,
-    Each,
-    EachBelow,
-    EachIndex,
-    EachSecond,
-    Part,
-    EndNegative,
-    EndOne,
-    Down,
-    DownIndex,
-    DownFrom,
-    Until,
-    Element,
-    Last,
-    Either,
-    EndHanded,
-    EndsHanded,
-    StartHanded,
-    Search,
-    Halves,
-    Copied,
-    Compared,
-    Chosen,
-    Pairwise,
-    Wide,
-];
-const OTHERS: [Shape; 13] = [
-    Field,
-    EachRecord,
-    LastRecord,
-    RecordsDown,
-    Cell,
-    Row,
-    AllCells,
-    Letters,
-    LettersBack,
-    OneLetter,
-    Started,
-    Stopped,
-    Spanned,
-];
 
 impl Shape {
     /// The classes of what it reads, for each object.
@@ -162,20 +88,10 @@ APART unsigned long limited(unsigned long n, unsigned long limit) {
 /// The program of a seed.
 pub(crate) fn program(r: &mut Random) -> Program {
     let files = 1 + r.below(2);
-    let mut program = Program {
-        language: Language::C,
-        files: vec![Vec::new(); files],
-        header: Vec::new(),
-        types: Vec::new(),
-        objects: BTreeMap::new(),
-        functions: BTreeMap::new(),
-        entries: Vec::new(),
-        entries_by_switch: once_in(r, 2),
-        resets: true,
-        lines_shown: false,
-        tables: true,
-        next: 0,
-    };
+    let mut program = Program::new(Language::C, files);
+    program.entries_by_switch = once_in(r, 2);
+    program.resets = true;
+    program.tables = true;
     // Most of a program's arrays have one type: nothing lies between them.
     let ty = TYPES[r.below(TYPES.len())];
     for file in 0..files {
@@ -198,7 +114,7 @@ pub(crate) fn program(r: &mut Random) -> Program {
     }
     for file in 0..files {
         let mut shapes: Vec<Shape> = (0..8 + r.below(8)).map(|_| PLAIN[r.below(PLAIN.len())]).collect();
-        shapes.extend(OTHERS.into_iter().filter(|_| once_in(r, 2)));
+        shapes.extend(OTHERS.iter().copied().filter(|_| once_in(r, 2)));
         for shape in shapes {
             reader(&mut program, r, file, shape);
         }

@@ -178,7 +178,7 @@ impl<'j, 'a> Judge<'j, 'a> {
 }
 
 /// The number behind a word: of a text in Rust, its length.
-fn count(bytes: &[u8], word: usize) -> Option<u64> {
+pub(crate) fn count(bytes: &[u8], word: usize) -> Option<u64> {
     Some(u64::from_le_bytes(bytes.get(word + 8..word + 16)?.try_into().ok()?))
 }
 

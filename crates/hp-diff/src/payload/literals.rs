@@ -83,16 +83,15 @@ impl Payload<'_, '_> {
         if old.image.fixed_address || new.image.fixed_address {
             return None;
         }
-        let judge = Judge::new(old, new, self.pairs).with_changed_constants(self.changes.constants.clone());
         let own = within.and_then(|g| self.pairs.functions.old_of(g)).into_iter();
         let sites = own.flat_map(|f| &old.code[f].ranges).flat_map(|c| c.sites.addresses()).map(|s| s.target);
-        let is_same = |at: &u64| self.is_same(&judge, (*at, address), size, &mut Vec::new());
+        let is_same = |at: &u64| self.is_same((*at, address), size, &mut Vec::new());
         self.twins.of_new(address).map(|twins| twins.0).chain(sites).find(is_same)
     }
 
     /// Two literals with the same bytes, and all that they lead to, so far as it has no symbol either. `seen` are those that led
     /// here.
-    fn is_same(&self, judge: &Judge<'_, '_>, (a, b): (u64, u64), size: u64, seen: &mut Vec<(u64, u64)>) -> bool {
+    fn is_same(&self, (a, b): (u64, u64), size: u64, seen: &mut Vec<(u64, u64)>) -> bool {
         let (old, new) = (self.old, self.new);
         let is_literal = |build: &Build<'_>, at| {
             build.map.resolve_address(&build.image, at, Use::Address) == Target::Literal
@@ -101,7 +100,7 @@ impl Payload<'_, '_> {
         if seen.contains(&(a, b)) {
             return true;
         }
-        if seen.len() >= DEEPEST || !is_literal(old, a) || !is_literal(new, b) || !judge.same_content(a, b, size) {
+        if seen.len() >= DEEPEST || !is_literal(old, a) || !is_literal(new, b) || !self.judge.same_content(a, b, size) {
             return false;
         }
         seen.push((a, b));
@@ -114,8 +113,8 @@ impl Payload<'_, '_> {
             let (x, y) = (old.map.literal_span(&old.image, *v), new.map.literal_span(&new.image, *w));
             let mut goes_on = || {
                 x.1 - x.0 == y.1 - y.0
-                    && !self.twins.in_doubt(judge, x, y)
-                    && self.is_same(judge, (*v, *w), x.1 - x.0, seen)
+                    && !self.twins.in_doubt(&self.judge, x, y)
+                    && self.is_same((*v, *w), x.1 - x.0, seen)
             };
             !is_label && (!leads_on || goes_on())
         });
