@@ -23,6 +23,8 @@ use libtest_mimic::{Arguments, Trial};
 /// Seeds of an ordinary run, from this one on, and how many of each sort.
 const FIRST: u64 = 100;
 const SEEDS: [u64; SORTS.len()] = [32, 3, 4, 1, 6, 16];
+/// Others whose patch was wrong once: an index that is no more than zero by a subtraction, and the end of zeros.
+const WRONG_ONCE: [(&str, u64); 2] = [("tables_stripped", 7), ("tables_stripped", 199)];
 
 /// How often what came of builds of a kind.
 type Summary = Arc<Mutex<BTreeMap<(String, String), usize>>>;
@@ -41,7 +43,13 @@ fn main() -> ExitCode {
     let from = number("HP_GENERATED_FROM").unwrap_or(FIRST);
     let seeds: Vec<(Sort, u64)> = match number("HP_GENERATED") {
         Some(count) => (from..from + count).map(|seed| (sort, seed)).collect(),
-        None => SORTS.into_iter().zip(SEEDS).flat_map(|(sort, n)| (from..from + n).map(move |s| (sort, s))).collect(),
+        None => {
+            let usual = SORTS.into_iter().zip(SEEDS).flat_map(|(sort, n)| (from..from + n).map(move |s| (sort, s)));
+            let again = SORTS.into_iter().flat_map(|sort| {
+                WRONG_ONCE.into_iter().filter(move |(name, _)| *name == sort.name).map(move |(_, seed)| (sort, seed))
+            });
+            usual.chain(again).collect()
+        }
     };
     let summary = Summary::default();
     let trials = seeds.into_iter().map(|(sort, seed)| trial(sort, seed, summary.clone())).collect();

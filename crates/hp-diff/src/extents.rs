@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use rustc_hash::FxHashSet;
 
 use crate::adjoin::Twins;
-use crate::ahead;
+use crate::ahead::{self, Meant};
 use crate::arch::{Site, Use};
 use crate::before::before;
 use crate::border::{Side, side};
@@ -20,6 +20,7 @@ use crate::correlate::Correlation;
 use crate::entity::{FunctionId, ObjectId, Target};
 use crate::finding::{Code, Finding};
 use crate::judge::Judge;
+use crate::usage::is_indexed;
 
 /// Bytes around an address that are looked at.
 pub(crate) const FAR: u64 = 0x4000;
@@ -192,14 +193,34 @@ impl<'a> Extents<'_, '_, 'a> {
         let may_be_end = |t: &Site| match side(new, g, t) {
             Side::Behind => false,
             Side::Before => before(new, g, t).is_none(),
-            Side::Unknown => in_front(t.target) && before(new, g, t).is_none(),
+            Side::Unknown => (in_front(t.target) || is_indexed(new, g, t)) && before(new, g, t).is_none(),
         };
-        let kept = |b: u64| match new.map.object_at(b) {
-            Some(object) => self.lie_together(object, b),
-            None => before_of.iter().any(|s| !self.differs_behind(s.target, b) && !self.differs_before(s.target, b)),
+        let kept = |t: &Site| match new.map.object_at(t.target) {
+            Some(object) => self.lie_together(object, t.target),
+            // Zeros are found in many places, and a copy is made of what may have more of them, or of what begins behind.
+            None if !self.is_whole(t.target) || self.is_copied(g, t) => false,
+            None => {
+                let same =
+                    |s: &Site| !self.differs_behind(s.target, t.target) && !self.differs_before(s.target, t.target);
+                before_of.iter().any(same)
+            }
         };
         let mut open = sites.iter().filter(|t| new.table(g, t.target).is_none() && !is_text(new, t.target));
-        open.find(|t| !kept(t.target) && may_be_end(t)).copied()
+        open.find(|t| !kept(t) && may_be_end(t)).copied()
+    }
+
+    /// True if the constant at an address of the new build is no more than what its bytes show, or a text's last letters.
+    fn is_whole(&self, address: u64) -> bool {
+        let content = self.new.map.literal(&self.new.image, address);
+        let span = self.new.map.literal_span(&self.new.image, address);
+        content.len() as u64 == span.1 - span.0 && content.iter().any(|b| *b != 0) || is_tail(self.new, address)
+    }
+
+    /// True if the patch has a copy of what lies at the address and behind it: nothing says which of that is meant.
+    fn is_copied(&self, g: FunctionId, site: &Site) -> bool {
+        let new = self.new;
+        ahead::ahead(new, site.target, ahead::is_rust(new, g)).is_some()
+            && ahead::meant_by(new, g, site) == Some(Meant::Unclear)
     }
 
     /// The base has an object and what ends where it begins side by side, too.
@@ -226,10 +247,22 @@ fn is_open(build: &Build<'_>, address: u64) -> bool {
     }
 }
 
+fn is_letter(byte: u8) -> bool {
+    matches!(byte, 9..=13 | 27 | 32..=126)
+}
+
 /// True if a text begins at an address, and nothing but its terminator lies behind its letters.
 pub(crate) fn is_text(build: &Build<'_>, address: u64) -> bool {
-    let printable = |b: &u8| matches!(b, 9..=13 | 27 | 32..=126);
     let rest = build.image.bytes_from(address);
-    let letters = rest.iter().take_while(|b| printable(b)).count();
+    let letters = rest.iter().take_while(|b| is_letter(**b)).count();
     letters >= LETTERS && rest.get(letters) == Some(&0)
+}
+
+/// True if an address lies behind the first letter of a text, perhaps at its terminator: an empty text may lie there.
+fn is_tail(build: &Build<'_>, address: u64) -> bool {
+    let is_letter = |at: u64| build.image.bytes(at, 1).is_some_and(|b| is_letter(b[0]));
+    let before = (1..=LETTERS as u64 + 1).take_while(|n| address.checked_sub(*n).is_some_and(is_letter)).count();
+    let rest = build.image.bytes_from(address);
+    let behind = rest.iter().take_while(|b| self::is_letter(**b)).count();
+    before > 0 && before + behind > LETTERS && rest.get(behind) == Some(&0)
 }

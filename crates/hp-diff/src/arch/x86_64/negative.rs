@@ -3,7 +3,7 @@
 //! Only with one that is does code lead before the address that it adds it to. Where the number itself is not known, how it is made may
 //! say it: `e[-1 - (n & 3)]` takes a `not`, and a run from `-n` up a `neg`. What is read from memory or handed over is taken for none.
 
-use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register};
+use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
 use rustc_hash::FxHashSet;
 
 use super::derived::{Holder, word};
@@ -88,7 +88,7 @@ fn made_from(code: &Decoded, n: usize, factory: &mut InstructionInfoFactory) -> 
         // Nobody takes more bits of a number than it has.
         Mnemonic::And if number.is_some_and(|n| n >= 0) => made(false, Vec::new()),
         Mnemonic::Sub if number.is_none() => {
-            let known = operand(0).is_some_and(|to| is_number(code, n, to, factory));
+            let known = operand(0).is_some_and(|to| is_number(code, n, to, factory) || is_part(code, n, to, factory));
             made(known, operand(0).into_iter().collect())
         }
         Mnemonic::Movsxd => made(false, operand(1).into_iter().collect()),
@@ -129,6 +129,41 @@ fn is_number(code: &Decoded, n: usize, holder: Holder, factory: &mut Instruction
     false
 }
 
+/// True if what the instruction subtracts is what the other operand is a part of: `a / 12 * 12 - a` is `-(a % 12)`.
+fn is_part(code: &Decoded, n: usize, holder: Holder, factory: &mut InstructionInfoFactory) -> bool {
+    /// Instructions that are looked at: a division by a number takes some ten.
+    const NEAR: usize = 16;
+    let subtracts = &code.instructions[n];
+    let (Holder::Register(register), OpKind::Register) = (holder, subtracts.op1_kind()) else { return false };
+    let whole = subtracts.op1_register().full_register();
+    let (mut from, mut is_less, mut at) = (vec![register], false, n);
+    for _ in 0..NEAR {
+        let mut before = code.before(at);
+        let (Some(last), None) = (before.next(), before.next()) else { return false };
+        let i = &code.instructions[last];
+        let writes = from.iter().any(|r| code.may_write(last, *r, factory));
+        if writes {
+            // What only takes more of it is no part of it: `8 * a - a`.
+            is_less |= match i.mnemonic() {
+                Mnemonic::Shr | Mnemonic::Sar | Mnemonic::And | Mnemonic::Mul | Mnemonic::Div | Mnemonic::Idiv => true,
+                Mnemonic::Imul => i.op_count() == 1,
+                _ => false,
+            };
+            let used = factory.info(i).used_registers().iter();
+            let read = used.filter(|u| !matches!(u.access(), OpAccess::Write | OpAccess::CondWrite));
+            from.extend(read.map(|u| u.register().full_register()));
+            if from.contains(&whole) {
+                return is_less;
+            }
+        }
+        if code.may_write(last, whole, factory) {
+            return false;
+        }
+        at = last;
+    }
+    false
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -148,6 +183,10 @@ mod tests {
         assert!(of(&[0x48, 0xf7, 0xd7, 0x48, 0x8d, 0x0c, 0xfd, 0, 0, 0, 0]));
         assert!(of(&[0xb9, 2, 0, 0, 0, 0x48, 0x29, 0xf9]));
         assert!(of(&[0xb9, 0xf8, 0xff, 0xff, 0xff, 0x48, 0x63, 0xc9]));
+        // mov rax,rdi; mul rdx; and rdx,-4; lea rcx,[rdx+rdx*2]; sub rcx,rdi
+        assert!(of(&[
+            0x48, 0x89, 0xf8, 0x48, 0xf7, 0xe2, 0x48, 0x83, 0xe2, 0xfc, 0x48, 0x8d, 0x0c, 0x52, 0x48, 0x29, 0xf9
+        ]));
         // movq [rbp-16],-8; mov rcx,[rbp-16]
         assert!(of(&[0x48, 0xc7, 0x45, 0xf0, 0xf8, 0xff, 0xff, 0xff, 0x48, 0x8b, 0x4d, 0xf0]));
     }
@@ -158,6 +197,9 @@ mod tests {
         assert!(!of(&[0x48, 0xf7, 0xde, 0x48, 0x63, 0xcf]));
         assert!(!of(&[0xb8, 0xff, 0xff, 0xff, 0xff, 0x0f, 0xb6, 0x0f]));
         assert!(!of(&[0x48, 0x29, 0xf9]));
+        // lea rcx,[rdi*8]; sub rcx,rdi. mov rcx,rdi; shr rcx,2; sub rdi,rcx; mov rcx,rdi
+        assert!(!of(&[0x48, 0x8d, 0x0c, 0xfd, 0, 0, 0, 0, 0x48, 0x29, 0xf9]));
+        assert!(!of(&[0x48, 0x89, 0xf9, 0x48, 0xc1, 0xe9, 2, 0x48, 0x29, 0xcf, 0x48, 0x89, 0xf9]));
         // neg rdi; and ecx,3
         assert!(!of(&[0x48, 0xf7, 0xdf, 0x83, 0xe1, 3]));
     }
