@@ -59,6 +59,42 @@ fn thread_local_variables_without_a_name_are_places() {
     proven(source, "-O2 -shared -fPIC", ("77", "79"), true);
 }
 
+/// What only changed functions call is replaced with them, though without a name nothing else says which function it became.
+#[test]
+fn functions_that_only_changed_ones_call_need_no_name() {
+    let source = r#"
+        #define APART __attribute__((noipa))
+        APART static int inner(int n) { return n * 5 ^ EDIT; }
+        APART static int weigh(int n) { return inner(n ^ EDIT) * 3 ^ n >> 2; }
+        APART int other(int n) { return n * 7; }
+        APART int answer(int n) { return weigh(other(n) + 1) + EDIT; }"#;
+    let said = proven(source, "-O2 -shared -fPIC", ("77", "79"), true);
+    assert_eq!(said.lines().filter(|l| l.trim_start().starts_with("changed")).count(), 3, "{said}");
+}
+
+/// But what somebody has the address of is in use as long as that is.
+#[test]
+fn functions_whose_address_is_taken_need_one() {
+    let room = tempfile::tempdir().unwrap();
+    let of = |number: &str| {
+        let source = r#"
+            #define APART __attribute__((noipa))
+            APART static int weigh(int n) { return n * EDIT ^ n >> 2; }
+            int (*hook)(int);
+            APART void set(int n) { hook = n + EDIT ? weigh : 0; }
+            APART int answer(int n) { return weigh(n + 1) + EDIT; }"#;
+        let program = build(room.path(), number, &source.replace("EDIT", number), "-O2 -shared -fPIC");
+        run(Command::new("strip").arg("-s").arg(&program));
+        program
+    };
+    let patch = room.path().join("patch");
+    let (old, new) = (of("77"), of("79"));
+    let diff =
+        Command::new(HP).args(["diff", "--allow", "HP0402", "-o"]).arg(&patch).arg(old).arg(new).output().unwrap();
+    let said = String::from_utf8(diff.stderr).unwrap();
+    assert!(diff.status.code() == Some(1) && said.contains("HP0213"), "{said}");
+}
+
 /// A constant that names a place in the source has another line, and so its users are left out.
 #[test]
 fn descriptors_of_places_have_other_lines() {

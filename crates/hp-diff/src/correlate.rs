@@ -14,12 +14,15 @@
 //! The number in a static local's symbol (`counter.0`) says nothing: one more static in
 //! the file renumbers the others. Position is never evidence.
 
+mod instructions;
 mod names;
 mod pairs;
+mod presumed;
 mod stripped;
 mod votes;
 
 pub(crate) use pairs::{Pairs, Relation, View};
+pub(crate) use presumed::presume;
 pub(crate) use stripped::audit;
 
 use std::collections::BTreeMap;
@@ -45,6 +48,8 @@ pub(crate) struct Correlation {
     /// Functions without a name that are identical to several others, as many in the new build as in the
     /// old one: none of them changed, but which is which is not known. Old and new ones.
     pub alike: (FxHashSet<FunctionId>, FxHashSet<FunctionId>),
+    /// Old functions whose partner is presumed: see [`presume`].
+    pub presumed: FxHashSet<FunctionId>,
     /// Functions that do the same as others of their name.
     pub copies: Copies,
     /// Old and new objects that debug information identifies as a static local of some function, and which.
@@ -73,6 +78,7 @@ pub(crate) fn correlate(old: &Build<'_>, new: &Build<'_>, variables: (&[Variable
         functions: Pairs::new(old.map.functions.len(), new.map.functions.len()),
         objects: Pairs::new(old.map.objects.len(), new.map.objects.len()),
         alike: Default::default(),
+        presumed: FxHashSet::default(),
         copies: Copies::default(),
         owners: (owners(&old.map, variables.0), owners(&new.map, variables.1)),
         settled: vec![Settled::Open; old.map.functions.len()],

@@ -43,6 +43,7 @@ mod before;
 mod border;
 mod build;
 mod by_address;
+mod callers;
 mod check;
 mod code_lines;
 mod compare;
@@ -104,13 +105,13 @@ use rustc_hash::FxHashSet;
 
 use adjoin::Twins;
 use build::Build;
-use compare::compare;
-use correlate::{Correlation, correlate};
+use compare::{Changes, compare};
+use correlate::{Correlation, correlate, presume};
 use entity::FunctionId;
 use explain::Causes;
 use image::Image;
 use input::Input;
-use judge::Judge;
+use judge::{Difference, Judge};
 
 /// What the user asked of a diff.
 #[derive(Clone, Debug, Default)]
@@ -268,16 +269,15 @@ pub fn diff(old: &Path, new: &Path, options: &Options) -> Result<Report, Error> 
     let (old, new) = Build::both(old_image, new_image, numbers);
     let variables = (&variables.0[..], &variables.1[..]);
     options.progress.tell(Stage::Pair);
-    let pairs = correlate(&old, &new, variables);
+    let mut pairs = correlate(&old, &new, variables);
     options.progress.tell(Stage::Compare);
-    let mut changes = compare(&old, &new, &pairs);
+    let Compared { changes, descriptors, line_only } = loop {
+        let compared = compared((&old, &new), &pairs, options);
+        if !presume(&old, &new, &mut pairs, &compared.changes) {
+            break compared;
+        }
+    };
     let judge = Judge::new(&old, &new, &pairs).with_changed_constants(changes.constants.clone());
-    let descriptors = descriptors::line_only(&judge, &pairs, &changes);
-    let mut line_only = Vec::new();
-    if !options.exact_lines {
-        let functions = lines::line_only(&old, &new, &pairs, &changes, &descriptors);
-        (line_only, changes.functions) = changes.functions.into_iter().partition(|c| functions.contains(&c.0));
-    }
     findings.extend(check::data(&old, &new, &pairs, &changes, &descriptors));
     if !changes.functions.is_empty() {
         findings.extend(check::variable_types(&old, &new, &pairs, variables));
@@ -354,6 +354,27 @@ pub fn diff(old: &Path, new: &Path, options: &Options) -> Result<Report, Error> 
         patch.manifest = assemble::manifest((&old, &new), changes, &copied, findings, &words, options);
     }
     Ok(report)
+}
+
+/// What differs under a correlation.
+struct Compared {
+    /// Without those that differ in line numbers only.
+    changes: Changes,
+    /// Descriptors of a place of which only the line is another one.
+    descriptors: FxHashSet<entity::ObjectId>,
+    line_only: Vec<(FunctionId, FunctionId, Difference)>,
+}
+
+fn compared((old, new): (&Build<'_>, &Build<'_>), pairs: &Correlation, options: &Options) -> Compared {
+    let mut changes = compare(old, new, pairs);
+    let judge = Judge::new(old, new, pairs).with_changed_constants(changes.constants.clone());
+    let descriptors = descriptors::line_only(&judge, pairs, &changes);
+    let mut line_only = Vec::new();
+    if !options.exact_lines {
+        let functions = lines::line_only(old, new, pairs, &changes, &descriptors);
+        (line_only, changes.functions) = changes.functions.into_iter().partition(|c| functions.contains(&c.0));
+    }
+    Compared { changes, descriptors, line_only }
 }
 
 /// Counts functions by what says where they lie.

@@ -91,6 +91,8 @@ pub(crate) enum SymbolType {
 pub(crate) struct Image<'a> {
     pub(crate) build_id: Vec<u8>,
     pub(crate) fixed: bool,
+    /// Where the kernel begins to run it.
+    pub(crate) entry: u64,
     pub(crate) start: u64,
     pub(crate) span: u64,
     pub(crate) sections: Vec<Section<'a>>,
@@ -125,6 +127,7 @@ impl<'a> Image<'a> {
         let mut image = Image {
             build_id: elf.build_id().map_err(malformed)?.unwrap_or_default().to_vec(),
             fixed: kind == elf::ET_EXEC,
+            entry: header.e_entry(endian),
             start: u64::MAX,
             span: 0,
             sections: sections(&elf).map_err(malformed)?,

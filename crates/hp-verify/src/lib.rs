@@ -74,6 +74,7 @@ mod statics;
 mod templates;
 mod thunk;
 mod unnamed;
+mod unused;
 mod unwind;
 mod votes;
 mod walk;

@@ -57,6 +57,8 @@ pub(crate) struct Walk<'w, 'g, 'a> {
     /// Fields that are relocated.
     relocated: BTreeSet<(SectionKind, u64)>,
     thread_locals: BTreeSet<String>,
+    /// Replaced functions of which nothing says what they became, and where in `.text` the patch has that.
+    unknown: Vec<(usize, u64)>,
     /// The words looked at lead to the start or the inside of things, never to an end.
     pub(crate) exact: bool,
     /// Exception tables of the patch that were not compared yet.
@@ -64,6 +66,9 @@ pub(crate) struct Walk<'w, 'g, 'a> {
     pub(crate) proof: Proof,
     pub(crate) faults: Vec<Fault>,
 }
+
+/// What is said of a replaced function that may have become another one.
+const UNKNOWN: &str = "nothing proves which function of the new build it is";
 
 type Answer = Result<Kind, Doubt>;
 
@@ -90,6 +95,7 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
             families: FxHashMap::default(),
             relocated: patch.relocations.iter().map(|r| (r.section, r.offset)).collect(),
             thread_locals: BTreeSet::new(),
+            unknown: Vec::new(),
             exact: false,
             landings: BTreeMap::new(),
             proof: Proof { layouts: layouts.len(), ..Proof::default() },
@@ -120,8 +126,22 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
             }
         }
         self.proof.added = self.code.values().filter(|t| self.is_added(t.range)).count();
+        self.check_unknown();
         self.check_thread_locals();
         self.unreached();
+    }
+
+    /// What nothing says of a function that was replaced does not matter if nobody runs it any more.
+    fn check_unknown(&mut self) {
+        let used = self.ground.still_used(&self.unknown.iter().map(|(f, _)| *f).collect());
+        for (f, start) in std::mem::take(&mut self.unknown) {
+            if used.contains(&f) || !self.code.contains_key(&start) {
+                self.fault("record", self.ground.old.ranges[f].name().to_owned(), UNKNOWN);
+            } else {
+                self.proof.replaced += 1;
+                self.proof.added -= 1;
+            }
+        }
     }
 
     fn is_added(&self, range: usize) -> bool {
@@ -141,7 +161,10 @@ impl<'w, 'g, 'a> Walk<'w, 'g, 'a> {
         };
         let name = self.ground.old.ranges[f].name().to_owned();
         let Some(g) = self.ground.pairs.ranges.new_of(f) else {
-            return self.fault("record", name, "nothing proves which function of the new build it is");
+            if self.ground.old.ranges[f].unnamed && self.ground.old.ranges[f].parent == f {
+                return self.unknown.push((f, symbol.value));
+            }
+            return self.fault("record", name, UNKNOWN);
         };
         if let Err(Doubt::No(what)) = self.join_code(symbol.value, g) {
             self.fault("record", name, what);

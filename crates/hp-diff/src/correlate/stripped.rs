@@ -6,16 +6,17 @@
 //! `return b;` looks the same. So [`audit`] goes through every pair of functions that differ and through all that
 //! is left over, and whatever contradicts a pairing is a finding.
 
-use std::ops::Range;
-
 use rayon::prelude::*;
 use rustc_hash::{FxHashMap, FxHashSet};
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::Correlation;
+use super::instructions::Versions;
+use super::presumed;
 use super::votes::Votes;
-use crate::arch::{self, Site, Use};
+use crate::arch::{Site, Use};
 use crate::build::Build;
+use crate::callers::{callers, out_of_use};
 use crate::compare::Changes;
 use crate::entity::{FunctionId, ObjectId, Target};
 use crate::finding::{Code, Finding};
@@ -287,27 +288,37 @@ pub(crate) fn audit(old: &Build<'_>, new: &Build<'_>, pairs: &Correlation, chang
         return Vec::new();
     }
     let mut findings = leftovers(old, new, pairs);
+    findings.extend(presumed::doubts(old, pairs, changes));
     let judge = Judge::new(old, new, pairs).with_changed_constants(changes.constants.clone());
     let of_pair = |&(f, g, _): &(FunctionId, FunctionId, _)| contradictions(&judge, (old, new), pairs, (f, g));
     findings.par_extend(changes.functions.par_iter().flat_map_iter(of_pair));
     findings
 }
 
-/// Functions that both builds have left over: one may be the other, changed.
-fn leftovers(old: &Build<'_>, new: &Build<'_>, pairs: &Correlation) -> Vec<Finding> {
+/// Functions without a name that both builds have left over.
+pub(super) fn left_over(
+    (old, new): (&Build<'_>, &Build<'_>),
+    pairs: &Correlation,
+) -> (Vec<FunctionId>, Vec<FunctionId>) {
     let unnamed = |build: &Build<'_>, f: FunctionId| !build.map.functions[f].evidence.has_name();
-    let before: Vec<FunctionId> = (0..old.map.functions.len())
-        .filter(|f| pairs.functions.new_of(*f).is_none() && unnamed(old, *f) && !pairs.alike.0.contains(f))
-        .collect();
-    let now: Vec<FunctionId> = (0..new.map.functions.len())
-        .filter(|g| pairs.functions.old_of(*g).is_none() && unnamed(new, *g) && !pairs.alike.1.contains(g))
-        .collect();
+    let before = (0..old.map.functions.len())
+        .filter(|f| pairs.functions.new_of(*f).is_none() && unnamed(old, *f) && !pairs.alike.0.contains(f));
+    let now = (0..new.map.functions.len())
+        .filter(|g| pairs.functions.old_of(*g).is_none() && unnamed(new, *g) && !pairs.alike.1.contains(g));
+    (before.collect(), now.collect())
+}
+
+/// One function that is left over may be another one, changed; unless nothing leads to it but others of that kind.
+fn leftovers(old: &Build<'_>, new: &Build<'_>, pairs: &Correlation) -> Vec<Finding> {
+    let (before, now) = left_over((old, new), pairs);
     if before.is_empty() || now.is_empty() {
         return Vec::new();
     }
+    let unused = out_of_use(&callers(old, &before), &FxHashSet::default());
     let message = |n: usize| format!("nothing shows which of {n} functions of the new build it became, if any");
     before
         .into_iter()
+        .filter(|f| !unused.contains(f))
         .map(|f| Finding::new(Code::PairingUnproven, old.map.functions[f].name(), message(now.len())))
         .collect()
 }
@@ -320,50 +331,33 @@ fn contradictions(
     pairs: &Correlation,
     pair: (FunctionId, FunctionId),
 ) -> Vec<Finding> {
-    let (before, now) = (tokens(old, pair.0), tokens(new, pair.1));
-    // Equal instructions have the same number.
-    let mut numbers: FxHashMap<&[u8], usize> = FxHashMap::default();
-    let mut number = |token| {
-        let next = numbers.len();
-        *numbers.entry(token).or_insert(next)
-    };
-    let [x, y] = [&before, &now].map(|all| all.tokens.iter().map(|t| number(all.bytes_of(t))).collect::<Vec<usize>>());
-    // Without a deadline: the answer must not depend on how busy the machine is.
-    let steps = similar::capture_diff_slices(similar::Algorithm::Myers, &x, &y);
+    let versions = Versions::new((old, new), pair);
     let name = old.map.functions[pair.0].name();
     let mut findings = Vec::new();
-    let (mut left, mut come) = (FxHashSet::default(), FxHashSet::default());
-    for step in steps {
-        let (_, from, to) = step.as_tag_tuple();
-        if matches!(step, similar::DiffOp::Equal { .. }) {
-            for (a, b) in before.tokens[from].iter().zip(&now.tokens[to]) {
-                for (s, t) in before.sites_of(a).iter().zip(now.sites_of(b)) {
-                    if judge.may_mean_more(pair, s, t) {
-                        let message = format!(
-                            "the constant at {:#x} of the old build is the same in the new one, but code reads through an index, and what it reads may begin behind it, where something changed",
-                            s.target
-                        );
-                        findings.push(Finding::new(Code::PairingUnproven, name, message));
-                    }
-                    let unnamed = weak(old, s).is_some() && weak(new, t).is_some();
-                    if unnamed && judge.sites(pair, s, t) != Verdict::Same {
-                        findings.push(Finding::new(
-                            Code::PairingUnproven,
-                            name,
-                            format!(
-                                "the same instruction leads to {:#x} in the old build and to {:#x} in the new one, which are not a pair",
-                                s.target, t.target
-                            ),
-                        ));
-                    }
-                }
-            }
-            continue;
+    for (s, t) in versions.common() {
+        if judge.may_mean_more(pair, s, t) {
+            let message = format!(
+                "the constant at {:#x} of the old build is the same in the new one, but code reads through an index, and what it reads may begin behind it, where something changed",
+                s.target
+            );
+            findings.push(Finding::new(Code::PairingUnproven, name, message));
         }
-        left.extend(before.tokens[from].iter().flat_map(|t| before.sites_of(t)).filter_map(|s| weak(old, s)));
-        come.extend(now.tokens[to].iter().flat_map(|t| now.sites_of(t)).filter_map(|s| weak(new, s)));
+        let unnamed = weak(old, s).is_some() && weak(new, t).is_some();
+        if unnamed && judge.sites(pair, s, t) != Verdict::Same {
+            findings.push(Finding::new(
+                Code::PairingUnproven,
+                name,
+                format!(
+                    "the same instruction leads to {:#x} in the old build and to {:#x} in the new one, which are not a pair",
+                    s.target, t.target
+                ),
+            ));
+        }
     }
-    if let Some(g) = now.tokens.iter().flat_map(|t| now.sites_of(t)).find_map(|s| match weak(new, s) {
+    let (left, come) = versions.apart();
+    let left: FxHashSet<Weak> = left.into_iter().filter_map(|s| weak(old, s)).collect();
+    let come: FxHashSet<Weak> = come.into_iter().filter_map(|s| weak(new, s)).collect();
+    if let Some(g) = versions.new.sites.iter().find_map(|s| match weak(new, s) {
         Some(Weak::Function(g)) if pairs.alike.1.contains(&g) => Some(g),
         _ => None,
     }) {
@@ -398,48 +392,4 @@ fn weak(build: &Build<'_>, site: &Site) -> Option<Weak> {
         Target::Object(o, _) if build.map.objects[o].unnamed => Some(Weak::Object(o)),
         _ => None,
     }
-}
-
-/// The instructions of a function, without the fields that lead somewhere.
-#[derive(Default)]
-struct Tokens {
-    /// The function's bytes, the fields being zero.
-    bytes: Vec<u8>,
-    sites: Vec<Site>,
-    tokens: Vec<Token>,
-}
-
-/// An instruction: which of the bytes and sites are its own.
-struct Token {
-    bytes: Range<u32>,
-    sites: Range<u32>,
-}
-
-impl Tokens {
-    fn bytes_of(&self, token: &Token) -> &[u8] {
-        &self.bytes[token.bytes.start as usize..token.bytes.end as usize]
-    }
-
-    fn sites_of(&self, token: &Token) -> &[Site] {
-        &self.sites[token.sites.start as usize..token.sites.end as usize]
-    }
-}
-
-fn tokens(build: &Build<'_>, id: FunctionId) -> Tokens {
-    let mut all = Tokens::default();
-    for (range, code) in build.map.functions[id].ranges.iter().zip(&build.code[id].ranges) {
-        let base = all.bytes.len();
-        all.bytes.extend(range.bytes);
-        let mut sites = code.sites.iter().peekable();
-        for (at, length) in arch::instructions(range.bytes) {
-            let first = all.sites.len() as u32;
-            while let Some(site) = sites.next_if(|s| (s.instruction as usize) < at + length) {
-                all.bytes[base + site.offset as usize..][..usize::from(site.width)].fill(0);
-                all.sites.push(site);
-            }
-            let bytes = (base + at) as u32..(base + at + length) as u32;
-            all.tokens.push(Token { bytes, sites: first..all.sites.len() as u32 });
-        }
-    }
-    all
 }

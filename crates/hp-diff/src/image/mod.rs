@@ -16,7 +16,7 @@ pub(crate) use symbols::{Symbol, has_functions};
 use std::collections::BTreeMap;
 
 use object::elf;
-use object::read::elf::{ElfFile64, FileHeader, ProgramHeader};
+use object::read::elf::{Dyn, ElfFile64, FileHeader, ProgramHeader};
 use object::{Endianness, Object, ObjectSection, ObjectSymbol};
 
 use crate::Error;
@@ -122,6 +122,8 @@ pub(crate) struct Image<'a> {
     pub text_relocations: bool,
     /// The TLS segment: address, file size, memory size, alignment.
     pub tls: Option<(u64, u64, u64, u64)>,
+    /// Where the kernel or the dynamic linker begins to run it.
+    pub entries: Vec<u64>,
     /// `.comment`: which compilers made the image.
     pub compilers: Vec<String>,
 }
@@ -152,7 +154,7 @@ impl<'a> Image<'a> {
             t => return Err(bad(format!("has ELF type {}; give a program or a shared object", t.0))),
         }
         let (mut start, mut span) = (u64::MAX, 0);
-        let mut tls = None;
+        let (mut tls, mut entries) = (None, vec![header.e_entry(endian)]);
         for segment in elf.elf_program_headers() {
             let (address, size) = (segment.p_vaddr(endian), segment.p_memsz(endian));
             let end =
@@ -167,6 +169,12 @@ impl<'a> Image<'a> {
                 }
                 elf::PT_TLS => {
                     tls = Some((address, segment.p_filesz(endian), size, segment.p_align(endian)));
+                }
+                elf::PT_DYNAMIC => {
+                    let dynamic = segment.dynamic(endian, data).map_err(malformed)?.unwrap_or_default();
+                    let begins =
+                        dynamic.iter().filter(|entry| [elf::DT_INIT, elf::DT_FINI].contains(&entry.d_tag(endian)));
+                    entries.extend(begins.map(|entry| entry.d_val(endian)));
                 }
                 _ => {}
             }
@@ -193,6 +201,7 @@ impl<'a> Image<'a> {
             fields: None,
             text_relocations: false,
             tls,
+            entries,
             compilers: Vec::new(),
         };
         image.read_imports(&elf).map_err(malformed)?;

@@ -43,6 +43,7 @@ impl<'a> Image<'a> {
             fields: Some(&layout.fields),
             text_relocations: false,
             tls: None,
+            entries: Vec::new(),
             compilers: Vec::new(),
         })
     }
