@@ -189,7 +189,7 @@ impl<'a> Extents<'_, '_, 'a> {
             sites.filter(taken).collect::<Vec<Site>>()
         };
         let (before_of, sites) = (addresses(old, f), addresses(new, g));
-        let in_front = |b: u64| sites.iter().any(|t| t.target < b && b - t.target < FAR);
+        let in_front = |b: u64| self.may_reach_up_to(b, &|p| sites.iter().any(|t| t.target == p));
         let may_be_end = |t: &Site| match side(new, g, t) {
             Side::Behind => false,
             Side::Before => before(new, g, t).is_none(),
@@ -207,6 +207,14 @@ impl<'a> Extents<'_, '_, 'a> {
         };
         let mut open = sites.iter().filter(|t| new.table(g, t.target).is_none() && !is_text(new, t.target));
         open.find(|t| !kept(t) && may_be_end(t)).copied()
+    }
+
+    /// True if one of these addresses may be the start of what ends at another one: no text lies between them.
+    fn may_reach_up_to(&self, end: u64, is_start: &dyn Fn(u64) -> bool) -> bool {
+        let starts = self.new.map.references.as_slice();
+        let before = starts[..self.new.map.references.below(end)].iter().rev().copied();
+        let mut near = before.take_while(|p| end - p < FAR);
+        near.find_map(|p| (is_start(p) || is_long_text(self.new, p, end)).then(|| is_start(p))).unwrap_or(false)
     }
 
     /// True if the constant at an address of the new build is no more than what its bytes show, or a text's last letters.
@@ -256,6 +264,13 @@ pub(crate) fn is_text(build: &Build<'_>, address: u64) -> bool {
     let rest = build.image.bytes_from(address);
     let letters = rest.iter().take_while(|b| is_letter(**b)).count();
     letters >= LETTERS && rest.get(letters) == Some(&0)
+}
+
+/// True if a text begins at an address that no table of numbers has by chance, and ends before `end`.
+fn is_long_text(build: &Build<'_>, address: u64, end: u64) -> bool {
+    let rest = build.image.bytes_from(address);
+    let letters = rest.iter().take_while(|b| is_letter(**b)).count();
+    letters >= ahead::LONG && rest.get(letters) == Some(&0) && address + (letters as u64) < end
 }
 
 /// True if an address lies behind the first letter of a text, perhaps at its terminator: an empty text may lie there.

@@ -441,6 +441,26 @@ fn a_new_thread_local_variable_is_named() {
     );
 }
 
+/// Zeros behind a text that another function uses are no end of what a changed function has in front of that.
+#[test]
+fn zeros_behind_a_text_are_no_end() {
+    let room = tempfile::tempdir().unwrap();
+    let source = |number: u32| {
+        format!(
+            "int puts(const char *); int look(const void *, const void *);
+            static const unsigned char none[16] = {{0}};
+            int answer(const char *a, int n) {{ return n ? puts(\"a text of some length\") + {number} : look(a, none); }}
+            int other(const char *a, int n) {{ return n ? puts(\"another one, as long\") : look(a + 1, none); }}"
+        )
+    };
+    let of = |name, number| {
+        stripped(&build(room.path(), name, &source(number), "gcc -O2 -shared -fPIC -fno-toplevel-reorder"))
+    };
+    let report = diff(&of("old", 77), &of("new", 79));
+    assert_eq!(changed(&report), ["answer"]);
+    assert!(report.findings.iter().all(|f| f.code == Code::LayoutUnproven), "{:?}", report.findings);
+}
+
 /// Numbers of 32 bits that become 64 bits wide are no distances, though every one of them would lead to a constant: nothing adds
 /// the table's start to them.
 #[test]
