@@ -158,9 +158,8 @@ pub(crate) fn touched(build: &Build<'_>, function: FunctionId, sites: &[Site]) -
     let made = |site: &Site| range_of(build, function, site).map_or(0, |r| r.address + u64::from(site.instruction));
     let made: Vec<u64> = sites.iter().map(made).collect();
     let mut all = build.followed.touched(&build.map, function, &made);
-    // Where a jump through a table leads is not followed.
-    if build.code[function].ranges.iter().any(|code| code.computed_jumps) {
-        all.iter_mut().zip(sites).for_each(|(t, site)| t.calculated |= is_indexed(build, function, site));
+    for (touched, site) in all.iter_mut().zip(sites).filter(|(touched, _)| touched.lost) {
+        touched.calculated |= is_indexed(build, function, site);
     }
     all
 }

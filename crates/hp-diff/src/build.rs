@@ -11,6 +11,7 @@ use rayon::prelude::*;
 use crate::ahead;
 use crate::arch::{self, Code, JumpTable};
 use crate::before;
+use crate::endless;
 use crate::entity::{CodeRange, FunctionId, Map};
 use crate::followed::Followed;
 use crate::image::Image;
@@ -28,6 +29,8 @@ pub(crate) struct FunctionCode {
     pub tables: Vec<JumpTable>,
     /// A computed jump whose table was not found.
     pub unresolved_jump: Option<u64>,
+    /// Every computed jump reads one of the tables.
+    pub complete: bool,
 }
 
 /// One of the two inputs.
@@ -66,7 +69,10 @@ impl<'a> Build<'a> {
         drop(models);
         let (mut old, mut new) = rayon::join(|| Build::of(old, map, code), || Build::of(new, other, others));
         old.find_starts();
-        new.followed = Arc::new(Followed::like(models::alike(&old, &new, like)));
+        let alike = models::alike(&old, &new, like);
+        if let Some(followed) = Arc::get_mut(&mut new.followed) {
+            followed.ask_first(alike);
+        }
         new.find_starts();
         (old, new)
     }
@@ -103,8 +109,8 @@ impl<'a> Build<'a> {
                     },
                 };
                 let tables = arch::tables(&ranges.iter().collect::<Vec<_>>(), &context);
-                let unresolved_jump = tables.unresolved_jump;
-                (FunctionCode { ranges, tables: tables.jumps, unresolved_jump }, tables.distances)
+                let (unresolved_jump, complete) = (tables.unresolved_jump, tables.complete);
+                (FunctionCode { ranges, tables: tables.jumps, unresolved_jump, complete }, tables.distances)
             })
             .collect();
         let starts = found.iter().enumerate().flat_map(|(f, (_, starts))| starts.iter().map(move |at| (*at, f)));
@@ -115,7 +121,8 @@ impl<'a> Build<'a> {
         let landing = lsda::tables(&image);
         let mut tables: Vec<u64> = code.iter().flat_map(|c| &c.tables).map(|t| t.address).collect();
         tables.sort_unstable();
-        let (leftovers, contents, followed) = (Leftovers::default(), Contents::default(), Arc::default());
+        let followed = Arc::new(Followed::new(&code, endless::find(&map, &image, &code)));
+        let (leftovers, contents) = (Leftovers::default(), Contents::default());
         Build { image, map, code, landing, leftovers, contents, followed, tables }
     }
 

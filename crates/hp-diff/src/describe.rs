@@ -5,12 +5,17 @@ use crate::build::Build;
 use crate::entity::{FunctionId, Target};
 use crate::image::Word;
 
+/// A number of bytes from a place, as `+0x10` or `-0x10`; nothing for the place itself.
+pub(crate) fn offset(bytes: i64) -> String {
+    let sign = if bytes < 0 { '-' } else { '+' };
+    if bytes == 0 { String::new() } else { format!("{sign}{:#x}", bytes.unsigned_abs()) }
+}
+
 /// Names where a site leads, for people.
 pub(crate) fn describe(build: &Build<'_>, function: FunctionId, site: &Site) -> String {
     if build.table(function, site.target).is_some() {
         return "its jump table".into();
     }
-    let offset = |n: i64| if n == 0 { String::new() } else { format!("{n:+#x}") };
     match build.map.resolve(&build.image, site) {
         Target::Function(id, _, 0) => build.map.functions[id].name().to_owned(),
         Target::Function(id, _, n) => format!("{}{}", build.map.functions[id].name(), offset(n as i64)),

@@ -3,11 +3,13 @@
 //! Following an address takes the decoded instructions of its function, and many stages ask the same of the same function. So
 //! each answer is kept, and of some functions that were asked about last the instructions, which are large.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, LockResult, Mutex, MutexGuard, PoisonError};
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::arch::{self, Decoded, Leaning, Reach, Touched};
+use crate::build::FunctionCode;
 use crate::entity::{FunctionId, Map};
 
 /// Functions are spread over so many parts, so that threads do not wait for one another.
@@ -20,6 +22,10 @@ const LARGE: u64 = 1 << 14;
 pub(crate) struct Followed {
     parts: [Mutex<Part>; PARTS],
     large: Mutex<Option<Last>>,
+    /// Where the computed jumps lead of functions with such, by function, if that is known of all of them.
+    jumps: FxHashMap<u32, Box<[u64]>>,
+    /// Where calls lead that never return.
+    endless: FxHashSet<u64>,
     /// Code of another build that does the same with its addresses.
     alike: Option<Alike>,
 }
@@ -61,9 +67,24 @@ struct Part {
 }
 
 impl Followed {
-    /// Asks first what is known of code that is alike.
-    pub(crate) fn like(alike: Alike) -> Followed {
-        Followed { alike: Some(alike), ..Followed::default() }
+    /// `endless`: where calls lead that never return.
+    pub(crate) fn new(code: &[FunctionCode], endless: FxHashSet<u64>) -> Followed {
+        let complete = code.iter().enumerate().filter(|(_, function)| function.complete);
+        let jumps = complete.map(|(id, function)| {
+            let targets: BTreeSet<u64> = function.tables.iter().flat_map(|table| &table.targets).copied().collect();
+            (id as u32, targets.into_iter().collect())
+        });
+        Followed { jumps: jumps.collect(), endless, ..Followed::default() }
+    }
+
+    /// From now on asks first what is known of code that is alike.
+    pub(crate) fn ask_first(&mut self, alike: Alike) {
+        self.alike = Some(alike);
+    }
+
+    /// True if a call that leads there never returns.
+    pub(crate) fn is_endless(&self, target: u64) -> bool {
+        self.endless.contains(&target)
     }
 
     #[cfg(test)]
@@ -140,7 +161,8 @@ impl Followed {
         let found = if is_large { known(&whole(self.large.lock())) } else { known(&self.part(function).decoded) };
         found.unwrap_or_else(|| {
             let ranges = map.functions[function].ranges.iter().map(|r| (r.address, r.bytes));
-            let code = Arc::new(Decoded::new(ranges));
+            let jumps = self.jumps.get(&(function as u32)).map(|targets| &**targets);
+            let code = Arc::new(Decoded::new(ranges).with_ways(jumps, &|target| self.is_endless(target)));
             let last = Some((function, code.clone()));
             if is_large {
                 *whole(self.large.lock()) = last;

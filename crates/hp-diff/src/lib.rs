@@ -55,6 +55,7 @@ mod detour;
 mod displaced;
 mod dwarf;
 mod elsewhere;
+mod endless;
 mod entity;
 mod entries;
 mod explain;

@@ -13,6 +13,7 @@ use rayon::prelude::*;
 
 use crate::arch::{self, Encoding, Site, Use};
 use crate::build::Build;
+use crate::describe::offset;
 use crate::entity::{CodeRange, FunctionId, Target};
 use crate::image::{Image, Word};
 use crate::input::Input;
@@ -91,7 +92,7 @@ impl fmt::Display for Reference {
 impl fmt::Display for Meaning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?} {}", self.kind, if self.name.is_empty() { "-" } else { &self.name })?;
-        if self.addend == 0 { Ok(()) } else { write!(f, "{:+#x}", self.addend) }
+        f.write_str(&offset(self.addend))
     }
 }
 

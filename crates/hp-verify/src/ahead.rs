@@ -65,11 +65,19 @@ impl State {
 pub(crate) struct Ways<'w> {
     ranges: Vec<(u64, &'w [u8])>,
     absolute: bool,
+    /// The build, which knows the calls that never come back.
+    side: Option<&'w Side<'w>>,
 }
 
 impl<'w> Ways<'w> {
     pub(crate) fn new(ranges: Vec<(u64, &'w [u8])>, absolute: bool) -> Ways<'w> {
-        Ways { ranges, absolute }
+        Ways { ranges, absolute, side: None }
+    }
+
+    /// True if an instruction is a call behind which nothing runs.
+    fn stays_away(&self, instruction: &Instruction) -> bool {
+        let call = instruction.flow_control() == FlowControl::Call;
+        call && self.side.is_some_and(|side| side.stays_away(instruction.near_branch_target()))
     }
 
     fn range(&self, at: u64) -> Option<(u64, &'w [u8])> {
@@ -158,7 +166,7 @@ impl<'w> Ways<'w> {
                     FlowControl::ConditionalBranch | FlowControl::UnconditionalBranch
                 );
                 let target = jumps.then(|| step.instruction.near_branch_target());
-                if step.ends() {
+                if step.ends() || !state.held.is_empty() && self.stays_away(&step.instruction) {
                     open.extend(target.map(|target| (target, state)));
                     break;
                 }
@@ -436,7 +444,7 @@ impl Side<'_> {
     pub(crate) fn ways(&self, range: usize) -> Ways<'_> {
         let part = |part: &usize| (self.ranges[*part].address, self.ranges[*part].bytes);
         let parts = self.family(self.ranges[range].parent).iter().map(part).collect();
-        Ways::new(parts, self.image.fixed)
+        Ways { side: Some(self), ..Ways::new(parts, self.image.fixed) }
     }
 
     /// What code of range `range` means by `address`, which its instruction at `made` makes.

@@ -1,7 +1,7 @@
 //! The named things of a build: ranges of code, data objects, markers; and where anything refers to.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
 
 use rayon::prelude::*;
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -89,6 +89,8 @@ pub(crate) struct Side<'a> {
     pub(crate) tables: BTreeSet<u64>,
     /// Data in writable sections that is only copied from: start and end, ordered.
     templates: Vec<(u64, u64)>,
+    /// Where calls lead of which it has been asked whether they come back, and the answers.
+    pub(crate) away: Mutex<FxHashMap<u64, bool>>,
     /// Each place that was watched and that code or a word leads to, and where from.
     pub(crate) incoming: BTreeMap<u64, u64>,
 }
@@ -113,6 +115,7 @@ impl<'a> Side<'a> {
             borders: Vec::new(),
             tables: BTreeSet::new(),
             templates: Vec::new(),
+            away: Mutex::default(),
             incoming: BTreeMap::new(),
         };
         let inside = |a: u64| watched.range(..a).next_back().is_some_and(|(_, end)| a < *end);

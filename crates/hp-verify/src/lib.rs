@@ -52,6 +52,7 @@ mod derived;
 mod descriptor;
 mod distances;
 mod elsewhere;
+mod endless;
 mod entities;
 mod flags;
 mod ground;

@@ -19,6 +19,7 @@ pub(crate) fn alike(code: &Code, here: (u64, &[u8]), there: (u64, &[u8])) -> Opt
         jumps: code.jumps.as_ref().map(|jumps| Box::new(jumps.moved(there.0.wrapping_sub(here.0)))),
         steps_back: code.steps_back,
         counts_back: code.counts_back,
+        may_return: code.may_return,
         thread_local: code.thread_local,
         takes_stack: code.takes_stack,
     })

@@ -88,6 +88,8 @@ pub(crate) struct Code {
     pub steps_back: u16,
     /// How far an index that an instruction makes negative leads back at most, in bytes; 0 where none does.
     pub counts_back: u16,
+    /// It returns, goes on behind its end, or jumps where only a register or memory says.
+    pub may_return: bool,
     /// Reads or writes thread-local storage other than the stack protector's word.
     pub thread_local: bool,
     /// Gives the stack pointer a value that may be none of its own: see [`switches_stacks`].
@@ -111,6 +113,8 @@ pub(crate) struct Tables {
     pub jumps: Vec<JumpTable>,
     /// A computed jump that certainly reads a table which was not found.
     pub unresolved_jump: Option<u64>,
+    /// Every computed jump reads one of the tables that were found.
+    pub complete: bool,
     /// Where tables of distances to data may begin.
     pub distances: Vec<u64>,
 }

@@ -5,10 +5,11 @@
 //! those of the same size that are not far from there.
 
 use rayon::prelude::*;
+use rustc_hash::FxHashSet;
 
 use crate::arch::{self, Code, Use};
-use crate::build::Build;
-use crate::entity::{CodeRange, FunctionId, Map};
+use crate::build::{Build, FunctionCode};
+use crate::entity::{CodeRange, Function, FunctionId, Map};
 use crate::followed::Alike;
 
 /// Ranges of the same size that are tried.
@@ -97,20 +98,45 @@ fn function_like(old: &Build<'_>, new: &Build<'_>, g: FunctionId, starts: &[(u64
     if !(same_ranges && are_apart(&there.ranges) && are_apart(&here.ranges)) {
         return None;
     }
+    if !same_jumps(&old.code[f], there, &new.code[g], here) {
+        return None;
+    }
+    let branches = |build: &'_ Build<'_>, id: FunctionId| {
+        let sites = build.code[id].ranges.iter().flat_map(|code| &code.sites).filter(|s| s.usage == Use::Branch);
+        sites.map(|site| build.followed.is_endless(site.target)).collect::<Vec<bool>>()
+    };
+    if branches(old, f) != branches(new, g) {
+        return None;
+    }
     let mut codes = old.code[f].ranges.iter().zip(&new.code[g].ranges);
     if there.ranges.len() == 1 && codes.all(|(x, y)| x.sites.are_of_same_bytes(&y.sites)) {
         return Some(f as u32);
     }
-    let place = |ranges: &[CodeRange<'_>], target: u64| {
-        let found = ranges.iter().position(|r| (r.address..r.end()).contains(&target));
-        found.map(|i| (i, target - ranges[i].address))
-    };
     let mut codes = old.code[f].ranges.iter().zip(&new.code[g].ranges);
     let same_ways = codes.all(|(x, y)| {
         let mut sites = x.sites.iter().zip(&y.sites).filter(|(s, _)| s.usage == Use::Branch);
         sites.all(|(s, t)| place(&there.ranges, s.target) == place(&here.ranges, t.target))
     });
     same_ways.then_some(f as u32)
+}
+
+/// The range that an address lies in, and how far behind its start.
+fn place(ranges: &[CodeRange<'_>], target: u64) -> Option<(usize, u64)> {
+    let found = ranges.iter().position(|r| (r.address..r.end()).contains(&target));
+    found.map(|i| (i, target - ranges[i].address))
+}
+
+/// True if what is known of where the computed jumps lead is the same.
+fn same_jumps(f: &FunctionCode, there: &Function<'_>, g: &FunctionCode, here: &Function<'_>) -> bool {
+    let targets = |code: &FunctionCode, function: &Function<'_>| {
+        let all = code.tables.iter().flat_map(|table| &table.targets);
+        all.map(|target| place(&function.ranges, *target)).collect::<FxHashSet<_>>()
+    };
+    match (f.complete, g.complete) {
+        (false, false) => true,
+        (true, true) => targets(f, there) == targets(g, here),
+        _ => false,
+    }
 }
 
 /// True if code cannot run from the end of one range into another one, or lie in two.

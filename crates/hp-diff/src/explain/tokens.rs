@@ -8,7 +8,7 @@ use crate::before::before;
 use crate::build::Build;
 use crate::compare::Changes;
 use crate::correlate::Correlation;
-use crate::describe::describe;
+use crate::describe::{describe, offset};
 use crate::entity::{FunctionId, ObjectId, Target, cold_parent};
 use crate::image::Word;
 use crate::usage::is_number;
@@ -143,7 +143,12 @@ impl<'s, 'a> Side<'s, 'a> {
                 Target::Literal => (self.literal_name(&meant), self.content(&meant)),
                 target => (describe(self.build, function, &meant), self.key(&target, &meant, |_| false)),
             };
-            return Lead { site, key: format!("{key} {distance}"), name: format!("{name}{distance:+#x}"), code: false };
+            return Lead {
+                site,
+                key: format!("{key} {distance}"),
+                name: format!("{name}{}", offset(distance)),
+                code: false,
+            };
         }
         let target = map.resolve(image, &site);
         if let Target::Function(f, range, offset) = target

@@ -7,7 +7,7 @@ use super::islands::islands;
 use super::{Bind, Bound, ISLAND, Payload, Problem, stays_inside};
 use crate::arch::{self, Encoding, Site, Use};
 use crate::build::Build;
-use crate::describe::describe;
+use crate::describe::{describe, offset};
 use crate::elsewhere::means_elsewhere;
 use crate::entity::{CodeRange, FunctionId, ObjectId, Target};
 use crate::finding::Code;
@@ -211,6 +211,7 @@ impl Payload<'_, '_> {
         if site.usage == Use::Address
             && !self.starts_something(id, site, &target)
             && is_indexed(new, id, site)
+            && self.touched(id, site).calculated
             && let Some(bound) = self.in_reach(id, site, &target)?
         {
             return Ok(Bind::direct(bound));
@@ -365,7 +366,7 @@ impl Payload<'_, '_> {
             _ => {
                 let name = new.map.objects[first.0].name();
                 let message =
-                    format!("code adds an index to it; it may mean {name}{:+#x} or something behind", first.1);
+                    format!("code adds an index to it; it may mean {name}{} or something behind", offset(first.1));
                 return Err(Problem(Code::AmbiguousReference, message));
             }
         };
@@ -381,7 +382,7 @@ impl Payload<'_, '_> {
             let inside = reached.is_some_and(|reached| new.map.object_at(reached) == Some(first.0));
             if kept && !inside {
                 let name = new.map.objects[first.0].name();
-                let message = format!("code adds an index to it; it may mean {name}{:+#x}, which changed", first.1);
+                let message = format!("code adds an index to it; it may mean {name}{}, which changed", offset(first.1));
                 return Err(Problem(Code::AmbiguousReference, message));
             }
             return Ok(None);

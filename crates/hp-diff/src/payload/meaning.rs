@@ -5,6 +5,7 @@ use hp_pack::SymbolKind;
 
 use super::{Bound, Payload, Problem};
 use crate::arch::Use;
+use crate::describe::offset;
 use crate::entity::{FunctionId, ObjectId, Target};
 use crate::finding::Code;
 use crate::judge::{Judge, Verdict};
@@ -137,7 +138,7 @@ impl Payload<'_, '_> {
         // Which of its instructions means which, an address does not say.
         if within.is_some_and(|g| means_two(new, g, address)) {
             let name = new.map.objects[other.0].name();
-            let message = format!("it means {name}{:+#x} at one place and not at another", other.1);
+            let message = format!("it means {name}{} at one place and not at another", offset(other.1));
             return Err(Problem(Code::AmbiguousReference, message));
         }
         // The patch has one of the two, and the base the other: the function may have both ends of an array, or hand it on with the next one.
@@ -182,7 +183,7 @@ impl Payload<'_, '_> {
         }
         Err(Problem(
             Code::AmbiguousReference,
-            format!("it may also mean {}{:+#x}, which the old build has elsewhere", object.name(), other.1),
+            format!("it may also mean {}{}, which the old build has elsewhere", object.name(), offset(other.1)),
         ))
     }
 }

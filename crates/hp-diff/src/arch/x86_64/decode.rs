@@ -11,6 +11,7 @@ use super::derived::{counts_back, steps_back};
 use super::jump_table::Window;
 use super::registers::has_memory;
 use super::switches::may_take;
+use super::ways::is_computed_jump;
 use crate::arch::alike::first_differing;
 use crate::arch::sites::{Beside, Relation};
 use crate::arch::{Branch, Code, Encoding, Site, Sites, Use};
@@ -49,21 +50,31 @@ pub(crate) fn decode(
             code.invalid.get_or_insert(start);
         }
         let adds = valid && (instruction.mnemonic() == Mnemonic::Add || adds_to_reach(instruction));
+        code.may_return |= matches!(instruction.flow_control(), FlowControl::Return | FlowControl::IndirectBranch);
         if instruction.flow_control() == FlowControl::IndirectBranch {
-            let slot = instruction.op0_kind() == OpKind::Memory && instruction.is_ip_rel_memory_operand();
-            code.computed_jumps |= valid && !slot;
+            code.computed_jumps |= valid && is_computed_jump(instruction);
             window.note_jump();
         }
         if adds {
             window.note_addition();
         }
     }
+    code.may_return |= code.invalid.is_some() || may_go_on(window.last());
     code.distances = window.reads_distances();
     if code.computed_jumps || code.distances {
         code.jumps = Some(Box::new(window.jumps()));
     }
     code.sites = Sites::new(address, bytes.len(), sites);
     code
+}
+
+/// True if what lies behind an instruction may run next, unless it is a direct call.
+fn may_go_on(instruction: &Instruction) -> bool {
+    let ends = matches!(
+        instruction.flow_control(),
+        FlowControl::UnconditionalBranch | FlowControl::Call | FlowControl::Exception
+    );
+    !ends && instruction.mnemonic() != Mnemonic::Hlt
 }
 
 /// True if a memory operand is the sum of two registers.

@@ -14,6 +14,8 @@ use super::ways::Decoded;
 const FAR: i64 = 4096;
 /// Facts that are followed from one address.
 const FACTS: usize = 4000;
+/// The same through computed jumps, from where all of a large function is reached.
+const FACTS_THROUGH_JUMPS: usize = 8_000;
 
 /// Where a function reaches from an address that it makes, in bytes. What it adds an index to is not known and does not count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -72,16 +74,16 @@ fn reach_from(code: &Decoded, at: u64, factory: &mut InstructionInfoFactory) -> 
     reach
 }
 
-/// Follows the address that the instruction `first` makes: calls `see` for each instruction before which something holds it.
+/// Follows the address that the instruction `first` makes: calls `see` for each instruction before which something holds it. False if
+/// there is more than was followed.
 pub(super) fn follow(
     code: &Decoded,
     first: usize,
     factory: &mut InstructionInfoFactory,
     see: &mut dyn FnMut(usize, Held),
-) {
-    if matches!(code.instructions[first].mnemonic(), Mnemonic::Lea | Mnemonic::Mov) {
-        follow_result(code, first, factory, see);
-    }
+) -> bool {
+    let makes = matches!(code.instructions[first].mnemonic(), Mnemonic::Lea | Mnemonic::Mov);
+    !makes || follow_result(code, first, factory, see)
 }
 
 /// The same of what any instruction leaves in its first operand, if that is a register or a `mov` to a word of the frame. False if there is more than was followed.
@@ -91,17 +93,43 @@ pub(super) fn follow_result(
     factory: &mut InstructionInfoFactory,
     see: &mut dyn FnMut(usize, Held),
 ) -> bool {
-    let made = &code.instructions[first];
+    match held_by(&code.instructions[first]) {
+        Some(held) => {
+            let open = code.behind(first).map(|next| (next, held)).collect();
+            follow_from(code, open, Jumps::Ignored, factory, see)
+        }
+        None => false,
+    }
+}
+
+/// The same, through computed jumps as well. False also if nobody knows where one of them leads.
+pub(super) fn follow_jumps(
+    code: &Decoded,
+    first: usize,
+    factory: &mut InstructionInfoFactory,
+    see: &mut dyn FnMut(usize, Held),
+) -> bool {
+    let Some(held) = held_by(&code.instructions[first]) else { return false };
+    let mut known = true;
+    let open = code.behind(first).map(|next| (next, held)).collect();
+    let whole = follow_from(code, open, Jumps::Followed, factory, &mut |n, held| {
+        known &= code.jumped_to(n).is_some();
+        see(n, held);
+    });
+    whole && known
+}
+
+/// What holds the result of an instruction, if that is followed.
+fn held_by(made: &Instruction) -> Option<Held> {
     let holder = match made.op0_kind() {
         OpKind::Register => Holder::Register(made.op0_register().full_register()),
         // `movq $a,-8(%rbp)`
         _ => match word(made) {
             Some(word) if made.mnemonic() == Mnemonic::Mov => word,
-            _ => return false,
+            _ => return None,
         },
     };
-    let held = Held { holder, offset: 0, stepped: false };
-    follow_from(code, code.behind(first).map(|next| (next, held)).collect(), factory, see)
+    Some(Held { holder, offset: 0, stepped: false })
 }
 
 /// Follows what a register holds before the instruction `first`.
@@ -113,29 +141,40 @@ pub(super) fn follow_argument(
     see: &mut dyn FnMut(usize, Held),
 ) {
     let held = Held { holder: Holder::Register(register), offset: 0, stepped: false };
-    follow_from(code, vec![(first, held)], factory, see);
+    follow_from(code, vec![(first, held)], Jumps::Ignored, factory, see);
+}
+
+/// Whether computed jumps are followed. Of several tables in a function each is taken for what each of these jumps reads: what
+/// then is seen may happen, but need not be possible.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Jumps {
+    Followed,
+    Ignored,
 }
 
 /// Follows what is held before these instructions. False if there is more than was followed.
 fn follow_from(
     code: &Decoded,
     mut open: Vec<(usize, Held)>,
+    jumps: Jumps,
     factory: &mut InstructionInfoFactory,
     see: &mut dyn FnMut(usize, Held),
 ) -> bool {
+    let most = if jumps == Jumps::Followed { FACTS_THROUGH_JUMPS } else { FACTS };
     let mut whole = true;
     let mut seen: FxHashSet<(u64, i64)> = open.iter().map(|(n, held)| key(*n, *held)).collect();
     while let Some((n, before)) = open.pop() {
         see(n, before);
         let behind = after(code, n, before.holder, before.offset, factory);
-        for next in code.behind(n) {
+        let jumped_to = code.jumped_to(n).filter(|_| jumps == Jumps::Followed).unwrap_or_default();
+        for next in code.behind(n).chain(jumped_to.iter().copied()) {
             for (holder, offset, steps) in behind.iter() {
                 let held = Held { holder, offset, stepped: before.stepped || steps };
                 let followed = (-FAR..=FAR).contains(&offset) && !(before.stepped && steps);
-                if followed && seen.len() < FACTS && seen.insert(key(next, held)) {
+                if followed && seen.len() < most && seen.insert(key(next, held)) {
                     open.push((next, held));
                 }
-                whole &= seen.len() < FACTS;
+                whole &= seen.len() < most;
             }
         }
     }

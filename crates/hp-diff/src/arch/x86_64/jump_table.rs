@@ -18,6 +18,7 @@ use iced_x86::{
 
 use super::distances::{self, Made};
 use super::registers::written;
+use super::ways::is_computed_jump;
 use crate::arch::{Code, Encoding, JumpTable, Tables, Use};
 
 /// The function and what surrounds its tables.
@@ -78,7 +79,12 @@ pub(crate) fn tables(codes: &[&Code], context: &Context<'_>) -> Tables {
         true => distances::perhaps(context.ranges, made, &|address| tables.iter().any(|t| t.address == address)),
         false => Vec::new(),
     };
-    Tables { jumps: tables, unresolved_jump: unresolved, distances }
+    // Each jump has a table of its own, or one of them may not have been found.
+    let relative = shapes.iter().filter(|s| matches!(s, Shape::Relative(_))).count();
+    let complete = unresolved.is_none()
+        && jumps.iter().all(|(_, jumps)| jumps.shapes.len() == jumps.computed)
+        && tables.iter().filter(|t| t.relative).count() >= relative;
+    Tables { jumps: tables, unresolved_jump: unresolved, complete, distances }
 }
 
 /// The entries from `address` on that lead into the function.
@@ -111,6 +117,8 @@ const WINDOW: usize = 16;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Jumps {
     shapes: Vec<Shape>,
+    /// How many jumps are computed, with or without a table.
+    computed: usize,
     /// One bit for each byte: an instruction begins there.
     boundaries: Vec<u64>,
 }
@@ -136,7 +144,7 @@ impl Jumps {
             Shape::Relative(jump) => Shape::Relative(jump.wrapping_add(by)),
             Shape::Absolute(jump, table) => Shape::Absolute(jump.wrapping_add(by), table),
         });
-        Jumps { shapes: shapes.collect(), boundaries: self.boundaries.clone() }
+        Jumps { shapes: shapes.collect(), computed: self.computed, boundaries: self.boundaries.clone() }
     }
 
     fn is_boundary(&self, offset: u64) -> bool {
@@ -165,6 +173,7 @@ impl Window {
         self.distances = 0;
         self.sum = None;
         self.jumps.shapes.clear();
+        self.jumps.computed = 0;
         self.jumps.boundaries.clear();
         self.jumps.boundaries.resize(size.div_ceil(64), 0);
     }
@@ -174,6 +183,11 @@ impl Window {
         self.jumps.boundaries[offset as usize / 64] |= 1 << (offset % 64);
         self.count += 1;
         &mut self.last[(self.count - 1) % (WINDOW + 1)]
+    }
+
+    /// The last instruction.
+    pub(super) fn last(&self) -> &Instruction {
+        &self.last[self.count.saturating_sub(1) % (WINDOW + 1)]
     }
 
     /// To be called when the last instruction is an addition, or reaches what the sum of two registers leads to: perhaps it
@@ -217,6 +231,7 @@ impl Window {
             self.distances -= 1;
             self.sum = None;
         }
+        self.jumps.computed += usize::from(is_computed_jump(jump));
         let before = (2..=self.count.min(WINDOW + 1)).map(|n| &self.last[(self.count - n) % (WINDOW + 1)]);
         self.jumps.shapes.extend(shape_of(&self.last[(self.count - 1) % (WINDOW + 1)], before));
     }

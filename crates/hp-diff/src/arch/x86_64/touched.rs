@@ -9,11 +9,11 @@ use std::collections::VecDeque;
 use iced_x86::{Code, ConditionCode, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register};
 use rustc_hash::FxHashSet;
 
-use super::derived::{Held, Holder, follow, follow_result};
+use super::derived::{Held, Holder, follow, follow_jumps, follow_result};
 use super::indexed::calculates;
 use super::passages::{Condition, Passage, passage};
 use super::registers::{KEPT, has_memory};
-use super::ways::Decoded;
+use super::ways::{Decoded, is_computed_jump};
 
 /// Instructions that the origin of an index is looked for in.
 const STEPS: usize = 2000;
@@ -33,6 +33,8 @@ pub(crate) struct Touched {
     pub counted: bool,
     /// The index that leads there is negative as long as it is used.
     pub below: bool,
+    /// A computed jump runs while it is held, and nobody knows where that leads; or it is too much to be followed.
+    pub lost: bool,
 }
 
 /// What a function does with the addresses that the instructions at `made` make.
@@ -59,15 +61,22 @@ fn of(code: &Decoded, first: usize, origins: &mut Origins<'_>) -> Touched {
         });
         let counted = offset.is_some() || register.is_some_and(|r| origins.number(first, r, Heed::Nothing).is_some());
         let below = offset.is_some() && register.is_some_and(|index| origins.ends_at_zero(first, index));
-        return Touched { calculated: registers != (Register::None, Register::None), offset, counted, below };
+        return Touched {
+            calculated: registers != (Register::None, Register::None),
+            offset,
+            counted,
+            below,
+            lost: false,
+        };
     }
     let mut held: Vec<(usize, Register, i64)> = Vec::new();
     let mut sums: Vec<(usize, Register, i64)> = Vec::new();
-    let mut calculated = false;
+    let (mut calculated, mut jumps) = (false, false);
     let mut factory = InstructionInfoFactory::new();
-    follow(code, first, &mut factory, &mut |n, before| {
-        let Held { holder: Holder::Register(register), offset, stepped } = before else { return };
+    let whole = follow(code, first, &mut factory, &mut |n, before| {
         let instruction = &code.instructions[n];
+        jumps |= is_computed_jump(instruction);
+        let Held { holder: Holder::Register(register), offset, stepped } = before else { return };
         calculated |= calculates(instruction, &[register]);
         if !stepped && has_memory(instruction) && accesses(instruction) {
             held.push((n, register, offset));
@@ -76,6 +85,14 @@ fn of(code: &Decoded, first: usize, origins: &mut Origins<'_>) -> Touched {
             sums.push((n, register, offset));
         }
     });
+    let mut lost = false;
+    if (jumps || !whole) && !calculated {
+        // A place that is reached through a computed jump may not be reached from here, so nothing but this is asked there.
+        lost = !follow_jumps(code, first, &mut factory, &mut |n, before| {
+            let Holder::Register(register) = before.holder else { return };
+            calculated |= calculates(&code.instructions[n], &[register]);
+        });
+    }
     let place = |(n, register, offset): (usize, Register, i64)| {
         let instruction = &code.instructions[n];
         let is = |r: Register| r != Register::None && r.full_register() == register;
@@ -101,7 +118,7 @@ fn of(code: &Decoded, first: usize, origins: &mut Origins<'_>) -> Touched {
     let sum = !matches!(instruction.mnemonic(), Mnemonic::Lea | Mnemonic::Mov | Mnemonic::Cmp | Mnemonic::Push);
     let found = found.filter(|_| !sum);
     let (offset, below) = (found.map(|found| found.0), found.is_some_and(|found| found.1));
-    Touched { calculated: calculated || sum, offset, counted: offset.is_some(), below }
+    Touched { calculated: calculated || sum, offset, counted: offset.is_some(), below, lost }
 }
 
 /// `add %rdx,%rax`, as code without optimisation adds an index.
@@ -427,7 +444,7 @@ mod tests {
         // add rdi,0x401000; movzx eax,byte [rdi]; ret
         let code = [0x48, 0x81, 0xc7, 0, 0x10, 0x40, 0, 0x0f, 0xb6, 7, 0xc3];
         let found = all([(0x1000, &code[..])].into_iter(), &[0x1000])[0];
-        assert_eq!(found, super::Touched { calculated: true, offset: None, counted: false, below: false });
+        assert_eq!(found, super::Touched { calculated: true, offset: None, counted: false, below: false, lost: false });
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, OpAccess, Register};
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, OpAccess, OpKind, Register};
 
 use super::registers::written;
 
@@ -13,6 +13,10 @@ pub(crate) struct Decoded {
     pub(super) instructions: Vec<Instruction>,
     at: Vec<Starts>,
     before: OnceLock<Before>,
+    /// The instructions that computed jumps may lead to, if that is known of all of them.
+    jumps: Option<Vec<usize>>,
+    /// The calls that never return, in order.
+    endless: Vec<usize>,
     /// For each instruction the general registers that it writes; see [`Written`].
     written: Vec<AtomicU64>,
 }
@@ -76,7 +80,15 @@ impl Decoded {
             at.push(Starts { address, numbers });
         }
         let written = instructions.iter().map(|_| AtomicU64::new(0)).collect();
-        Decoded { instructions, at, before: OnceLock::new(), written }
+        Decoded { instructions, at, before: OnceLock::new(), jumps: None, endless: Vec::new(), written }
+    }
+
+    /// The same with all addresses to which the computed jumps lead, if they are known, and with the calls that never return.
+    pub(crate) fn with_ways(self, jumps: Option<&[u64]>, is_endless: &dyn Fn(u64) -> bool) -> Decoded {
+        let jumps = jumps.and_then(|targets| targets.iter().map(|target| self.at(*target)).collect());
+        let ends = |i: &Instruction| i.flow_control() == FlowControl::Call && is_endless(i.near_branch_target());
+        let endless = (0..self.instructions.len()).filter(|n| ends(&self.instructions[*n])).collect();
+        Decoded { jumps, endless, ..self }
     }
 
     /// The instruction at an address.
@@ -97,8 +109,14 @@ impl Decoded {
             flow,
             FlowControl::Next | FlowControl::Call | FlowControl::IndirectCall | FlowControl::ConditionalBranch
         );
+        let falls = falls && (flow != FlowControl::Call || self.endless.binary_search(&n).is_err());
         let target = jumps.then(|| self.at(instruction.near_branch_target())).flatten();
         target.into_iter().chain(falls.then(|| self.at(instruction.next_ip())).flatten())
+    }
+
+    /// The instructions that a computed jump may lead to, which are those of all tables of the function; `None` if that is not known.
+    pub(super) fn jumped_to(&self, n: usize) -> Option<&[usize]> {
+        if is_computed_jump(&self.instructions[n]) { self.jumps.as_deref() } else { Some(&[]) }
     }
 
     /// The instructions that may run right before one, ordered.
@@ -154,6 +172,12 @@ impl Decoded {
         }
         Before { ends, lists }
     }
+}
+
+/// True for a jump that may lead to several places; one through a slot of the linker leaves the function.
+pub(super) fn is_computed_jump(instruction: &Instruction) -> bool {
+    let slot = || instruction.op0_kind() == OpKind::Memory && instruction.is_ip_rel_memory_operand();
+    instruction.flow_control() == FlowControl::IndirectBranch && !slot()
 }
 
 #[cfg(test)]
