@@ -112,3 +112,16 @@ fn descriptors_of_places_have_other_lines() {
     let said = proven(source, "-O2 -g -shared -fPIC -fno-inline", ("77", "\n79"), false);
     assert!(said.lines().any(|l| l.split_whitespace().take(2).eq(["lines", "placed"])), "{said}");
 }
+
+/// A loop over the last constant ends where the unwinder's tables begin.
+#[test]
+fn the_last_constant_ends_where_the_unwinder_begins() {
+    let source = r#"
+        __attribute__((visibility("hidden"))) const int map[] = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512};
+        int sum(void);
+        int answer(int n) { return EDIT; }
+        asm(".globl sum\n .type sum, @function\n sum: .cfi_startproc\n"
+            "lea map(%rip), %rdx\n lea map+40(%rip), %rcx\n xor %eax, %eax\n"
+            "1: add (%rdx), %eax\n add $4, %rdx\n cmp %rcx, %rdx\n jne 1b\n ret\n .cfi_endproc\n .size sum, . - sum");"#;
+    proven(source, "-O2 -g -shared -fPIC", ("n * n", "n > 3 ? sum() * sum() : n * n"), false);
+}

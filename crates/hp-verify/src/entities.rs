@@ -266,7 +266,7 @@ impl<'a> Side<'a> {
     /// rustc and clang make of arrays of texts. It reaches to the next border.
     pub(crate) fn distances(&self, address: u64) -> Option<Vec<u64>> {
         // Nothing but an unwinder reads its rows, which say nothing of texts.
-        let text = |s: &Section<'_>| !s.code && !s.name.starts_with(".eh_frame") && s.name != ".gcc_except_table";
+        let text = |s: &Section<'_>| !s.code && !s.is_of_unwinder();
         let is_data = |a: u64| self.is_constant(a) && self.image.section_at(a).is_some_and(text);
         if !is_data(address) || self.image.words.contains_key(&address) {
             return None;

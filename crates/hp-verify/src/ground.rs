@@ -275,8 +275,10 @@ impl<'g, 'a> Ground<'g, 'a> {
             return Ok(kind);
         }
         match self.new.image.section_at(n) {
-            // Where the slots begin, the last variable may end.
-            Some(section) if section.is_slots() && usage == Use::Address && self.ends_there(n) => {
+            // Where the slots begin, the last variable may end, and the last constant where the unwinder's tables do.
+            Some(section)
+                if (section.is_slots() || section.is_of_unwinder()) && usage == Use::Address && self.ends_there(n) =>
+            {
                 self.same_address(a, n, &self.new.readings(n), within)
             }
             Some(section) if section.is_slots() => self.same_slot(a, n, trail),

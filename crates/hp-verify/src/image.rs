@@ -39,6 +39,11 @@ impl Section<'_> {
         !self.writable || self.name.starts_with(".data.rel.ro")
     }
 
+    /// Tables that the unwinder reads; no code of the program has the address of anything in them.
+    pub(crate) fn is_of_unwinder(&self) -> bool {
+        matches!(self.name, ".eh_frame_hdr" | ".eh_frame" | ".gcc_except_table")
+    }
+
     pub(crate) fn is_stubs(&self) -> bool {
         self.code && (self.name.starts_with(".plt") || self.name == ".iplt")
     }
