@@ -208,7 +208,7 @@ impl<'j, 'a> Judge<'j, 'a> {
                         || self.same_rust_constant(pair, a.target, b.target)
                         || self.same_counted_argument(pair, a, b)
                         || self.same_bounded(pair, a, b)
-                        || self.same_before_leftovers(a.target, b.target)
+                        || !self.are_rust(pair) && self.same_before_leftovers(a.target, b.target)
                 }
                 Use::Access(size) => self.same_rust_access(pair, (a, b), u64::from(size)),
                 _ => false,

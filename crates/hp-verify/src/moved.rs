@@ -9,7 +9,7 @@
 use std::sync::OnceLock;
 
 use rayon::prelude::*;
-use rustc_hash::FxHashSet;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::entities::{Side, text_length};
 use crate::ground::{Ground, Within};
@@ -22,8 +22,8 @@ pub(crate) struct Contents<'a>(OnceLock<Known<'a>>);
 struct Known<'a> {
     /// Whole constants that something refers to.
     whole: FxHashSet<&'a [u8]>,
-    /// Texts that lie behind the first one of a constant, so that nothing refers to them.
-    behind: FxHashSet<&'a [u8]>,
+    /// Texts that lie behind the first one of a constant, so that nothing refers to them; and which first ones those are.
+    behind: FxHashMap<&'a [u8], FxHashSet<&'a [u8]>>,
 }
 
 impl<'a> Contents<'a> {
@@ -36,7 +36,10 @@ impl<'a> Contents<'a> {
             };
             let whole: FxHashSet<&[u8]> =
                 side.borders.par_iter().filter(|at| unnamed(at)).filter_map(literal).collect();
-            let behind = whole.iter().flat_map(|bytes| texts(&bytes[text_length(bytes)..])).collect();
+            let mut behind: FxHashMap<&[u8], FxHashSet<&[u8]>> = FxHashMap::default();
+            for (first, rest) in whole.iter().filter_map(|bytes| split(bytes)) {
+                texts(rest).for_each(|text| _ = behind.entry(text).or_default().insert(first));
+            }
             Known { whole, behind }
         })
     }
@@ -52,9 +55,20 @@ impl<'a> Side<'a> {
     /// The text at the start of a constant, and the texts behind it that nothing refers to.
     fn text_and_rest(&self, at: u64) -> Option<(&'a [u8], &'a [u8])> {
         let bytes = self.literal(at);
-        let length = text_length(bytes);
-        (length > 1 && self.is_plain(at, bytes.len() as u64)).then(|| bytes.split_at(length))
+        split(bytes).filter(|_| self.is_plain(at, bytes.len() as u64))
     }
+}
+
+/// The text at the start of a constant, with its terminator, and the rest. Without a letter, or with something that is none, it may be a
+/// number.
+fn split(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let length = text_length(bytes);
+    (length > 1 && written(&bytes[..length - 1])).then(|| bytes.split_at(length))
+}
+
+/// Nothing but what people write.
+fn written(text: &[u8]) -> bool {
+    text.iter().all(|b| !b.is_ascii_control() || matches!(b, 7..=13 | 27))
 }
 
 /// Texts with zeros between them.
@@ -71,13 +85,24 @@ impl<'a> Ground<'_, 'a> {
         self.contents[1].known(self.new)
     }
 
-    /// The same text begins in both builds, and what lies behind it there lies behind other texts in the other build.
+    /// The same text begins in both builds, and what only one of them has behind it lies behind other texts in the other build. A single letter
+    /// lies behind some text in any build, and is no evidence.
     pub(crate) fn same_text_elsewhere(&self, a: u64, n: u64) -> bool {
         let (Some((x, rest)), Some((y, other))) = (self.old.text_and_rest(a), self.new.text_and_rest(n)) else {
             return false;
         };
-        let known = |side: &Known<'_>, rest| texts(rest).all(|text| side.behind.contains(text));
-        x == y && rest != other && known(self.known_of_new(), rest) && known(self.known_of_old(), other)
+        let all = (texts(rest).collect::<Vec<_>>(), texts(other).collect::<Vec<_>>());
+        let shared =
+            |list: &[&'a [u8]], than: &[&'a [u8]]| list.iter().partition::<Vec<&[u8]>, _>(|text| than.contains(text));
+        let ((kept, gone), (still, come)) = (shared(&all.0, &all.1), shared(&all.1, &all.0));
+        let elsewhere = |side: &Known<'_>, list: &[&[u8]]| {
+            list.iter().all(|text| {
+                let firsts = side.behind.get(text);
+                text.len() > 1 && written(text) && firsts.is_some_and(|firsts| firsts.iter().any(|first| *first != x))
+            })
+        };
+        let differ = rest != other && kept == still;
+        x == y && differ && elsewhere(self.known_of_new(), &gone) && elsewhere(self.known_of_old(), &come)
     }
 
     /// The same constant, not empty, lies at two addresses, and both builds have all constants that begin shortly behind them.

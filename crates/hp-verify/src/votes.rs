@@ -149,7 +149,9 @@ impl Ground<'_, '_> {
                     Ok(_) => {}
                     Err(Doubt::No(_))
                         if new.usage == Use::Address
-                            && (counted() || bounded() || self.same_text_elsewhere(old.target, new.target)) => {}
+                            && (counted()
+                                || bounded()
+                                || !within.rust && self.same_text_elsewhere(old.target, new.target)) => {}
                     Err(Doubt::No(what)) => {
                         let immediate = !new.relative
                             || self.same_but_for_line(old.target, new.target, within)

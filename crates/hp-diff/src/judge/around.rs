@@ -209,10 +209,13 @@ impl<'j, 'a> Judge<'j, 'a> {
             let bytes = build.map.literal(&build.image, at);
             leftovers::behind(&build.map, &build.image, (at, bytes)).filter(|_| literal)
         };
-        let known = |build: &Build<'a>, rest: &[u8]| build.leftovers.contain(&build.map, &build.image, rest);
+        let known = |build: &Build<'a>, first: &[u8], texts: &[&[u8]]| {
+            build.leftovers.contain(&build.map, &build.image, first, texts)
+        };
         match (text(self.old, a), text(self.new, b)) {
             (Some((x, rest)), Some((y, other))) => {
-                x == y && rest != other && known(self.new, rest) && known(self.old, other)
+                let (gone, come) = leftovers::unlike(rest, other);
+                x == y && rest != other && known(self.new, y, &gone) && known(self.old, x, &come)
             }
             _ => false,
         }
