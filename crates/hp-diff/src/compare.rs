@@ -4,6 +4,7 @@ use rayon::prelude::*;
 use rustc_hash::FxHashSet;
 
 use crate::build::Build;
+use crate::copies::Copies;
 use crate::correlate::{Correlation, Settled};
 use crate::entity::{FunctionId, ObjectId};
 use crate::image::Word;
@@ -31,12 +32,23 @@ impl Changes {
     }
 }
 
+/// Compares all pairs. Functions that others may be led to in place of their pairs stay as they are: where one of them turns out to
+/// be changed after all, none is taken for another one.
+pub(crate) fn compare(old: &Build<'_>, new: &Build<'_>, pairs: &mut Correlation) -> Changes {
+    let changes = compare_all(old, new, pairs);
+    if !changes.functions.iter().any(|c| pairs.copies.has_old(c.0)) {
+        return changes;
+    }
+    pairs.copies = Copies::default();
+    compare_all(old, new, pairs)
+}
+
 /// Compares all pairs.
 ///
 /// A constant that leads to a changed constant is changed, and so is one that holds the
 /// address of a label inside a changed function (computed `goto`); functions that refer
 /// to a changed constant are changed. So this repeats until nothing new is found.
-pub(crate) fn compare(old: &Build<'_>, new: &Build<'_>, pairs: &Correlation) -> Changes {
+fn compare_all(old: &Build<'_>, new: &Build<'_>, pairs: &Correlation) -> Changes {
     let mut constants = FxHashSet::default();
     loop {
         let mut changes = compare_once(old, new, pairs, constants);
@@ -71,21 +83,17 @@ fn label_tables(old: &Build<'_>, changes: &Changes) -> Vec<ObjectId> {
     found
 }
 
-/// Old constant objects whose content differs.
-pub(crate) fn changed_constants(old: &Build<'_>, new: &Build<'_>, pairs: &Correlation) -> FxHashSet<ObjectId> {
-    changed_objects(old, new, pairs, FxHashSet::default()).0
-}
-
 /// Constant objects whose content differs, these beside others; and writable ones.
-fn changed_objects(
+pub(crate) fn changed_objects(
     old: &Build<'_>,
     new: &Build<'_>,
     pairs: &Correlation,
+    copies: &Copies,
     mut constants: FxHashSet<ObjectId>,
 ) -> (FxHashSet<ObjectId>, Vec<(ObjectId, ObjectId)>) {
     let object_pairs: Vec<(ObjectId, ObjectId)> = pairs.objects.iter().collect();
     loop {
-        let judge = Judge::new(old, new, pairs).with_changed_constants(constants.clone());
+        let judge = Judge::new(old, new, pairs).with_changed_constants(constants.clone()).with_copies(copies);
         let differing: Vec<(ObjectId, ObjectId)> =
             object_pairs.par_iter().copied().filter(|pair| judge.object_contents(*pair) != Verdict::Same).collect();
         let (constant, writable): (Vec<_>, Vec<_>) =
@@ -99,18 +107,10 @@ fn changed_objects(
 }
 
 fn compare_once(old: &Build<'_>, new: &Build<'_>, pairs: &Correlation, constants: FxHashSet<ObjectId>) -> Changes {
-    let (constants, variables) = changed_objects(old, new, pairs, constants);
+    let (constants, variables) = changed_objects(old, new, pairs, &pairs.copies, constants);
     let judge = Judge::new(old, new, pairs).with_changed_constants(constants.clone());
     let function_pairs: Vec<(FunctionId, FunctionId)> = pairs.functions.iter().collect();
-    // What the last vote on a pair found still holds, unless it depended on constants that turned out to have changed.
-    let is_known = |f: FunctionId| match pairs.settled[f] {
-        Settled::Same => true,
-        Settled::SameButForConstants => constants.is_empty(),
-        Settled::Open => false,
-    };
-    let difference = |pair: &(FunctionId, FunctionId)| {
-        if is_known(pair.0) { judge.landing_difference(*pair) } else { judge.any_difference(*pair) }
-    };
+    let difference = |pair: &(FunctionId, FunctionId)| own_difference(&judge, pairs, *pair);
     let differences: Vec<Option<Difference>> = function_pairs.par_iter().map(difference).collect();
     let mut changes = Changes { constants, variables, ..Changes::default() };
     for ((f, g), difference) in function_pairs.into_iter().zip(differences) {
@@ -120,4 +120,19 @@ fn compare_once(old: &Build<'_>, new: &Build<'_>, pairs: &Correlation, constants
         }
     }
     changes
+}
+
+/// First difference of two functions that are a pair.
+pub(crate) fn own_difference(
+    judge: &Judge<'_, '_>,
+    pairs: &Correlation,
+    pair: (FunctionId, FunctionId),
+) -> Option<Difference> {
+    // What the last vote on a pair found still holds, unless it depended on constants that turned out to have changed.
+    let is_known = match pairs.settled[pair.0] {
+        Settled::Same => true,
+        Settled::SameButForConstants => judge.knows_no_changed_constants(),
+        Settled::Open => false,
+    };
+    if is_known { judge.landing_difference(pair) } else { judge.any_difference(pair) }
 }

@@ -126,6 +126,11 @@ impl<'j, 'a> Judge<'j, 'a> {
         self
     }
 
+    /// True if no constant object is known to have changed.
+    pub(crate) fn knows_no_changed_constants(&self) -> bool {
+        self.changed.is_empty()
+    }
+
     /// True if a verdict so far may be another one where other constants have changed.
     pub(crate) fn depends_on_constants(&self) -> bool {
         self.asked_changed.load(Ordering::Relaxed)

@@ -273,7 +273,7 @@ pub fn diff(old: &Path, new: &Path, options: &Options) -> Result<Report, Error> 
     let mut pairs = correlate(&old, &new, variables);
     options.progress.tell(Stage::Compare);
     let Compared { changes, descriptors, line_only } = loop {
-        let compared = compared((&old, &new), &pairs, options);
+        let compared = compared((&old, &new), &mut pairs, options);
         if !presume(&old, &new, &mut pairs, &compared.changes) {
             break compared;
         }
@@ -366,7 +366,7 @@ struct Compared {
     line_only: Vec<(FunctionId, FunctionId, Difference)>,
 }
 
-fn compared((old, new): (&Build<'_>, &Build<'_>), pairs: &Correlation, options: &Options) -> Compared {
+fn compared((old, new): (&Build<'_>, &Build<'_>), pairs: &mut Correlation, options: &Options) -> Compared {
     let mut changes = compare(old, new, pairs);
     let judge = Judge::new(old, new, pairs).with_changed_constants(changes.constants.clone());
     let descriptors = descriptors::line_only(&judge, pairs, &changes);

@@ -130,6 +130,7 @@ mod tests {
     use super::{Agreed, DISTANCE, Question};
     use crate::arch::Use;
     use crate::build::Build;
+    use crate::compare::changed_objects;
     use crate::correlate::correlate;
     use crate::image::Image;
     use crate::input::Input;
@@ -184,7 +185,7 @@ mod tests {
             let pairs = correlate(&old, &new, (&[], &[]));
             let kept = pairs.agreed.slots.iter().filter(|slot| slot.load(super::Ordering::Relaxed) != 0).count();
             assert!(kept > 5, "{kept}");
-            let constants = crate::compare::changed_constants(&old, &new, &pairs);
+            let constants = changed_objects(&old, &new, &pairs, &pairs.copies, Default::default()).0;
             let nothing = Agreed::default();
             let (mut asked, mut differing) = (0, 0);
             for changed in [Default::default(), constants] {
