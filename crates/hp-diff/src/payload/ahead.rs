@@ -40,7 +40,9 @@ impl Payload<'_, '_> {
         for part in &ahead.parts {
             self.check_copyable(Some(id), part.0, bytes(part.0, part.1))?;
         }
-        let align = ahead.parts.iter().map(|p| 1 << p.0.trailing_zeros().min(5)).max().unwrap_or(1);
+        // A table of distances may begin here, which is none of the parts.
+        let starts = std::iter::once(ahead.start).chain(ahead.parts.iter().map(|part| part.0));
+        let align = starts.map(|start| 1 << start.trailing_zeros().min(5)).max().unwrap_or(1);
         let (symbol, _) = self.copy_literal(&[(ahead.start, end)], bytes(ahead.start, end), align, AHEAD)?;
         Ok(Some((symbol, offset)))
     }
