@@ -54,6 +54,8 @@ pub(crate) fn side(build: &Build<'_>, function: FunctionId, site: &Site) -> Side
     let is_limit = || build.followed.is_limit(&build.map, function, made);
     match leans(build, &leaning, DEPTH) {
         Side::Unknown if leaning.compared && !is_limit() => Side::Behind,
+        // With an index below zero, what begins there is meant by chance as well as anything.
+        Side::Unknown if leaning.indexed && leaning.negative => Side::Unknown,
         Side::Unknown if begins_text(build, site.target) || is_only_user(build, made, site.target) => Side::Behind,
         side => side,
     }

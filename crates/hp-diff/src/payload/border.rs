@@ -33,10 +33,13 @@ impl Payload<'_, '_> {
             }
             _ => return Ok(None),
         };
+        let side = border::side(new, id, site);
         if self.lie_together(x, begins, site.target) {
-            return Ok(None);
+            // Of a constant without a symbol the patch may have another one, or a copy; the end of the object is right for both.
+            let end = begins.is_none() && side != Side::Behind;
+            return Ok(Some(Border::End(x)).filter(|_| end));
         }
-        match border::side(new, id, site) {
+        match side {
             Side::Behind => Ok(Some(Border::Start(begins))),
             Side::Before => Ok(Some(Border::End(x))),
             Side::Unknown if is_limit(new, id, site.target) => Ok(None),
