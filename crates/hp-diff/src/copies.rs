@@ -147,9 +147,7 @@ fn codes(build: &Build<'_>) -> Vec<Option<u64>> {
             let mut hasher = FxHasher::default();
             for (range, code) in function.ranges.iter().zip(&build.code[id].ranges) {
                 let mut bytes = range.bytes.to_vec();
-                for site in &code.sites {
-                    bytes[site.offset as usize..][..usize::from(site.width)].fill(0);
-                }
+                code.sites.blank(&mut bytes);
                 bytes.hash(&mut hasher);
             }
             hasher.finish()

@@ -259,25 +259,26 @@ fn is_letter(byte: u8) -> bool {
     matches!(byte, 9..=13 | 27 | 32..=126)
 }
 
-/// True if a text begins at an address, and nothing but its terminator lies behind its letters.
-pub(crate) fn is_text(build: &Build<'_>, address: u64) -> bool {
+/// How many letters lie between an address and the terminator behind it, if nothing else does.
+fn letters(build: &Build<'_>, address: u64) -> Option<usize> {
     let rest = build.image.bytes_from(address);
     let letters = rest.iter().take_while(|b| is_letter(**b)).count();
-    letters >= LETTERS && rest.get(letters) == Some(&0)
+    (rest.get(letters) == Some(&0)).then_some(letters)
+}
+
+/// True if a text begins at an address, and nothing but its terminator lies behind its letters.
+pub(crate) fn is_text(build: &Build<'_>, address: u64) -> bool {
+    letters(build, address).is_some_and(|letters| letters >= LETTERS)
 }
 
 /// True if a text begins at an address that no table of numbers has by chance, and ends before `end`.
 fn is_long_text(build: &Build<'_>, address: u64, end: u64) -> bool {
-    let rest = build.image.bytes_from(address);
-    let letters = rest.iter().take_while(|b| is_letter(**b)).count();
-    letters >= ahead::LONG && rest.get(letters) == Some(&0) && address + (letters as u64) < end
+    letters(build, address).is_some_and(|letters| letters >= ahead::LONG && address + (letters as u64) < end)
 }
 
 /// True if an address lies behind the first letter of a text, perhaps at its terminator: an empty text may lie there.
 fn is_tail(build: &Build<'_>, address: u64) -> bool {
     let is_letter = |at: u64| build.image.bytes(at, 1).is_some_and(|b| is_letter(b[0]));
     let before = (1..=LETTERS as u64 + 1).take_while(|n| address.checked_sub(*n).is_some_and(is_letter)).count();
-    let rest = build.image.bytes_from(address);
-    let behind = rest.iter().take_while(|b| self::is_letter(**b)).count();
-    before > 0 && before + behind > LETTERS && rest.get(behind) == Some(&0)
+    before > 0 && letters(build, address).is_some_and(|behind| before + behind > LETTERS)
 }

@@ -90,6 +90,13 @@ impl Sites {
         Sites { packed, start, size, far: far.into() }
     }
 
+    /// Fills the fields of all sites with zeros, in the bytes of their range: what is left does not say where they lead.
+    pub(crate) fn blank(&self, bytes: &mut [u8]) {
+        for site in self {
+            bytes[site.offset as usize..][..usize::from(site.width)].fill(0);
+        }
+    }
+
     /// The sites of a range of code that is like this one, whose bytes these are: its start and its bytes, as many. `None` if they differ
     /// in more than fields that hold distances. No field here holds anything else.
     pub(crate) fn moved(&self, bytes: &[u8], (start, there): (u64, &[u8])) -> Option<Sites> {

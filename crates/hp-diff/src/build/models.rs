@@ -101,11 +101,7 @@ fn function_like(old: &Build<'_>, new: &Build<'_>, g: FunctionId, starts: &[(u64
     if !same_jumps(&old.code[f], there, &new.code[g], here) {
         return None;
     }
-    let branches = |build: &'_ Build<'_>, id: FunctionId| {
-        let sites = build.code[id].ranges.iter().flat_map(|code| &code.sites).filter(|s| s.usage == Use::Branch);
-        sites.map(|site| build.followed.is_endless(site.target)).collect::<Vec<bool>>()
-    };
-    if branches(old, f) != branches(new, g) {
+    if !ends(old, f).eq(ends(new, g)) {
         return None;
     }
     let mut codes = old.code[f].ranges.iter().zip(&new.code[g].ranges);
@@ -118,6 +114,12 @@ fn function_like(old: &Build<'_>, new: &Build<'_>, g: FunctionId, starts: &[(u64
         sites.all(|(s, t)| place(&there.ranges, s.target) == place(&here.ranges, t.target))
     });
     same_ways.then_some(f as u32)
+}
+
+/// For each branch of a function, whether it leads to where nothing returns from.
+fn ends(build: &Build<'_>, id: FunctionId) -> impl Iterator<Item = bool> {
+    let sites = build.code[id].ranges.iter().flat_map(|code| &code.sites).filter(|s| s.usage == Use::Branch);
+    sites.map(|site| build.followed.is_endless(site.target))
 }
 
 /// The range that an address lies in, and how far behind its start.

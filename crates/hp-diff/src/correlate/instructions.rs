@@ -82,13 +82,11 @@ fn tokens(build: &Build<'_>, id: FunctionId) -> Tokens {
     for (range, code) in build.map.functions[id].ranges.iter().zip(&build.code[id].ranges) {
         let base = all.bytes.len();
         all.bytes.extend(range.bytes);
+        code.sites.blank(&mut all.bytes[base..]);
         let mut sites = code.sites.iter().peekable();
         for (at, length) in arch::instructions(range.bytes) {
             let first = all.sites.len() as u32;
-            while let Some(site) = sites.next_if(|s| (s.instruction as usize) < at + length) {
-                all.bytes[base + site.offset as usize..][..usize::from(site.width)].fill(0);
-                all.sites.push(site);
-            }
+            all.sites.extend(std::iter::from_fn(|| sites.next_if(|s| (s.instruction as usize) < at + length)));
             let bytes = (base + at) as u32..(base + at + length) as u32;
             all.tokens.push(Token { bytes, sites: first..all.sites.len() as u32 });
         }

@@ -195,9 +195,7 @@ fn content(build: &Build<'_>, id: FunctionId, number: &dyn Fn(&Weak) -> Option<u
         text.extend((range.bytes.len() as u64).to_le_bytes());
         let start = text.len();
         text.extend(range.bytes);
-        for site in &code.sites {
-            text[start + site.offset as usize..][..usize::from(site.width)].fill(0);
-        }
+        code.sites.blank(&mut text[start..]);
         let body = &function.ranges[0];
         let plain = !function.overlaps && !function.evidence.has_name() && build.code[id].tables.is_empty();
         for site in &code.sites {
